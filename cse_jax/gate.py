@@ -26,6 +26,7 @@ SLOPE_TOLERANCE = 1e-6  # of the largest slope on the path: far below any real d
 ROUNDING = 1e-12  # of the largest magnitude on the path: a slope below it is noise of float64
 MIN_RISE = 1e-3  # of the largest magnitude on the path
 VANISHED = 0.05  # of the largest slope on the path
+LARGEST = float(np.finfo(np.float32).max)  # detectors train in float32
 _PROJECTIONS = 8
 
 
@@ -44,8 +45,8 @@ class Property(enum.IntEnum):
 VALIDITY = (Property.FINITE_VALUE, Property.FINITE_GRADIENT, Property.DEPENDS)
 
 _EXPLANATIONS = {
-    Property.FINITE_VALUE: "not finite: the loss is {value:g}",
-    Property.FINITE_GRADIENT: "gradient not finite: it is {value:g}",
+    Property.FINITE_VALUE: "not finite in float32: the loss is {value:g}",
+    Property.FINITE_GRADIENT: "gradient not finite in float32: it is {value:g}",
     Property.DEPENDS: "does not depend on the prediction: the largest slope is {value:g}",
     Property.MONOTONE: "not monotone: the loss falls while the prediction gets worse, slope {value:.4g}",
     Property.RISES: "does not rise: the loss changes by only {value:.4g} while the prediction gets worse",
@@ -142,8 +143,8 @@ def _check(paths: Trajectories, values: jax.Array, slopes: jax.Array, largest: j
     enough = rise > MIN_RISE * magnitude
     vanished = jnp.abs(slopes[:, 0]) <= VANISHED * steepest
     failures = [  # in the order of Property: where it fails [t, p], and what is reported there
-        (~jnp.isfinite(values), values),
-        (~jnp.isfinite(largest), largest),
+        (~(jnp.abs(values) < LARGEST), values),
+        (~(largest < LARGEST), largest),
         (jnp.broadcast_to(steepest.max() == 0.0, values.shape), jnp.zeros_like(values)),
         ((worst < 0.0) & (worst == worst.min()), jnp.where(dips < 0.0, slopes, steps)),
         (_at_point(gated & ~enough, points - 1, points), jnp.broadcast_to(rise[:, None], values.shape)),

@@ -18,7 +18,7 @@ from cse_jax.operators import OPERATORS
 from cse_jax.spaces import Space
 
 MAX_TEXT = 20_000
-MAX_NESTING = 100
+MAX_NESTING = 60
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<number>\d+(?:\.\d+)?)|(?P<sign>[-+*/(),]))")
 _INFIX = {"+": "Add", "-": "Sub", "*": "Mul", "/": "Div"}
@@ -177,7 +177,7 @@ class _Parser:
         raise FormulaError(self.text, self.tokens[self.at][2], message)
 
     def _unknown(self, what: str, value: str, position: int, known: dict[str, str]) -> None:
-        by_lower = {name.lower(): name for name in known}
-        close = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
-        hint = f"did you mean {by_lower[close[0]]!r}?" if close else f"it has {', '.join(known)}"
+        close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+        close = close or [name for name in known if name.lower() == value.lower()]
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
         raise FormulaError(self.text, position, f"space {self.space.name} has no {what} {value!r}; {hint}")

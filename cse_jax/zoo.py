@@ -40,6 +40,19 @@ _PUBLISHED: dict[str, dict[str, str]] = {
 }
 
 
+_DEFAULTS = {"multi_class": "CE", "binary_class": "focal", "box": "GIoU"}
+
+
+def default(space: Space) -> Expression:
+    """The loss that detectors usually train with: CE (two-stage), focal (one-stage), GIoU."""
+    return hand_made(space)[_DEFAULTS[space.name]]
+
+
+def default_name(space: Space) -> str:
+    """The name of ``default``."""
+    return _DEFAULTS[space.name]
+
+
 def hand_made(space: Space) -> dict[str, Expression]:
     """The field's usual losses that the space can express, by name."""
     return {name: parse(text, space) for name, text in _HAND_MADE.get(space.name, {}).items()}

@@ -44,10 +44,7 @@ def default_losses(cls_space: Space, *, box_weight: float = 1.0) -> DetectionLos
       cls_space: the detector's classification space.
       box_weight: weight of the box loss; 10 is usual for decoded boxes in R-CNN, 1 for FCOS.
     """
-    cls = "CE" if cls_space is spaces.MULTI_CLASS else "focal"
-    return DetectionLosses(
-        term(zoo.hand_made(cls_space)[cls]), term(zoo.hand_made(spaces.BOX)["GIoU"], box_weight)
-    )
+    return DetectionLosses(term(zoo.default(cls_space)), term(zoo.default(spaces.BOX), box_weight))
 
 
 def binary_class_loss(

@@ -1,0 +1,246 @@
+"""One branch of the search: generations of formulas for one of the two losses, the other one fixed.
+
+A generation is a function of the settings, the seed and the hall of fame so far; its trainings and its result are
+recalled from the ledger.  A search that was interrupted therefore goes on where it stopped and ends as if it had not.
+"""
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+
+from cse_jax import zoo
+from cse_jax.expression import Expression
+from cse_jax.gate import verify
+from cse_jax.generation import Shape, offspring, random_expression
+from cse_jax.ledger import Ledger
+from cse_jax.monitor import Monitor
+from cse_jax.parsing import parse
+from cse_jax.printing import to_authors
+from cse_jax.screening import STAGES, Candidate, screen
+from cse_jax.spaces import Space
+from cse_jax.trials import LossPair, Trials
+
+@dataclasses.dataclass
+class BranchConfig:
+    """Sizes of one branch.
+
+    Attributes:
+      generations: E, generations; 0 leaves the branch out.
+      population: N0, formulas of the first generation.
+      offspring: N, formulas of each later generation.
+      optimisations: most candidates a generation that are trained on one image per category.
+      proxies: K, most candidates a generation that are trained on the proxy task.
+      parents: P, members of the hall of fame that breed.
+      crossover, mutation: shares of offspring made by each; the rest is new random formulas.
+      seed_known: whether hand-made losses are the parents of a part of the first population.
+    """
+
+    generations: int = 3
+    population: int = 10_000
+    offspring: int = 2_000
+    optimisations: int = 10
+    proxies: int = 5
+    parents: int = 3
+    crossover: float = 0.3
+    mutation: float = 0.3
+    seed_known: bool = True
+
+
+@dataclasses.dataclass
+class CascadeConfig:
+    """Thresholds of the filters.
+
+    Attributes:
+      sign_flip: keep candidates whose negation converges.
+      match_gradient: weight every candidate so that its gradient matches the default loss's.
+      min_gain: least gain in prediction-space simulation, as a share of the default loss's.
+      verify_tolerance: least AP on one image per category, as a share of the default loss's (first generation).
+      max_nodes: largest formula.
+    """
+
+    sign_flip: bool = True
+    match_gradient: bool = True
+    min_gain: float = 0.5
+    verify_tolerance: float = 0.8
+    max_nodes: int = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Famous:
+    """A member of the hall of fame."""
+
+    formula: Expression
+    weight: float
+    ap: float
+    verify_ap: float
+    generation: int
+
+
+class Branch:
+    """The search of one of the two losses, the other one fixed at its default."""
+
+    def __init__(
+        self,
+        space: Space,
+        base: LossPair,
+        config: BranchConfig,
+        cascade: CascadeConfig,
+        *,
+        trials: Trials,
+        ledger: Ledger,
+        monitor: Monitor,
+        seed: int,
+        units: str,
+    ) -> None:
+        self.space, self.base, self.config, self.cascade = space, base, config, cascade
+        self.trials, self.ledger, self.monitor, self.seed, self.units = trials, ledger, monitor, seed, units
+        self.shape = Shape(max_nodes=cascade.max_nodes)
+        self.reference = zoo.default(space)
+        self.fame: list[Famous] = []
+
+    def pair(self, formula: Expression, weight: float) -> LossPair:
+        """The default losses with this branch's one replaced."""
+        if self.space.name == "box":
+            return dataclasses.replace(self.base, box=formula, box_weight=weight * self.base.box_weight)
+        return dataclasses.replace(self.base, cls=formula, cls_weight=weight * self.base.cls_weight)
+
+    def generations(self) -> Iterator[dict[str, int]]:
+        """Runs the branch; yields each generation's counts.  ``fame`` is the hall of fame so far, best first."""
+        seen = self._known_fingerprints() if self.config.generations else {}
+        for generation in range(self.config.generations):
+            recorded = self.ledger.generation(self.space.name, generation)
+            counts, result = recorded if recorded is not None else self._generation(generation, seen)
+            seen |= result["fingerprints"]
+            self.fame += [self._famous(row) for row in result["fame"]]
+            self.fame.sort(key=lambda f: (-f.ap, len(f.formula), to_authors(f.formula)))
+            self.monitor.generation_done(self.space.name, generation, counts, self.fame)
+            yield counts
+
+    def _known_fingerprints(self) -> dict[str, str]:
+        known = zoo.known(self.space)
+        verdicts = verify(list(known.values()), self.space, units=self.units)
+        return {verdict.fingerprint: name for name, verdict in zip(known, verdicts, strict=True)}
+
+    def _famous(self, row: dict) -> Famous:
+        return Famous(parse(row["formula"], self.space), row["weight"], row["ap"], row["verify_ap"], row["generation"])
+
+    def _generation(self, generation: int, seen: dict[str, str]) -> tuple[dict[str, int], dict]:
+        """One turn of the loop; recorded in the ledger when it is complete."""
+        started = time.monotonic()
+        self.monitor.activity(f"{self.space.name} generation {generation}: screening")
+        population = self._population(generation)
+        candidates = screen(
+            population,
+            self.space,
+            reference=self.reference,
+            seen=seen,
+            sign_flip=self.cascade.sign_flip,
+            match_gradient=self.cascade.match_gradient,
+            min_gain=self.cascade.min_gain,
+            units=self.units,
+            seed=self.seed,
+        )
+        each = (time.monotonic() - started) / len(population)
+        for candidate in candidates:
+            candidate.seconds = each
+        self.monitor.counts(self.space.name, generation, _counts(candidates))
+        optimised = self._optimise(generation, candidates)
+        self._train(generation, optimised, candidates)
+        counts = _counts(candidates)
+        result = {
+            "fame": [
+                {
+                    "formula": to_authors(c.formula),
+                    "weight": c.weight,
+                    "ap": c.proxy,
+                    "verify_ap": c.optimisation,
+                    "generation": generation,
+                }
+                for c in candidates
+                if c.stage == "trained"
+            ],
+            "fingerprints": {c.fingerprint: str(c.formula) for c in candidates if _passed(c, "distinct")},
+        }
+        rows = [self._row(generation, number, candidate) for number, candidate in enumerate(candidates)]
+        self.ledger.record_generation(self.space.name, generation, rows, counts, result)
+        return counts, result
+
+    def _population(self, generation: int) -> list[Expression]:
+        rng = random.Random(f"{self.seed}/{self.space.name}/{generation}")
+        rates = {"crossover_rate": self.config.crossover, "mutation_rate": self.config.mutation}
+        if generation == 0:
+            known = list(zoo.hand_made(self.space).values())
+            if self.config.seed_known:
+                return offspring(rng, known, self.config.population, self.shape, **rates)
+            return [random_expression(rng, self.space, self.shape) for _ in range(self.config.population)]
+        parents = [famous.formula for famous in self.fame[: self.config.parents]]
+        if not parents:
+            return [random_expression(rng, self.space, self.shape) for _ in range(self.config.offspring)]
+        return offspring(rng, parents, self.config.offspring, self.shape, **rates)
+
+    def _optimise(self, generation: int, candidates: list[Candidate]) -> list[Candidate]:
+        """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
+        if self.fame:
+            bar, whose = self.fame[0].verify_ap, "the best loss so far"
+        else:
+            ap = self.trials.run(self.base, purpose="verify", seed=self.seed).ap
+            bar, whose = self.cascade.verify_tolerance * ap, f"{self.cascade.verify_tolerance:g} of the default loss"
+        waiting = [c for c in candidates if c.stage == "simulated"]
+        for candidate in waiting[self.config.optimisations :]:
+            candidate.reason = "not drawn: this generation's trainings on one image per category were used up"
+        drawn = waiting[: self.config.optimisations]
+        for k, candidate in enumerate(drawn, start=1):
+            what = f"{self.space.name} generation {generation}: one image per category"
+            self._score(candidate, "verify", "optimisation", what, k, len(drawn))
+            if not candidate.reason and candidate.optimisation < bar:
+                candidate.reason = f"AP {candidate.optimisation:.3f} on one image per category, below {bar:.3f} of {whose}"
+            if not candidate.reason:
+                candidate.stage = "optimised"
+            self.monitor.counts(self.space.name, generation, _counts(candidates))
+        passed = [c for c in drawn if c.stage == "optimised"]
+        return sorted(passed, key=lambda c: (-c.optimisation, len(c.formula), to_authors(c.formula)))
+
+    def _train(self, generation: int, optimised: list[Candidate], candidates: list[Candidate]) -> None:
+        """Proxy task: trains the best."""
+        for candidate in optimised[self.config.proxies :]:
+            candidate.reason = f"not among the best {self.config.proxies} of its generation"
+        chosen = optimised[: self.config.proxies]
+        for k, candidate in enumerate(chosen, start=1):
+            what = f"{self.space.name} generation {generation}: proxy task"
+            self._score(candidate, "proxy", "proxy", what, k, len(chosen))
+            if not candidate.reason:
+                candidate.stage = "trained"
+            self.monitor.counts(self.space.name, generation, _counts(candidates))
+
+    def _score(self, candidate: Candidate, purpose: str, score: str, what: str, number: int, of: int) -> None:
+        losses = self.pair(candidate.formula, candidate.weight)
+        outcome = self.trials.run(losses, purpose=purpose, seed=self.seed, what=what, number=number, of=of)
+        setattr(candidate, score, outcome.ap)
+        candidate.seconds += outcome.seconds
+        if outcome.failure:
+            candidate.reason = f"{purpose} training: {outcome.failure}"
+
+    def _row(self, generation: int, number: int, candidate: Candidate) -> dict:
+        return {
+            "branch": self.space.name,
+            "generation": generation,
+            "number": number,
+            "formula": str(candidate.formula),
+            "authors": to_authors(candidate.formula),
+            "nodes": len(candidate.formula),
+            "seed": self.seed,
+        } | {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in vars(candidate).items()
+            if name not in ("generated", "formula")
+        }
+
+
+def _passed(candidate: Candidate, stage: str) -> bool:
+    return STAGES.index(candidate.stage) >= STAGES.index(stage)
+
+
+def _counts(candidates: Sequence[Candidate]) -> dict[str, int]:
+    return {stage: sum(_passed(c, stage) for c in candidates) for stage in STAGES}

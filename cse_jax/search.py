@@ -1,0 +1,145 @@
+"""The whole search: classification branch, regression branch, controls, and the final comparison."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from cse_jax import spaces, zoo
+from cse_jax.branch import Branch, BranchConfig, CascadeConfig, Famous
+from cse_jax.final import FinalConfig, Row, compare, contestants, fit_default_weight
+from cse_jax.ledger import Ledger
+from cse_jax.monitor import Monitor
+from cse_jax.spaces import Space
+from cse_jax.trials import LossPair, Trainer, Trials
+
+
+@dataclasses.dataclass
+class SearchConfig:
+    """What to search, and how much.
+
+    Attributes:
+      seed: of everything random: populations, simulations, network initialisation, batches.
+      classification, regression: sizes of the two branches.
+      cascade: thresholds of the filters.
+      final: the final comparison.
+    """
+
+    seed: int = 0
+    classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
+    regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
+    cascade: CascadeConfig = dataclasses.field(default_factory=CascadeConfig)
+    final: FinalConfig = dataclasses.field(default_factory=FinalConfig)
+
+
+class SearchFailed(RuntimeError):
+    """The search can't go on; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+      funnel: counts per stage by (branch, generation).
+      fame: hall of fame by branch, best first.
+      default_proxy_ap: the default losses' AP on the proxy task.
+      table: the final comparison, the default losses first.
+    """
+
+    funnel: dict[tuple[str, int], dict[str, int]]
+    fame: dict[str, list[Famous]]
+    default_proxy_ap: float
+    table: list[Row]
+
+
+def run(
+    config: SearchConfig,
+    *,
+    cls_space: Space,
+    box_weight: float,
+    units: str,
+    trainer: Trainer,
+    ledger: Ledger,
+    monitor: Monitor,
+    show: Callable[[list[Row]], None] = lambda rows: None,
+) -> SearchResult:
+    """Runs a search, or goes on with one.
+
+    Args:
+      config: sizes and thresholds.
+      cls_space: the detector's classification space.
+      box_weight: the detector's usual weight of the box loss.
+      units: what the detector feeds its box loss, ``"pixels"`` or ``"strides"``.
+      trainer: trains the detector.
+      ledger: remembers what is done.
+      monitor: shows progress.
+      show: called with the final table as it fills.
+
+    Raises:
+      SearchFailed: the default losses can't be trained.
+      LedgerError: the ledger can't be written.
+    """
+    trials = Trials(trainer, ledger, monitor)
+    base = LossPair(zoo.default(cls_space), zoo.default(spaces.BOX), box_weight=box_weight)
+    plan = _plan(config)
+    monitor.expect(_sum(plan))
+    proxy_ap = _train_default(base, trials=trials, seed=config.seed)
+    plan.pop(("default", 0))
+    funnel: dict[tuple[str, int], dict[str, int]] = {}
+    fame: dict[str, list[Famous]] = {}
+    for part, space, sizes in (("cls", cls_space, config.classification), ("box", spaces.BOX, config.regression)):
+        branch = Branch(
+            space,
+            base,
+            sizes,
+            config.cascade,
+            trials=trials,
+            ledger=ledger,
+            monitor=monitor,
+            seed=config.seed,
+            units=units,
+        )
+        for generation, counts in enumerate(branch.generations()):
+            funnel[space.name, generation] = counts
+            plan.pop((part, generation))
+            monitor.expect(_sum(plan))
+        fame[space.name] = branch.fame
+    fitted = fit_default_weight(base, config.final, trials=trials, seed=config.seed)
+    rows = contestants(base, fitted, fame, config.final, box_weight=box_weight)
+    monitor.expect({"final": len(rows) * config.final.seeds})
+    seeds = [config.seed + k for k in range(config.final.seeds)]
+    table = compare(rows, seeds, trials=trials, show=show)
+    return SearchResult(funnel, fame, proxy_ap, table)
+
+
+def _train_default(base: LossPair, *, trials: Trials, seed: int) -> float:
+    """The default losses' AP on the proxy task; they must train, or every comparison would be void."""
+    aps = {}
+    for purpose in ("verify", "proxy"):
+        outcome = trials.run(base, purpose=purpose, seed=seed, what=f"default losses, {purpose} task")
+        if outcome.failure or not math.isfinite(outcome.ap):
+            raise SearchFailed(
+                f"the default losses failed in the {purpose} training: {outcome.failure or 'AP is not finite'}. "
+                "Lower config.train.learning_rate or check the data."
+            )
+        aps[purpose] = outcome.ap
+    return aps["proxy"]
+
+
+def _plan(config: SearchConfig) -> dict[tuple[str, int], dict[str, int]]:
+    """Most trainings per part of the search, by purpose."""
+    plan: dict[tuple[str, int], dict[str, int]] = {("default", 0): {"verify": 1, "proxy": 1}}
+    for name, sizes in (("cls", config.classification), ("box", config.regression)):
+        for generation in range(sizes.generations):
+            plan[name, generation] = {"verify": sizes.optimisations, "proxy": sizes.proxies}
+    rows = 6 if config.final.branches else 4
+    plan["final", 0] = {"proxy": len(config.final.fit_weights), "final": rows * config.final.seeds}
+    return plan
+
+
+def _sum(plan: dict[tuple[str, int], dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in plan.values():
+        for purpose, count in part.items():
+            total[purpose] = total.get(purpose, 0) + count
+    return total

@@ -1,0 +1,69 @@
+"""A search's folder: config as run, versions, device, ledger; one search at a time in it."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import importlib.metadata
+import json
+import pathlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class WorkdirError(RuntimeError):
+    """A folder that can't be used; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Creates the folder if need be and holds it, so that no second search writes there.
+
+    Raises:
+      WorkdirError: it can't be written, or another process holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; choose another --workdir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise WorkdirError(f"another search is running in {path}; wait for it or choose another --workdir") from error
+            raise
+        yield path
+
+
+def write_about(path: pathlib.Path, config: Any) -> dict[str, Any]:
+    """Writes ``config.json`` and ``versions.json``; returns their contents with the device."""
+    about = {"config": dataclasses.asdict(config), "versions": versions(), "device": device()}
+    try:
+        (path / "config.json").write_text(json.dumps(about["config"], indent=2) + "\n")
+        rest = {"versions": about["versions"], "device": about["device"]}
+        (path / "versions.json").write_text(json.dumps(rest, indent=2) + "\n")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
+    return about
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> str:
+    """The device that trains, in words."""
+    first = jax.devices()[0]
+    return f"{jax.device_count()} x {first.device_kind} ({first.platform})"

@@ -1,0 +1,224 @@
+"""Digit scenes: an embedded detection data set, built from the handwritten digits that scikit-learn carries.
+
+Nothing is downloaded. Scenes are composed from the 1,797 glyphs of ``sklearn.datasets.load_digits`` (UCI Optical
+Recognition of Handwritten Digits, 8x8, real handwriting). The glyphs are divided between the splits before any scene
+is drawn: no glyph of ``select`` or ``test`` is ever seen in training. Writers are not named in the source, so one
+writer's glyphs may be in several splits.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import zlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+from detectors.data.scene_rendering import SceneConfig, render_scene
+
+SPLITS = ("train", "select", "test")
+CATEGORIES = tuple("0123456789")
+GLYPH_SHARES = (0.6, 0.2, 0.2)  # of each digit's glyphs, per split
+
+
+@dataclasses.dataclass
+class DigitScenesConfig:
+    """What is built: the images per split, the seed of everything random, and how a scene looks."""
+
+    train_images: int = 2000
+    select_images: int = 400
+    test_images: int = 400
+    seed: int = 0
+    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
+
+    @property
+    def name(self) -> str:
+        """The folder of this data set; other settings have another name."""
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        counts = f"{self.train_images}-{self.select_images}-{self.test_images}"
+        return f"{self.scene.image_size}px-{counts}-seed{self.seed}-{digest}"
+
+    def images(self, split: str) -> int:
+        return {"train": self.train_images, "select": self.select_images, "test": self.test_images}[split]
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be built."""
+        for split in SPLITS:
+            if self.images(split) < 1:
+                raise ValueError(f"{split}_images={self.images(split)} must be at least 1")
+        self.scene.check()
+
+
+@dataclasses.dataclass(eq=False)
+class DigitScenesBuilderConfig(tfds.core.BuilderConfig):
+    scenes: DigitScenesConfig = dataclasses.field(default_factory=DigitScenesConfig)
+
+
+class DigitScenes(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder. A record: PNG ``image``, ``image_id`` unique over the splits, ``objects`` of ``box`` and ``label``.
+
+    Boxes are ``(x1, y1, x2, y2)`` in pixels, far edges exclusive. Raise ``VERSION`` when a change alters the bytes.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.scenes.scene.image_size
+        objects = {
+            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=list(CATEGORIES)),
+        }
+        features = {
+            "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+            "image_id": tfds.features.Scalar(dtype=np.int64),
+            "objects": tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        return _StableWriter(file_format=self.info.file_format)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str):
+        config = self.builder_config.scenes
+        glyphs, labels = split_glyphs(config.seed)[split]
+        number = SPLITS.index(split)
+        first_id = sum(config.images(earlier) for earlier in SPLITS[:number])
+        for index in range(config.images(split)):
+            rng = np.random.default_rng([config.seed, number, index])
+            scene = render_scene(rng, glyphs, labels, config.scene)
+            objects = [{"box": box, "label": int(label)} for box, label in zip(scene.boxes, scene.labels)]
+            yield index, {"image": _encode_png(scene.image), "image_id": first_id + index, "objects": objects}
+
+
+class _StableWriter(writer.ExampleWriter):
+    """Writes the same bytes in every process. Protocol buffers order the entries of a map at random otherwise."""
+
+    def write(self, path, examples):
+        stable = (
+            (key, tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True))
+            for key, serialized in examples
+        )
+        return super().write(path, stable)
+
+
+def split_glyphs(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Divides the glyphs between the splits, digit by digit.
+
+    Returns:
+      For each split its glyphs ``[g, 8, 8]``, float32 with ink in 0..1, and their labels ``[g]``.
+    """
+    from sklearn.datasets import load_digits  # scikit-learn takes a second to load and only building needs it
+
+    digits = load_digits()
+    rng = np.random.default_rng([seed, len(SPLITS)])
+    members = {split: [] for split in SPLITS}
+    for digit in range(len(CATEGORIES)):
+        shuffled = rng.permutation(np.flatnonzero(digits.target == digit))
+        ends = np.rint(np.cumsum(GLYPH_SHARES) * len(shuffled)).astype(int)
+        for split, part in zip(SPLITS, np.split(shuffled, ends[:-1])):
+            members[split].append(part)
+    chosen = {split: np.concatenate(parts) for split, parts in members.items()}
+    return {
+        split: ((digits.images[index] / 16).astype(np.float32), digits.target[index].astype(np.int32))
+        for split, index in chosen.items()
+    }
+
+
+def default_data_dir() -> pathlib.Path:
+    """``$CSE_JAX_DATA_DIR``, or ``~/.cache/cse_jax``."""
+    return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
+
+
+def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = "") -> DigitScenes:
+    """Builds the data set unless it is there, and returns its builder.
+
+    The files appear under their final name in one step when they are complete. Several processes may call this at
+    once: one of them builds, the others wait.
+
+    Args:
+      config: what to build; it and the builder's version name the folder.
+      data_dir: where data sets are kept; ``default_data_dir()`` if empty.
+
+    Raises:
+      OSError: the folder cannot be written or the disk is full, naming the folder and what to do.
+      ValueError: the settings contradict each other.
+    """
+    config.check()
+    root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    builder_config = DigitScenesBuilderConfig(name=config.name, scenes=config)
+    try:
+        with _quiet_tfds():
+            builder = DigitScenes(data_dir=root, config=builder_config, file_format="array_record")
+            if builder.data_path.exists():
+                return builder
+            with _exclusive(root / builder.name):
+                # Another process may have built it meanwhile; only a new builder reads what it wrote.
+                builder = DigitScenes(data_dir=root, config=builder_config, file_format="array_record")
+                _remove_interrupted_builds(pathlib.Path(builder.data_path))
+                builder.download_and_prepare(
+                    download_dir=root / builder.name / "downloads",
+                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+                )
+                return builder
+    # Array records report a full disk as RuntimeError.
+    except (OSError, RuntimeError) as error:
+        megabytes = sum(map(config.images, SPLITS)) * 3 * config.scene.image_size**2 // 10**6 + 1
+        raise OSError(
+            f"Could not build the digit scenes in {root}: {error}. The folder must be writable, with {megabytes} MB"
+            " free; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
+        ) from error
+
+
+@contextlib.contextmanager
+def _exclusive(folder: pathlib.Path):
+    """Holds a lock on the folder; the system drops it if the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_interrupted_builds(path: pathlib.Path) -> None:
+    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):
+        shutil.rmtree(leftover)
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+    """Silences TFDS, which talks of downloads and custom configurations that don't concern the user."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    # Noise has no repetitions to find: Huffman coding alone is smaller here, and faster.
+    Image.fromarray(image).save(buffer, format="png", compress_type=zlib.Z_HUFFMAN_ONLY)
+    return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""Turns the records of a detection data set into valid examples, and reports what was wrong with the others.
+
+A record is a mapping with ``image`` (encoded bytes), ``image_id`` and ``objects`` (``box`` and ``label`` of each
+object), as TFDS gives it. A single bad record never stops a run: it is counted, named and left out.
+"""
+
+import collections
+import io
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+
+class Annotation(NamedTuple):
+    """What is known of one image: its objects' boxes lie inside it, in pixels, and have an area."""
+
+    image_id: int
+    size: tuple[int, int]  # (height, width), pixels
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, " n"]
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used. ``reason`` says why in general, ``detail`` for this record."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class BadRecords:
+    """Counts of what was left out or repaired, by reason, with the first few cases of each."""
+
+    def __init__(self, shown: int = 3):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.cases: dict[str, list[str]] = collections.defaultdict(list)
+        self._shown = shown
+
+    def add(self, reason: str, detail: str) -> None:
+        self.counts[reason] += 1
+        if len(self.cases[reason]) < self._shown:
+            self.cases[reason].append(detail)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        lines = []
+        for reason, count in self.counts.most_common():
+            more = "; ..." if count > len(self.cases[reason]) else ""
+            lines.append(f"{count} x {reason}: {'; '.join(self.cases[reason])}{more}")
+        return "\n".join(lines)
+
+
+def decode_image(encoded: bytes, image_id: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes PNG, JPEG or what else Pillow reads, into RGB.
+
+    Raises:
+      BadRecord: the bytes are no complete image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
+    # Pillow reports broken files as any of these, depending on the format and on where the damage is.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadRecord("image that cannot be decoded", f"image {image_id} ({error})") from error
+
+
+def read_annotation(
+    record: Mapping, size: tuple[int, int], categories: tuple[str, ...], report: BadRecords
+) -> Annotation:
+    """Checks the objects of a record against its image.
+
+    Boxes that are not finite, have no area or lie outside the image are dropped, boxes that reach beyond its border
+    are clipped; both are counted in ``report``.
+
+    Args:
+      record: see the module's docstring.
+      size: (height, width) of the decoded image, pixels.
+      categories: the declared names; labels index them.
+      report: receives what is dropped or repaired.
+
+    Raises:
+      BadRecord: an object's category is not declared. The whole image is left out, since without the object it
+        would teach that there is none.
+    """
+    image_id = int(record["image_id"])
+    boxes = np.asarray(record["objects"]["box"], np.float32).reshape(-1, 4)
+    labels = np.asarray(record["objects"]["label"]).reshape(-1).astype(np.int64)
+    if len(boxes) != len(labels):
+        raise BadRecord("boxes and labels differ in number", f"image {image_id}: {len(boxes)} and {len(labels)}")
+    undeclared = labels[(labels < 0) | (labels >= len(categories))]
+    if undeclared.size:
+        raise BadRecord(
+            "category that is not declared",
+            f"image {image_id} has category {undeclared[0]}, declared are 0..{len(categories) - 1}"
+            f" ({', '.join(categories)})",
+        )
+    height, width = size
+    limit = np.array([width, height, width, height], np.float32)
+    kept = []
+    for index, box in enumerate(boxes):
+        where = f"image {image_id} ({width}x{height}), box {tuple(float(edge) for edge in box)}"
+        if not np.isfinite(box).all():
+            report.add("box dropped, not finite", where)
+        elif box[2] <= box[0] or box[3] <= box[1]:
+            report.add("box dropped, without area", where)
+        elif (box[:2] >= limit[:2]).any() or (box[2:] <= 0).any():
+            report.add("box dropped, outside the image", where)
+        else:
+            kept.append(index)
+    clipped = np.clip(boxes[kept], 0, limit)
+    for index, box in zip(kept, clipped):
+        if (box != boxes[index]).any():
+            report.add(
+                "box clipped to the image",
+                f"image {image_id} ({width}x{height}), box {tuple(float(edge) for edge in boxes[index])}",
+            )
+    return Annotation(image_id, (height, width), clipped, labels[kept].astype(np.int32))

@@ -1,0 +1,201 @@
+"""FCOS (Tian et al. 2019) with centre sampling, normalised targets and centreness as predicted IoU."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cse_jax import spaces
+from detectors.losses import DetectionLosses, binary_class_loss, box_loss
+from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
+from detectors.models.fpn import FPN, FPNConfig
+from detectors.ops import boxes as box_ops
+from detectors.ops.nms import select_detections
+from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
+from detectors.structures import Batch, Detections
+
+
+@dataclasses.dataclass
+class FCOSConfig:
+    """FCOS; the defaults are those of R50-FPN on COCO (MMDetection 2.8).
+
+    Attributes:
+      classes: number of categories.
+      backbone, fpn: features.
+      towers: 3x3 convolutions before the outputs of each branch.
+      norm_groups: groups of the towers' group norm.
+      range_limits: lengths that separate the levels' regress ranges, pixels.
+      radius: of centre sampling, strides.
+      alpha: balance of positives in the classification loss.
+      weight_by_quality: weight the box loss of each positive by its IoU; False is the authors' code for searched losses.
+      score_threshold, nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
+    """
+
+    classes: int = 80
+    backbone: ResNetConfig = dataclasses.field(default_factory=lambda: resnet50(stride_in_1x1=True))
+    fpn: FPNConfig = dataclasses.field(default_factory=FPNConfig)
+    towers: int = 4
+    norm_groups: int = 32
+    range_limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
+    radius: float = 1.5
+    alpha: float = 0.25
+    weight_by_quality: bool = True
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
+    candidates_per_level: int = 1000
+    max_candidates: int = 2000
+    max_detections: int = 100
+
+
+def fcos_tiny(classes: int = 10) -> FCOSConfig:
+    """A small FCOS for 96-pixel images."""
+    return FCOSConfig(
+        classes=classes,
+        backbone=tiny(),
+        fpn=FPNConfig(channels=48, extra="none"),
+        towers=2,
+        norm_groups=8,
+        range_limits=(24.0,),
+        candidates_per_level=200,
+        max_candidates=200,
+        max_detections=50,
+    )
+
+
+class _Tower(nnx.Module):
+    """Convolution, group norm, ReLU, repeated."""
+
+    def __init__(self, config: FCOSConfig, *, rngs: nnx.Rngs) -> None:
+        channels = config.fpn.channels
+        self.convs = nnx.List([_head_conv(channels, channels, rngs) for _ in range(config.towers)])
+        self.norms = nnx.List(
+            [nnx.GroupNorm(channels, config.norm_groups, epsilon=1e-5, rngs=rngs) for _ in range(config.towers)]
+        )
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x)))
+        return x
+
+
+def _head_conv(inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0) -> nnx.Conv:
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (3, 3),
+        padding=[(1, 1)] * 2,
+        kernel_init=nnx.initializers.normal(0.01),
+        bias_init=nnx.initializers.constant(bias),
+        rngs=rngs,
+    )
+
+
+class FCOS(nnx.Module):
+    """The detector."""
+
+    cls_space = spaces.BINARY_CLASS
+    box_units = "strides"
+    box_weight = 1.0
+
+    def __init__(self, config: FCOSConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        channels = config.fpn.channels
+        self.strides = config.fpn.strides(config.backbone.strides)
+        self.backbone = ResNet(config.backbone, rngs=rngs)
+        self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
+        self.cls_tower, self.box_tower = _Tower(config, rngs=rngs), _Tower(config, rngs=rngs)
+        prior = 0.01
+        self.cls = _head_conv(channels, config.classes, rngs, bias=math.log(prior / (1.0 - prior)))
+        self.box = _head_conv(channels, 4, rngs)
+        self.centreness = _head_conv(channels, 1, rngs)
+        self.scales = nnx.Param(jnp.ones(len(self.strides)))
+
+    def _heads(
+        self, image: Float[Array, "b h w 3"]
+    ) -> tuple[Points, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
+        """Points; class logits, distances in strides and centreness logits at each, in float32."""
+        logits, distances, centreness = [], [], []
+        for level, x in enumerate(self.fpn(self.backbone(image))):
+            batch = x.shape[0]
+            by_class, by_box = self.cls_tower(x), self.box_tower(x)
+            logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
+            distances.append(jax.nn.relu(self.box(by_box).reshape(batch, -1, 4) * self.scales[level]))
+            centreness.append(self.centreness(by_box).reshape(batch, -1))
+        points = pyramid_points(image.shape[1:3], self.strides, self.config.range_limits)
+        join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)]
+        return points, *join
+
+    def loss(
+        self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Total loss and its parts.
+
+        Classification is normalised by positives + images, box regression by the sum of its weights (the IoU of each
+        prediction with its target), centreness by positives; all over the whole batch.
+
+        Args:
+          batch: images and padded ground truth.
+          losses: classification and box losses, as data.
+          key: unused: FCOS samples nothing.
+        """
+        del key
+        config = self.config
+        points, logits, distances, centreness = self._heads(batch.image)
+        inside = jax.vmap(lambda size: inside_padded_image(points.xy, size))(batch.image_size)
+        targets = jax.vmap(lambda *truth: assign_points(points, *truth, radius=config.radius))(
+            batch.boxes, batch.labels, batch.valid, inside
+        )
+        positive, stride = targets.positive, points.stride[:, None]
+        centres = points.xy / stride
+        own_cell = box_ops.decode_ltrb(centres, jnp.full_like(distances, 0.5))
+        predicted = jnp.where(positive[..., None], box_ops.decode_ltrb(centres, distances), own_cell)
+        target = targets.boxes / stride
+        quality = jax.lax.stop_gradient(jnp.where(positive, box_ops.iou(predicted, target), 0.0))
+
+        one_hot = jax.nn.one_hot(targets.labels, config.classes) * positive[..., None]
+        per_class = binary_class_loss(
+            losses.cls, logits=logits, quality=quality[..., None] * one_hot, labels=one_hot, alpha=config.alpha
+        )
+        count = positive.sum().astype(jnp.float32)
+        cls = jnp.where(inside[..., None], per_class, 0.0).sum() / (count + logits.shape[0])
+
+        weights = quality if config.weight_by_quality else positive.astype(jnp.float32)
+        per_box = jnp.where(positive, box_loss(losses.box, predicted=predicted, target=target), 0.0)
+        box = (per_box * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
+
+        cross_entropy = jnp.where(positive, jax.nn.softplus(centreness) - centreness * quality, 0.0)
+        centre = cross_entropy.sum() / jnp.maximum(count, 1.0)
+        total = cls + box + centre
+        return total, {"loss": total, "cls": cls, "box": box, "centreness": centre, "positives": count}
+
+    def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
+        """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
+        config = self.config
+        points, logits, distances, centreness = self._heads(image)
+        probability = jax.nn.sigmoid(logits) * jax.nn.sigmoid(centreness)[..., None]
+        boxes = box_ops.decode_ltrb(points.xy, distances * points.stride[:, None])
+
+        def one(boxes, probability, size):
+            inside = inside_padded_image(points.xy, size)
+            best = jnp.where(inside, probability.max(-1), -jnp.inf)
+            rows = []
+            for level in range(len(self.strides)):
+                members = (points.level == level).nonzero()[0]
+                count = min(config.candidates_per_level, members.size)
+                rows.append(members[0] + jax.lax.top_k(best[members], count)[1])
+            rows = jnp.concatenate(rows)
+            detections, _ = select_detections(
+                box_ops.clip(boxes[rows], size),
+                probability[rows],
+                inside[rows],
+                score_threshold=config.score_threshold,
+                iou_threshold=config.nms_threshold,
+                max_candidates=config.max_candidates,
+                max_detections=config.max_detections,
+            )
+            return detections
+
+        return jax.vmap(one)(boxes, probability, image_size)

@@ -1,0 +1,70 @@
+"""Feature pyramid networks (Lin et al. 2017)."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass
+class FPNConfig:
+    """A feature pyramid.
+
+    Attributes:
+      channels: of every level.
+      extra: ``"none"``, ``"max_pool"`` (R-CNN: one more level), or ``"conv"`` (FCOS: convolutions on the last output).
+      extra_levels: how many levels to add.
+      relu_before_extra: ReLU before each further extra convolution after the first (FCOS).
+    """
+
+    channels: int = 256
+    extra: str = "conv"
+    extra_levels: int = 2
+    relu_before_extra: bool = True
+
+    def strides(self, backbone: tuple[int, ...]) -> tuple[int, ...]:
+        """Strides of all levels over the backbone's outputs."""
+        added = 0 if self.extra == "none" else self.extra_levels
+        return backbone + tuple(backbone[-1] * 2 ** (k + 1) for k in range(added))
+
+
+class FPN(nnx.Module):
+    """Top-down pathway with lateral connections, and extra coarse levels."""
+
+    def __init__(self, config: FPNConfig, inputs: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+        if config.extra not in ("none", "max_pool", "conv"):
+            raise ValueError(f"fpn.extra is {config.extra!r}; use 'none', 'max_pool' or 'conv'")
+        self.config = config
+
+        def conv(channels: int, kernel: int, stride: int = 1) -> nnx.Conv:
+            pad = kernel // 2
+            return nnx.Conv(
+                channels,
+                config.channels,
+                (kernel, kernel),
+                stride,
+                padding=[(pad, pad)] * 2,
+                kernel_init=nnx.initializers.xavier_uniform(),
+                rngs=rngs,
+            )
+
+        self.lateral = nnx.List([conv(channels, 1) for channels in inputs])
+        self.output = nnx.List([conv(config.channels, 3) for _ in inputs])
+        added = config.extra_levels if config.extra == "conv" else 0
+        self.extra = nnx.List([conv(config.channels, 3, 2) for _ in range(added)])
+
+    def __call__(self, features: list[Float[Array, "b _h _w _c"]]) -> list[Float[Array, "b _h2 _w2 d"]]:
+        merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            finer = merged[level - 1]
+            coarse = jax.image.resize(merged[level], finer.shape, "nearest")
+            merged[level - 1] = finer + coarse
+        levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
+        for k, conv in enumerate(self.extra):
+            x = jax.nn.relu(levels[-1]) if k > 0 and self.config.relu_before_extra else levels[-1]
+            levels.append(conv(x))
+        if self.config.extra == "max_pool":
+            for _ in range(self.config.extra_levels):
+                levels.append(nnx.max_pool(levels[-1], (1, 1), (2, 2)))
+        return levels

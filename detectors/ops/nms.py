@@ -1,0 +1,88 @@
+"""Non-maximum suppression with static shapes, exactly equal to the greedy algorithm, for one image."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from detectors.ops import boxes as box_ops
+from detectors.structures import Detections
+
+
+def nms(
+    boxes: Float[Array, "n 4"], scores: Float[Array, " n"], valid: Bool[Array, " n"], *, iou_threshold: float
+) -> Bool[Array, " n"]:
+    """Boxes that greedy suppression keeps: best score first, later boxes with IoU > threshold are dropped.
+
+    The greedy result is the only fixpoint of ``keep = valid and not suppressed by a kept, better box``; iterating from
+    ``valid`` settles at least one more box a step, and in practice all of them in a handful.
+
+    Args:
+      boxes: in any unit.
+      scores: equal scores are taken in input order.
+      valid: boxes that take part.
+      iou_threshold: suppression starts above it.
+
+    Returns:
+      The kept boxes, in input order.
+    """
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    sorted_boxes, sorted_valid = boxes[order], valid[order]
+    overlapping = box_ops.pairwise_iou(sorted_boxes, sorted_boxes) > iou_threshold
+    suppresses = jnp.triu(overlapping, k=1)
+
+    def settle(state):
+        keep, _ = state
+        now = sorted_valid & ~(suppresses & keep[:, None]).any(0)
+        return now, (now != keep).any()
+
+    keep, _ = lax.while_loop(lambda state: state[1], settle, (sorted_valid, jnp.asarray(True)))
+    return jnp.zeros_like(keep).at[order].set(keep)
+
+
+def select_detections(
+    boxes: Float[Array, "n 4"] | Float[Array, "n c 4"],
+    scores: Float[Array, "n c"],
+    valid: Bool[Array, " n"],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_candidates: int,
+    max_detections: int,
+) -> tuple[Detections, Int[Array, ""]]:
+    """The final detections of an image: the best (box, class) pairs, suppressed class by class.
+
+    Args:
+      boxes: one per row, or one per row and class.
+      scores: class scores.
+      valid: rows that take part.
+      score_threshold: pairs must score above it.
+      iou_threshold: for suppression within a class.
+      max_candidates: pairs that enter suppression; the best ones if there are more.
+      max_detections: length of the result.
+
+    Returns:
+      The detections, and how many pairs above the threshold did not fit into ``max_candidates``.
+    """
+    n, c = scores.shape
+    eligible = (scores > score_threshold) & valid[:, None]
+    flat = jnp.where(eligible, scores, -jnp.inf).reshape(-1)
+    count = min(max_candidates, n * c)
+    best, index = lax.top_k(flat, count)
+    row, label = index // c, index % c
+    chosen = boxes[row] if boxes.ndim == 2 else boxes[row, label]
+    usable = jnp.isfinite(best)
+    extent = jnp.where(usable[:, None], jnp.abs(chosen), 0.0).max() + 1.0
+    apart = chosen + (label * 2.0 * extent)[:, None]  # boxes of different classes never meet
+    keep = nms(apart, best, usable, iou_threshold=iou_threshold)
+    final, position = lax.top_k(jnp.where(keep, best, -jnp.inf), min(max_detections, count))
+    padding = max_detections - final.shape[0]
+    kept = jnp.isfinite(final)
+    detections = Detections(
+        boxes=jnp.where(kept[:, None], chosen[position], 0.0),
+        scores=jnp.where(kept, final, 0.0),
+        labels=jnp.where(kept, label[position], 0),
+        valid=kept,
+    )
+    detections = jax.tree.map(lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), detections)
+    return detections, jnp.maximum(eligible.sum() - count, 0)

@@ -1,0 +1,92 @@
+"""FCOS's points and the assignment of ground truth to them, for one image (Tian et al. 2019)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from detectors.ops import boxes as box_ops
+
+
+class Points(NamedTuple):
+    """All points of a pyramid, level after level."""
+
+    xy: Float[np.ndarray, "n 2"]  # pixels
+    stride: Float[np.ndarray, " n"]  # pixels
+    regress_range: Float[np.ndarray, "n 2"]  # lengths of the longest target distance that the level takes, pixels
+    level: Int[np.ndarray, " n"]
+
+
+class PointTargets(NamedTuple):
+    """What each point is to predict."""
+
+    positive: Bool[Array, " n"]
+    labels: Int[Array, " n"]  # category; meaningless where not positive
+    boxes: Float[Array, "n 4"]  # pixels; a box around the point where not positive
+
+
+def pyramid_points(image_shape: tuple[int, int], strides: tuple[int, ...], limits: tuple[float, ...]) -> Points:
+    """Points at ``stride * x + stride / 2`` on every level.
+
+    Args:
+      image_shape: (height, width) of the padded image, a multiple of the largest stride, pixels.
+      strides: of the levels.
+      limits: boundaries of the regress ranges between the levels, one fewer than strides.
+    """
+    if len(limits) != len(strides) - 1:
+        raise ValueError(f"{len(strides)} levels need {len(strides) - 1} range limits, not {len(limits)}: {limits}")
+    edges = (-1.0, *limits, np.inf)
+    xy, stride, ranges, levels = [], [], [], []
+    for level, step in enumerate(strides):
+        rows, columns = (-(-side // step) for side in image_shape)
+        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+        xy.append(np.stack([x, y], -1).reshape(-1, 2) * step + step / 2)
+        stride.append(np.full(rows * columns, step))
+        ranges.append(np.tile(edges[level : level + 2], (rows * columns, 1)))
+        levels.append(np.full(rows * columns, level))
+    join = np.concatenate
+    return Points(*(join(part).astype(np.float32) for part in (xy, stride, ranges)), join(levels).astype(np.int32))
+
+
+def assign_points(
+    points: Points,
+    boxes: Float[Array, "m 4"],
+    labels: Int[Array, " m"],
+    valid: Bool[Array, " m"],
+    inside_image: Bool[Array, " n"],
+    *,
+    radius: float,
+) -> PointTargets:
+    """Centre sampling: a point takes the smallest box whose centre region holds it and whose size fits its level.
+
+    Args:
+      points: of the pyramid.
+      boxes, labels, valid: padded ground truth; boxes in pixels.
+      inside_image: points that are not in the padding.
+      radius: half side of the centre region, in strides; the region is cut to the box.
+    """
+    xy = points.xy[:, None]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2.0
+    reach = radius * points.stride[:, None, None]
+    low = jnp.maximum(centre - reach, boxes[:, :2])
+    high = jnp.minimum(centre + reach, boxes[:, 2:])
+    in_centre = jnp.concatenate([xy - low, high - xy], axis=-1).min(-1) > 0.0
+    longest = box_ops.encode_ltrb(xy, boxes[None]).max(-1)
+    fits = (longest >= points.regress_range[:, :1]) & (longest <= points.regress_range[:, 1:])
+    area = box_ops.area(boxes)
+    candidate = in_centre & fits & (valid & (area > 0.0)) & inside_image[:, None]
+    chosen = jnp.where(candidate, area, jnp.inf).argmin(-1)
+    positive = candidate.any(-1)
+    half = points.stride[:, None] / 2.0
+    around = jnp.concatenate([points.xy - half, points.xy + half], axis=-1)
+    return PointTargets(positive, labels[chosen], jnp.where(positive[:, None], boxes[chosen], around))
+
+
+def inside_padded_image(
+    xy: Float[Array, "n 2"], image_size: Float[Array, " 2"], multiple: int = 32
+) -> Bool[Array, " n"]:
+    """Points within the image's own size, (height, width), rounded up to a multiple."""
+    height, width = jax.lax.ceil(image_size / multiple) * multiple
+    return (xy[:, 0] < width) & (xy[:, 1] < height)

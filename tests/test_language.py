@@ -1,0 +1,308 @@
+"""The loss language against golden values, and the parser against whatever can be typed."""
+
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cse_jax
+from cse_jax import program as programs
+from cse_jax import zoo
+from cse_jax.canonical import canonical
+from cse_jax.expression import Expression
+from cse_jax.generation import Shape, crossover, mutate, offspring, random_expression
+from cse_jax.spaces import SPACES
+
+ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@st.composite
+def expressions(draw, space=None):
+    """Random formulas with any readable operator of a space."""
+    space = space or draw(st.sampled_from(list(SPACES.values())))
+    rng = draw(st.randoms(use_true_random=False))
+    return random_expression(rng, space, Shape(min_height=0, max_height=7))
+
+
+def inputs_for(space, rng):
+    """Random inputs as a detector would feed them."""
+    if space.name == "box":
+        intersection = rng.uniform(0.0, 50.0, 9)
+        union = intersection + rng.uniform(0.1, 50.0, 9)
+        return {"I": intersection, "U": union, "E": union + rng.uniform(0.0, 50.0, 9)}
+    logits = rng.normal(0.0, 3.0, (6, 4))
+    labels = np.eye(4)[rng.integers(0, 4, 6)]
+    iou = np.broadcast_to(rng.uniform(0.1, 1.0, (6, 1)), labels.shape)
+    values = {"X": logits, "Y": labels, "Z": iou, "Q": iou * labels, "PY": labels, "NY": 1.0 - labels}
+    return {v.name: values[v.name] for v in space.variables}
+
+
+def golden_cases(golden):
+    for name, space in SPACES.items():
+        for case in golden[name]["cases"]:
+            yield space, case
+
+
+def compared(entries, shape):
+    """Golden numbers, and where they are to be compared; a null stands for a value that is not finite."""
+    flat = np.array(entries, dtype=object).reshape(-1)
+    skip = np.array([entry == "skip" for entry in flat])
+    numbers = np.array([np.nan if entry is None or entry == "skip" else entry for entry in flat], float)
+    return numbers.reshape(shape), ~skip.reshape(shape)
+
+
+def agree(ours, golden, where):
+    finite = np.isfinite(golden)
+    close = np.isclose(ours, golden, rtol=1e-7, atol=1e-9) | (~finite & ~np.isfinite(ours))
+    return bool((close | ~where).all())
+
+
+@ALL_SPACES
+def test_golden_values_and_gradients(space, golden):
+    """The tolerance is the golden file's own: 1e-7 relative plus 1e-9 absolute."""
+    inputs = {name: jnp.asarray(value) for name, value in golden[space.name]["inputs"].items()}
+    moving_names = golden[space.name]["grad_wrt"]
+    assert len(golden[space.name]["cases"]) == 60
+
+    @jax.jit
+    def compiled(program, moving):
+        return programs.evaluate(space, program, inputs | moving)
+
+    compiled_gradient = jax.jit(jax.grad(lambda moving, program: compiled(program, moving).sum()))
+    for case in golden[space.name]["cases"]:
+        expression = cse_jax.parse(case["formula"], space)
+        moving = {name: inputs[name] for name in moving_names}
+        shape = tuple(case["shape"])
+        value, where = compared(case["value"], shape)
+        traced = expression.evaluate(inputs)
+        assert agree(np.asarray(traced).reshape(shape), value, where), case["formula"]
+        per_row = np.asarray(compiled(programs.compile_expression(expression), moving))
+        if space.class_axis:
+            per_row, value = per_row.sum(-1), value.sum(-1) if value.ndim == 2 else value
+        assert agree(per_row, value, np.isfinite(value)), case["formula"]
+        gradients = jax.grad(lambda moving, e=expression: e.evaluate(inputs | moving).sum())(moving)
+        from_program = compiled_gradient(moving, programs.compile_expression(expression))
+        for name, entries in zip(moving_names, case["grad"], strict=True):
+            expected, where = compared(entries, inputs[name].shape)
+            assert agree(np.asarray(gradients[name]), expected, where), (case["formula"], name)
+            assert agree(np.asarray(from_program[name]), expected, where), (case["formula"], name)
+
+
+@ALL_SPACES
+def test_published_losses_survive_both_notations(space):
+    for expression in zoo.known(space).values():
+        assert cse_jax.parse(str(expression), space) == expression
+        assert cse_jax.parse(cse_jax.to_authors(expression), space) == expression
+
+
+def test_published_strings_are_verbatim():
+    text = "Neg(Dot(Mul(Y,Add(1,Sin(Z))),Log(Softmax(X))))"
+    assert cse_jax.to_authors(zoo.published(cse_jax.spaces.MULTI_CLASS)["A_cls"]) == text
+    assert str(cse_jax.parse(text, cse_jax.spaces.MULTI_CLASS)) == "-dot(y * (1 + sin(w)), log(softmax(x)))"
+
+
+@hypothesis.given(expressions())
+def test_printing_reads_back(expression):
+    assert cse_jax.parse(str(expression), expression.space) == expression
+    assert cse_jax.parse(cse_jax.to_authors(expression), expression.space) == expression
+
+
+@hypothesis.given(expressions())
+def test_canonical_form_is_idempotent_and_no_longer(expression):
+    once = canonical(expression)
+    assert canonical(once) == once
+    assert len(once) <= len(expression) + sum(token in ("Sub", "Neg", "Add") for token in expression.tokens)
+
+
+@hypothesis.given(expressions(), st.randoms(use_true_random=False))
+def test_canonical_form_ignores_operand_order(expression, rng):
+    def swapped(name, *operands):
+        order = operands[::-1] if name in ("Add", "Mul", "Dot") and rng.random() < 0.5 else operands
+        return (name, *sum(order, ()))
+
+    other = Expression(expression.fold(lambda token: (token,), swapped), expression.space)
+    assert canonical(other) == canonical(expression)
+
+
+@hypothesis.given(expressions(), st.integers(0, 2**31))
+def test_canonical_form_keeps_the_value(expression, seed):
+    """Regrouping sums changes rounding only: compared where terms don't cancel to less than 1e-6 of their size."""
+    inputs = inputs_for(expression.space, np.random.default_rng(seed))
+    before, after = (np.asarray(e.evaluate(inputs)) for e in (expression, canonical(expression)))
+    usual = np.isfinite(before) & (np.abs(before) < 1e6)
+    hypothesis.assume(not _near_a_pole(expression, inputs))
+    np.testing.assert_allclose(after[usual], before[usual], rtol=1e-6, atol=1e-6)
+
+
+def _near_a_pole(expression, inputs):
+    """Whether a divisor, logarithm or square root sees a value so small that rounding decides the result."""
+    small = []
+
+    def node(name, *operands):
+        watched = {"Div": operands[-1:], "Log": operands, "Sqrt": operands}.get(name, ())
+        small.extend(bool((np.abs(np.asarray(value)) < 1e-6).any()) for value in watched)
+        large = {"Exp", "Sin", "Cos"}
+        small.extend(bool((np.abs(np.asarray(operands[0])) > 1e3).any()) for _ in [0] if name in large)
+        from cse_jax.operators import OPERATORS
+
+        return OPERATORS[name].fn(*operands)
+
+    shape = next(iter(inputs.values())).shape
+    expression.fold(
+        lambda token: inputs[token] if token in inputs else np.full((*shape[:-1], 1), float(token)), node
+    )
+    return any(small)
+
+
+@hypothesis.given(st.text(max_size=200))
+def test_no_text_breaks_the_parser(text):
+    for space in SPACES.values():
+        try:
+            assert isinstance(cse_jax.parse(text, space), Expression)
+        except cse_jax.FormulaError as error:
+            assert 0 <= error.position <= len(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 50_000, "(" * 5_000, "-" * 15_000 + "x", "log(" * 3_000, "x" + "+x" * 9_000, "exp(x))" * 900]
+)
+def test_large_text_neither_hangs_nor_overflows(text):
+    try:
+        cse_jax.parse(text, cse_jax.spaces.BINARY_CLASS)
+    except cse_jax.FormulaError as error:
+        assert "character" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "hint"),
+    [
+        ("log(sigmod(x))", 4, "did you mean 'sigmoid'"),
+        ("Neg(Lg(X))", 4, "did you mean 'Log'"),
+        ("x + z", 4, "no variable 'z'"),
+        ("x + 4", 4, "constant 4 is not in space"),
+        ("log(x", 5, "not closed"),
+        ("log(x, y)", 0, "takes 1 operand, found 2"),
+        ("x y", 2, "expected an operator"),
+        ("x +", 3, "ends where an operand is expected"),
+        ("", 0, "ends where an operand is expected"),
+        ("x $ y", 2, "unexpected character"),
+        ("log", 0, "needs its operands"),
+        ("x(y)", 0, "is a variable"),
+        ("__import__('os')", 0, "no operator '__import__'|unexpected character"),
+    ],
+)
+def test_errors_name_position_and_remedy(text, position, hint):
+    with pytest.raises(cse_jax.FormulaError, match=hint) as error:
+        cse_jax.parse(text, cse_jax.spaces.BINARY_CLASS)
+    if "__" not in text:
+        assert error.value.position == position
+
+
+def test_a_formula_of_another_space_is_refused():
+    with pytest.raises(cse_jax.FormulaError, match="space box has no operator 'softmax'"):
+        cse_jax.parse("softmax(i)", cse_jax.spaces.BOX)
+    with pytest.raises(cse_jax.FormulaError, match="space binary_class has no variable 'i'"):
+        cse_jax.parse("1 - i / u", cse_jax.spaces.BINARY_CLASS)
+
+
+@ALL_SPACES
+def test_missing_inputs_are_named(space):
+    with pytest.raises(KeyError, match=space.variables[0].name):
+        zoo.default(space).evaluate({})
+
+
+def test_tokens_must_form_one_formula():
+    space = cse_jax.spaces.BOX
+    for tokens in (("Add", "I"), ("I", "I"), ("Softmax", "I"), ()):
+        with pytest.raises(ValueError, match="lacks|after the end|not part"):
+            Expression(tokens, space)
+
+
+@ALL_SPACES
+def test_programs_equal_traced_formulas(space):
+    """Both evaluate the same functions in float64; 1e-9 relative leaves room for another order of operations."""
+    rng = np.random.default_rng(0)
+    import random
+
+    source = random.Random(0)
+    inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, rng).items()}
+    run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
+    for _ in range(150):
+        expression = random_expression(source, space, Shape(min_height=0, max_height=8))
+        value, gradients = run(programs.compile_expression(expression))
+
+        def total(moving, expression=expression):
+            return expression.evaluate(inputs | moving)
+
+        moving = {name: inputs[name] for name in space.differentiable}
+        expected, pullback = jax.vjp(total, moving)
+        if space.class_axis and expected.shape[-1] == 1:
+            value = value.sum(-1, keepdims=True)
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
+        (expected_gradients,) = pullback(jnp.ones_like(expected))
+        for name in space.differentiable:
+            np.testing.assert_allclose(gradients[name], expected_gradients[name], rtol=1e-9, atol=1e-12)
+
+
+@ALL_SPACES
+def test_a_batch_of_programs_equals_each_alone(space):
+    import random
+
+    source = random.Random(1)
+    inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(1)).items()}
+    batch = [programs.compile_expression(random_expression(source, space, Shape())) for _ in range(12)]
+
+    def both(program):
+        gradient = jax.grad(lambda moving: programs.evaluate(space, program, inputs | moving).sum())
+        return programs.evaluate(space, program, inputs), gradient({n: inputs[n] for n in space.differentiable})
+
+    together = jax.jit(jax.vmap(both))(programs.stack(batch))
+    for k, program in enumerate(batch):
+        alone = jax.jit(both)(program)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[k], b), together, alone)
+
+
+def test_too_long_a_formula_names_the_capacity():
+    expression = cse_jax.parse("-" * 60 + "x", cse_jax.spaces.BINARY_CLASS)
+    with pytest.raises(ValueError, match="60 instructions; the capacity is 48"):
+        programs.compile_expression(expression)
+
+
+@ALL_SPACES
+def test_variation_keeps_limits_and_seed(space):
+    import random
+
+    shape = Shape(max_nodes=25, height_limit=7)
+    parents = [e for e in zoo.known(space).values() if shape.allows(e)]
+    rates = {"crossover_rate": 0.4, "mutation_rate": 0.4}
+    first, second = (offspring(random.Random(7), parents, 300, shape, **rates) for _ in range(2))
+    assert first == second
+    assert all(shape.allows(child) for child in first)
+    assert len({child.tokens for child in first}) > 150
+    assert offspring(random.Random(8), parents, 300, shape, **rates) != first
+
+
+@ALL_SPACES
+def test_crossover_and_mutation_change_the_parent(space):
+    import random
+
+    rng = random.Random(3)
+    mother, father = list(zoo.hand_made(space).values())[:2]
+    for _ in range(50):
+        assert crossover(rng, mother, father, Shape()) != mother
+        assert mutate(rng, mother, Shape()) != mother
+
+
+def test_golden_file_is_complete(golden):
+    assert sum(1 for _ in golden_cases(golden)) == 180
+    assert json.dumps(golden)
