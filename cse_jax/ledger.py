@@ -143,6 +143,28 @@ class Ledger:
             )
 
 
+def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    """The trained candidates of each branch, best first, from a ledger that may be in use.
+
+    Raises:
+      LedgerError: there is no readable ledger.
+    """
+    if not path.is_file():
+        raise LedgerError(f"there is no ledger at {path}; is --workdir the folder of a search?")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            db.row_factory = sqlite3.Row
+            rows = db.execute(
+                "select * from candidates where stage = 'trained' order by branch desc, proxy desc, nodes, authors"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise LedgerError(f"cannot read the ledger {path}: {error}") from error
+    fame: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        fame.setdefault(row["branch"], []).append(dict(row))
+    return fame
+
+
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}

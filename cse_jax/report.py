@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from cse_jax.branch import Famous
 from cse_jax.export import FORMATS
 from cse_jax.expression import Expression
 from cse_jax.final import Row, conclusion
+from cse_jax.monitor import fame_table, funnel_table
 from cse_jax.search import SearchResult
 
 
@@ -74,6 +76,15 @@ def final_table(rows: Sequence[Row]) -> Table:
         name, mean, difference, each = _cells(row.name, row.mean, row.std, row.difference, row.difference_std, row.aps)
         table.add_row(Text(name), mean, difference, each)
     return table
+
+
+def show(console: Console, result: SearchResult) -> None:
+    """Prints the stage table, the halls of fame and the final comparison."""
+    console.print(funnel_table(result.funnel))
+    for branch, fame in result.fame.items():
+        if fame:
+            console.print(fame_table(branch, fame))
+    console.print(final_table(result.table))
 
 
 def _cells(name, mean, std, difference, difference_std, aps) -> tuple[str, str, str, str]:

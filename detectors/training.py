@@ -19,9 +19,11 @@ from detectors.structures import Batch, Detections
 
 @dataclasses.dataclass
 class TrainConfig:
-    """Optimisation: SGD with momentum, weight decay added to the gradient before momentum (as PyTorch does).
+    """Optimisation.
 
     Attributes:
+      optimiser: ``"sgd"`` with momentum, weight decay added to the gradient before momentum (as PyTorch does); or
+        ``"adamw"``, which learns more in a short training from scratch.
       batch_size: images per step.
       learning_rate: after warm-up.
       momentum, weight_decay: of SGD.
@@ -31,6 +33,7 @@ class TrainConfig:
       bias_rate, bias_decay: factors on learning rate and weight decay of biases (FCOS: 2 and 0).
     """
 
+    optimiser: str = "sgd"
     batch_size: int = 16
     learning_rate: float = 0.02
     momentum: float = 0.9
@@ -131,7 +134,9 @@ def learning_rate(config: TrainConfig, step: Int[Array, ""], steps: Int[Array, "
 
 
 def _optimiser(config: TrainConfig, params: nnx.State, backbone: ResNetConfig) -> optax.GradientTransformation:
-    """SGD without the learning rate; frozen parameters get no update."""
+    """The optimiser without its learning rate; frozen parameters get no update."""
+    if config.optimiser not in ("sgd", "adamw"):
+        raise ValueError(f"train.optimiser is {config.optimiser!r}; use 'sgd' or 'adamw'")
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     structure = jax.tree.structure(params)
 
@@ -144,9 +149,11 @@ def _optimiser(config: TrainConfig, params: nnx.State, backbone: ResNetConfig) -
     parts = [optax.masked(optax.set_to_zero(), frozen)]
     if config.gradient_clip > 0.0:
         parts.append(optax.clip_by_global_norm(config.gradient_clip))
+    if config.optimiser == "sgd":
+        parts += [_add_decay(decayed), optax.trace(decay=config.momentum)]
+    else:
+        parts += [optax.scale_by_adam(), _add_decay(decayed)]
     parts += [
-        _add_decay(decayed),
-        optax.trace(decay=config.momentum),
         optax.masked(optax.scale(config.bias_rate), bias),
         optax.masked(optax.set_to_zero(), frozen),
     ]

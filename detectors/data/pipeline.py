@@ -30,7 +30,7 @@ class DataConfig:
     max_boxes: int = 8  # ground truth is padded to so many boxes
     mean: tuple[float, float, float] = (128.0, 128.0, 128.0)  # RGB, grey levels of 0..255
     std: tuple[float, float, float] = (60.0, 60.0, 60.0)
-    flip: float = 0.0  # probability of mirroring a training image; digits are not the same mirrored
+    flip: float = 0.0  # for train_batches: probability of mirroring; digits are not the same mirrored
     min_side: int = 32  # smaller images are not trained on; pixels
     cache: bool = True  # keep decoded images in memory
 
@@ -57,7 +57,6 @@ class Source(Sequence[Example]):
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]]  # (height, width) differs
     categories: tuple[str, ...]
     layout: Layout
-    flip: float = 0.0  # probability of a horizontal flip in training batches
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -124,25 +123,27 @@ def open_records(
     padded = -(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     layout = Layout(tuple(padded.tolist()), config.max_boxes, tuple(config.mean), tuple(config.std))
     sources = {split: Source(*valid[split], categories, layout) for split in SPLITS}
-    sources["train"] = dataclasses.replace(sources["train"], flip=config.flip)
     return Dataset(categories, **sources, bad_records=reports)
 
 
-def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int = 0) -> grain.DatasetIterator[Batch]:
+def train_batches(
+    source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0
+) -> grain.DatasetIterator[Batch]:
     """Endless training batches, shuffled anew each epoch; a batch may reach into the next epoch.
 
     Args:
-      source: what to train on; it says how often images are mirrored.
+      source: what to train on.
       batch_size: images per batch.
       seed: of order and flips; the batch of a step depends on nothing else.
+      flip: probability of a horizontal flip (``DataConfig.flip``).
       start_step: the step whose batch comes first.
 
     Returns:
       A Grain iterator, checkpointable by ``get_state`` and ``set_state``; its state counts from ``start_step``.
     """
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    if source.flip > 0:
-        examples = examples.random_map(lambda example, rng: flipped(example) if rng.random() < source.flip else example)
+    if flip > 0:
+        examples = examples.random_map(lambda example, rng: flipped(example) if rng.random() < flip else example)
     batches = examples.batch(batch_size, drop_remainder=True, batch_fn=lambda chosen: make_batch(chosen, source.layout))
     threads = 0 if isinstance(source.images, list) else 2  # threads only help where images are decoded
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -1,0 +1,71 @@
+"""Checkpoints through Orbax: trees of arrays under the names of their places in the tree, bit for bit."""
+
+import pathlib
+import shutil
+from typing import TypeVar
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+Tree = TypeVar("Tree")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be written or read; the message says why and what to do."""
+
+
+def save(path: pathlib.Path, tree: Tree) -> None:
+    """Writes a tree of arrays; the checkpoint appears complete or not at all, and replaces an earlier one.
+
+    Raises:
+      CheckpointError: the folder can't be written.
+    """
+    path = path.absolute()
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ocp.save(path, arrays, overwrite=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {path}: {error}; make room or choose another folder") from error
+
+
+def restore(path: pathlib.Path, like: Tree) -> Tree:
+    """Reads a tree of arrays.
+
+    Args:
+      path: the checkpoint.
+      like: a tree (of arrays or of shapes) with the structure, shapes and types to expect.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or its arrays are others; all differences are named.
+    """
+    path = path.absolute()
+    if not exists(path):
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    stored = ocp.load(path)
+    expected = _named(like)
+    problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
+    problems += [f"{name} is not part of this model" for name in stored.keys() - expected.keys()]
+    for name in expected.keys() & stored.keys():
+        ours, theirs = expected[name], stored[name]
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            problems.append(f"{name} is {theirs.dtype}{list(theirs.shape)}, not {ours.dtype}{list(ours.shape)}")
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise CheckpointError(f"the checkpoint {path} is of another model or configuration:\n  {listed}")
+    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+
+
+def exists(path: pathlib.Path) -> bool:
+    """Whether a complete checkpoint is there."""
+    return path.is_dir() and ocp.is_orbax_checkpoint(path.absolute())
+
+
+def delete(path: pathlib.Path) -> None:
+    """Removes a checkpoint if there is one."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _named(tree: Tree) -> dict[str, jax.Array]:
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
