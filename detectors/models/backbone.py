@@ -21,7 +21,7 @@ class ResNetConfig:
       widths: output channels per stage (before the bottleneck's factor of 4).
       bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
       stem_width: channels of the stem.
-      stem_kernel: size of the stem's convolution, of stride 2.
+      stem_kernel, stem_stride: of the stem's convolution.
       stem_pool: whether a 3x3 max-pooling of stride 2 follows.
       norm: ``"gn"`` (trains from scratch) or ``"frozen_bn"`` (statistics fixed, for pretrained weights).
       norm_groups: groups of the group norm.
@@ -35,6 +35,7 @@ class ResNetConfig:
     bottleneck: bool = True
     stem_width: int = 64
     stem_kernel: int = 7
+    stem_stride: int = 2
     stem_pool: bool = True
     norm: str = "frozen_bn"
     norm_groups: int = 32
@@ -51,7 +52,7 @@ class ResNetConfig:
     @property
     def strides(self) -> tuple[int, ...]:
         """Stride of each returned feature map, pixels."""
-        stem = 4 if self.stem_pool else 2
+        stem = self.stem_stride * (2 if self.stem_pool else 1)
         return tuple(stem * 2 ** (stage - 1) for stage in self.outputs)
 
 
@@ -82,7 +83,8 @@ def tiny(**changes) -> ResNetConfig:
         widths=(24, 48, 96),
         bottleneck=False,
         stem_width=24,
-        stem_kernel=3,
+        stem_stride=4,
+        stem_pool=False,
         norm="gn",
         norm_groups=4,
         frozen_stages=-1,
@@ -159,7 +161,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.stem = _conv(3, config.stem_width, config.stem_kernel, 2, rngs)
+        self.stem = _conv(3, config.stem_width, config.stem_kernel, config.stem_stride, rngs)
         self.stem_norm = _norm(config, config.stem_width, rngs)
         inputs, stages = config.stem_width, []
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):

@@ -30,8 +30,10 @@ class FCOSConfig:
       range_limits: lengths that separate the levels' regress ranges, pixels.
       radius: of centre sampling, strides.
       alpha: balance of positives in the classification loss.
+      box_bias: initial bias of the regressed distances, strides; above 0, boxes overlap their targets from the start.
       weight_by_quality: weight the box loss of each positive by its IoU; False is the authors' code for searched losses.
-      score_threshold, nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
+      score_threshold: on the class probability, before centreness is multiplied.
+      nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
     """
 
     classes: int = 80
@@ -42,6 +44,7 @@ class FCOSConfig:
     range_limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
     radius: float = 1.5
     alpha: float = 0.25
+    box_bias: float = 0.0
     weight_by_quality: bool = True
     score_threshold: float = 0.05
     nms_threshold: float = 0.6
@@ -59,6 +62,8 @@ def fcos_tiny(classes: int = 10) -> FCOSConfig:
         towers=2,
         norm_groups=8,
         range_limits=(24.0,),
+        box_bias=1.5,
+        score_threshold=0.02,
         candidates_per_level=200,
         max_candidates=200,
         max_detections=50,
@@ -109,7 +114,7 @@ class FCOS(nnx.Module):
         self.cls_tower, self.box_tower = _Tower(config, rngs=rngs), _Tower(config, rngs=rngs)
         prior = 0.01
         self.cls = _head_conv(channels, config.classes, rngs, bias=math.log(prior / (1.0 - prior)))
-        self.box = _head_conv(channels, 4, rngs)
+        self.box = _head_conv(channels, 4, rngs, bias=config.box_bias)
         self.centreness = _head_conv(channels, 1, rngs)
         self.scales = nnx.Param(jnp.ones(len(self.strides)))
 
@@ -175,12 +180,14 @@ class FCOS(nnx.Module):
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
         config = self.config
         points, logits, distances, centreness = self._heads(image)
-        probability = jax.nn.sigmoid(logits) * jax.nn.sigmoid(centreness)[..., None]
+        probability = jax.nn.sigmoid(logits)
+        scores = jnp.where(probability > config.score_threshold, probability, 0.0)
+        scores = scores * jax.nn.sigmoid(centreness)[..., None]
         boxes = box_ops.decode_ltrb(points.xy, distances * points.stride[:, None])
 
-        def one(boxes, probability, size):
+        def one(boxes, scores, size):
             inside = inside_padded_image(points.xy, size)
-            best = jnp.where(inside, probability.max(-1), -jnp.inf)
+            best = jnp.where(inside, scores.max(-1), -jnp.inf)
             rows = []
             for level in range(len(self.strides)):
                 members = (points.level == level).nonzero()[0]
@@ -189,13 +196,13 @@ class FCOS(nnx.Module):
             rows = jnp.concatenate(rows)
             detections, _ = select_detections(
                 box_ops.clip(boxes[rows], size),
-                probability[rows],
+                scores[rows],
                 inside[rows],
-                score_threshold=config.score_threshold,
+                score_threshold=0.0,
                 iou_threshold=config.nms_threshold,
                 max_candidates=config.max_candidates,
                 max_detections=config.max_detections,
             )
             return detections
 
-        return jax.vmap(one)(boxes, probability, image_size)
+        return jax.vmap(one)(boxes, scores, image_size)
