@@ -185,15 +185,14 @@ class Branch:
         if self.fame:
             bar, whose = self.fame[0].verify_ap, "the best loss so far"
         else:
-            ap = self.trials.run(self.base, purpose="verify", seed=self.seed).ap
-            bar, whose = self.cascade.verify_tolerance * ap, f"{self.cascade.verify_tolerance:g} of the default loss"
+            (default,) = self.trials.run([(self.base, self.seed)], purpose="verify", what="default losses")
+            bar, whose = self.cascade.verify_tolerance * default.ap, f"{self.cascade.verify_tolerance:g} of the default loss"
         waiting = [c for c in candidates if c.stage == "simulated"]
         for candidate in waiting[self.config.optimisations :]:
             candidate.reason = "not drawn: this generation's trainings on one image per category were used up"
         drawn = waiting[: self.config.optimisations]
-        for k, candidate in enumerate(drawn, start=1):
-            what = f"{self.space.name} generation {generation}: one image per category"
-            self._score(candidate, "verify", "optimisation", what, k, len(drawn))
+        what = f"{self.space.name} generation {generation}: one image per category"
+        for candidate in self._scored(drawn, "verify", "optimisation", what):
             if not candidate.reason and candidate.optimisation < bar:
                 candidate.reason = f"AP {candidate.optimisation:.3f} on one image per category, below {bar:.3f} of {whose}"
             if not candidate.reason:
@@ -207,20 +206,22 @@ class Branch:
         for candidate in optimised[self.config.proxies :]:
             candidate.reason = f"not among the best {self.config.proxies} of its generation"
         chosen = optimised[: self.config.proxies]
-        for k, candidate in enumerate(chosen, start=1):
-            what = f"{self.space.name} generation {generation}: proxy task"
-            self._score(candidate, "proxy", "proxy", what, k, len(chosen))
+        what = f"{self.space.name} generation {generation}: proxy task"
+        for candidate in self._scored(chosen, "proxy", "proxy", what):
             if not candidate.reason:
                 candidate.stage = "trained"
             self.monitor.counts(self.space.name, generation, _counts(candidates))
 
-    def _score(self, candidate: Candidate, purpose: str, score: str, what: str, number: int, of: int) -> None:
-        losses = self.pair(candidate.formula, candidate.weight)
-        outcome = self.trials.run(losses, purpose=purpose, seed=self.seed, what=what, number=number, of=of)
-        setattr(candidate, score, outcome.ap)
-        candidate.seconds += outcome.seconds
-        if outcome.failure:
-            candidate.reason = f"{purpose} training: {outcome.failure}"
+    def _scored(self, candidates: list[Candidate], purpose: str, score: str, what: str) -> Iterator[Candidate]:
+        """Trains the candidates and yields each with its score, or with the reason why it has none."""
+        jobs = [(self.pair(c.formula, c.weight), self.seed) for c in candidates]
+        outcomes = self.trials.run(jobs, purpose=purpose, what=what)
+        for candidate, outcome in zip(candidates, outcomes, strict=True):
+            setattr(candidate, score, outcome.ap)
+            candidate.seconds += outcome.seconds
+            if outcome.failure:
+                candidate.reason = f"{purpose} training: {outcome.failure}"
+            yield candidate
 
     def _row(self, generation: int, number: int, candidate: Candidate) -> dict:
         return {

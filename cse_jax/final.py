@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cse_jax import spaces, zoo
 from cse_jax.branch import Famous
-from cse_jax.trials import LossPair, Trials
+from cse_jax.trials import LossPair, Outcome, Trials
 
 
 @dataclasses.dataclass
@@ -41,14 +41,11 @@ class Row:
 
 def fit_default_weight(base: LossPair, config: FinalConfig, *, trials: Trials, seed: int) -> LossPair:
     """The default losses with the classification weight that does best on the proxy task."""
-    scored = []
-    weights = (1.0, *config.fit_weights)
-    for number, weight in enumerate(weights, start=1):
-        losses = dataclasses.replace(base, cls_weight=weight * base.cls_weight)
-        what = f"control: default classification loss, weight {weight:g}"
-        outcome = trials.run(losses, purpose="proxy", seed=seed, what=what, number=number, of=len(weights))
-        scored.append((outcome.ap if math.isfinite(outcome.ap) else -1.0, losses))
-    return max(scored, key=lambda pair: pair[0])[1]
+    pairs = [dataclasses.replace(base, cls_weight=weight * base.cls_weight) for weight in (1.0, *config.fit_weights)]
+    jobs = [(losses, seed) for losses in pairs]
+    outcomes = trials.run(jobs, purpose="proxy", what="control: weight of the default classification loss")
+    aps = [outcome.ap if math.isfinite(outcome.ap) else -1.0 for outcome in outcomes]
+    return pairs[aps.index(max(aps))]
 
 
 def contestants(
@@ -85,36 +82,22 @@ def contestants(
     return rows
 
 
-def compare(
-    rows: Sequence[tuple[str, LossPair]],
-    seeds: Sequence[int],
-    *,
-    trials: Trials,
-    show: Callable[[list[Row]], None] = lambda rows: None,
-) -> list[Row]:
-    """Trains every row with every seed, seed by seed, and compares each with the first row."""
-    aps: dict[str, list[float]] = {name: [] for name, _ in rows}
-    failures: dict[str, list[str]] = {name: [] for name, _ in rows}
-    number = 0
-    for seed in seeds:
-        for name, losses in rows:
-            number += 1
-            what = f"final comparison, seed {seed}: {name}"
-            outcome = trials.run(
-                losses, purpose="final", seed=seed, what=what, number=number, of=len(seeds) * len(rows)
-            )
-            aps[name].append(outcome.ap)
-            if outcome.failure:
-                failures[name].append(f"seed {seed}: {outcome.failure}")
-        show([_row(name, losses, aps, failures, rows[0][0]) for name, losses in rows])
-    return [_row(name, losses, aps, failures, rows[0][0]) for name, losses in rows]
+def compare(rows: Sequence[tuple[str, LossPair]], seeds: Sequence[int], *, trials: Trials) -> list[Row]:
+    """Trains every row with every seed and compares each with the first row."""
+    jobs = [(losses, seed) for seed in seeds for _, losses in rows]
+    outcomes = list(trials.run(jobs, purpose="final", what="final comparison on the test split"))
+    of_row = [outcomes[k :: len(rows)] for k in range(len(rows))]
+    default = [outcome.ap for outcome in of_row[0]]
+    return [_row(name, losses, own, default, seeds) for (name, losses), own in zip(rows, of_row, strict=True)]
 
 
-def _row(name: str, losses: LossPair, aps: dict, failures: dict, first: str) -> Row:
-    paired = [a - b for a, b in zip(aps[name], aps[first], strict=False)]
-    return Row(
-        name, losses, tuple(aps[name]), *_mean_std(aps[name]), *_mean_std(paired), failures=tuple(failures[name])
-    )
+def _row(
+    name: str, losses: LossPair, outcomes: Sequence[Outcome], default: Sequence[float], seeds: Sequence[int]
+) -> Row:
+    aps = tuple(outcome.ap for outcome in outcomes)
+    paired = [ap - other for ap, other in zip(aps, default, strict=True)]
+    failures = (f"seed {seed}: {outcome.failure}" for seed, outcome in zip(seeds, outcomes, strict=True) if outcome.failure)
+    return Row(name, losses, aps, *_mean_std(aps), *_mean_std(paired), failures=tuple(failures))
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 from cse_jax import spaces, zoo
 from cse_jax.branch import Branch, BranchConfig, CascadeConfig, Famous
@@ -19,12 +18,15 @@ class SearchConfig:
 
     Attributes:
       seed: of everything random: populations, simulations, network initialisation, batches.
+      workers: trainings that run at once, in threads; about 1.4 times the throughput on 2 cores.  Results don't
+        depend on it.
       classification, regression: sizes of the two branches.
       cascade: thresholds of the filters.
       final: the final comparison.
     """
 
     seed: int = 0
+    workers: int = 2
     classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     cascade: CascadeConfig = dataclasses.field(default_factory=CascadeConfig)
@@ -61,7 +63,6 @@ def run(
     trainer: Trainer,
     ledger: Ledger,
     monitor: Monitor,
-    show: Callable[[list[Row]], None] = lambda rows: None,
 ) -> SearchResult:
     """Runs a search, or goes on with one.
 
@@ -73,13 +74,12 @@ def run(
       trainer: trains the detector.
       ledger: remembers what is done.
       monitor: shows progress.
-      show: called with the final table as it fills.
 
     Raises:
       SearchFailed: the default losses can't be trained.
       LedgerError: the ledger can't be written.
     """
-    trials = Trials(trainer, ledger, monitor)
+    trials = Trials(trainer, ledger, monitor, workers=config.workers)
     base = LossPair(zoo.default(cls_space), zoo.default(spaces.BOX), box_weight=box_weight)
     plan = _plan(config)
     monitor.expect(_sum(plan))
@@ -108,7 +108,7 @@ def run(
     rows = contestants(base, fitted, fame, config.final, box_weight=box_weight)
     monitor.expect({"final": len(rows) * config.final.seeds})
     seeds = [config.seed + k for k in range(config.final.seeds)]
-    table = compare(rows, seeds, trials=trials, show=show)
+    table = compare(rows, seeds, trials=trials)
     return SearchResult(funnel, fame, proxy_ap, table)
 
 
@@ -116,7 +116,7 @@ def _train_default(base: LossPair, *, trials: Trials, seed: int) -> float:
     """The default losses' AP on the proxy task; they must train, or every comparison would be void."""
     aps = {}
     for purpose in ("verify", "proxy"):
-        outcome = trials.run(base, purpose=purpose, seed=seed, what=f"default losses, {purpose} task")
+        (outcome,) = trials.run([(base, seed)], purpose=purpose, what=f"default losses, {purpose} task")
         if outcome.failure or not math.isfinite(outcome.ap):
             raise SearchFailed(
                 f"the default losses failed in the {purpose} training: {outcome.failure or 'AP is not finite'}. "

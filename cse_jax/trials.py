@@ -1,13 +1,16 @@
 """Trainings of a detector under a pair of losses, remembered in the ledger so that none is run twice."""
 
+import concurrent.futures
 import dataclasses
 import json
 import math
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from cse_jax.expression import Expression
-from cse_jax.ledger import Ledger, LedgerError
+from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.printing import to_authors
 
@@ -45,51 +48,72 @@ class Trainer(Protocol):
     def steps(self, purpose: str) -> int:
         """Training steps for a purpose: ``"verify"``, ``"proxy"`` or ``"final"``."""
 
-    def train(self, losses: LossPair, *, purpose: str, seed: int) -> tuple[float, dict[str, Any]]:
-        """Trains and returns AP and metrics; raises ``TrainingDiverged`` if the loss becomes non-finite."""
+    def train(
+        self, losses: LossPair, *, purpose: str, seed: int, stop: threading.Event
+    ) -> tuple[float, dict[str, Any]]:
+        """Trains and returns AP and metrics; may be called from several threads at once.
+
+        Raises:
+          TrainingDiverged: the loss or its gradient became non-finite.
+          Stopped: ``stop`` was set meanwhile.
+        """
 
 
 class TrainingDiverged(RuntimeError):
     """The candidate's loss or gradient became non-finite."""
 
 
+class Stopped(RuntimeError):
+    """The training was given up because the search is being interrupted."""
+
+
 class Trials:
     """Runs trainings, or recalls them."""
 
-    def __init__(self, trainer: Trainer, ledger: Ledger, monitor: Monitor) -> None:
-        self._trainer, self._ledger, self._monitor = trainer, ledger, monitor
+    def __init__(self, trainer: Trainer, ledger: Ledger, monitor: Monitor, *, workers: int = 1) -> None:
+        """Prepares trainings; ``workers`` of them run at once, in threads."""
+        self._trainer, self._ledger, self._monitor, self._workers = trainer, ledger, monitor, workers
 
-    def run(
-        self, losses: LossPair, *, purpose: str, seed: int, what: str = "training", number: int = 1, of: int = 1
-    ) -> Outcome:
-        """Trains under the losses unless the ledger has the result.
+    def run(self, jobs: Sequence[tuple[LossPair, int]], *, purpose: str, what: str) -> Iterator[Outcome]:
+        """Trains under each pair of losses with its seed, unless the ledger has the result.
 
-        A training that diverges or raises is recorded with its reason and returned with AP NaN.
+        A training that diverges or raises is recorded with its reason and yields AP NaN.
 
         Args:
-          losses: the losses.
+          jobs: losses and seeds.
           purpose: one of the trainer's purposes.
-          seed: of initialisation and batches.
-          what, number, of: shown while it runs: what this training is for, and its place in a series.
-        """
-        key = self._key(losses, purpose, seed)
-        row = self._ledger.training(key)
-        if row is None:
-            self._monitor.activity(what, number, of)
-            row = self._train(losses, purpose, seed) | {"key": key}
-            self._ledger.record_training(row)
-        self._monitor.trained(purpose, row["seconds"])
-        ap = math.nan if row["ap"] is None else row["ap"]
-        return Outcome(ap, row["metrics"], row["failure"], row["seconds"])
+          what: shown while they run.
 
-    def _train(self, losses: LossPair, purpose: str, seed: int) -> dict[str, Any]:
+        Yields:
+          The outcomes, in the order of the jobs.
+        """
+        keys = [self._key(losses, purpose, seed) for losses, seed in jobs]
+        todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
+            futures = {key: pool.submit(self._train, *job, purpose, stop) for key, job in todo.items()}
+            try:
+                for number, key in enumerate(keys, start=1):
+                    if key in futures:
+                        self._monitor.activity(what, number, len(jobs))
+                        self._ledger.record_training(futures.pop(key).result() | {"key": key})
+                    row = self._ledger.training(key)
+                    self._monitor.trained(purpose, row["seconds"] / min(self._workers, len(jobs)))
+                    ap = math.nan if row["ap"] is None else row["ap"]
+                    yield Outcome(ap, row["metrics"], row["failure"], row["seconds"])
+            finally:
+                stop.set()
+                for future in futures.values():
+                    future.cancel()
+
+    def _train(self, losses: LossPair, seed: int, purpose: str, stop: threading.Event) -> dict[str, Any]:
         started = time.monotonic()
         ap, metrics, failure = None, {}, ""
         try:
-            ap, metrics = self._trainer.train(losses, purpose=purpose, seed=seed)
+            ap, metrics = self._trainer.train(losses, purpose=purpose, seed=seed, stop=stop)
         except TrainingDiverged as error:
             failure = str(error)
-        except (OSError, LedgerError):
+        except (OSError, Stopped):
             raise
         except Exception as error:  # a candidate may break anything below; the search goes on without it
             failure = f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cse_jax.printing import to_authors
-from cse_jax.trials import LossPair, TrainingDiverged
+from cse_jax.trials import LossPair, Stopped, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.pipeline import Dataset, Source, one_image_per_category, train_batches
 from detectors.evaluation import Metrics, evaluate_detector
@@ -74,7 +75,9 @@ class DetectorTrainer:
         """Training steps for a purpose."""
         return getattr(self._schedule, purpose)
 
-    def train(self, losses: LossPair, *, purpose: str, seed: int) -> tuple[float, dict[str, Any]]:
+    def train(
+        self, losses: LossPair, *, purpose: str, seed: int, stop: threading.Event
+    ) -> tuple[float, dict[str, Any]]:
         """Trains from scratch, or from the last checkpoint of this very training, and evaluates.
 
         Returns:
@@ -82,10 +85,11 @@ class DetectorTrainer:
 
         Raises:
           TrainingDiverged: loss or gradient became non-finite; names the step and the parts of the loss.
+          Stopped: ``stop`` was set meanwhile.
         """
         train_source, eval_source = self._splits[purpose]
         folder = self._checkpoints / self._name(losses, purpose, seed)
-        state = self._fit(losses, train_source, self.steps(purpose), seed, folder.with_suffix(".partial"))
+        state = self._fit(losses, train_source, self.steps(purpose), seed, folder.with_suffix(".partial"), stop)
         if purpose == "final":
             checkpoint.save(folder, (state.params, state.rest))
         metrics = self._evaluate(state, eval_source)
@@ -93,7 +97,9 @@ class DetectorTrainer:
         described = metrics._asdict() | ({"checkpoint": folder.name} if purpose == "final" else {})
         return metrics.ap, jax.tree.map(lambda v: v if isinstance(v, str) or np.isfinite(v) else None, described)
 
-    def _fit(self, losses: LossPair, source: Source, steps: int, seed: int, partial: pathlib.Path) -> TrainState:
+    def _fit(
+        self, losses: LossPair, source: Source, steps: int, seed: int, partial: pathlib.Path, stop: threading.Event
+    ) -> TrainState:
         state = self._compiled.init(seed)
         if checkpoint.exists(partial):
             state = checkpoint.restore(partial, state)
@@ -103,6 +109,8 @@ class DetectorTrainer:
         length, seed = jnp.int32(steps), jnp.int32(seed)
         unseen: list[dict[str, jax.Array]] = []
         for step in range(start, steps):
+            if stop.is_set():
+                raise Stopped(f"stopped at step {step}")
             state, metrics = self._compiled.step(state, next(batches), as_data, length, seed)
             unseen.append(metrics)
             last = step + 1 == steps

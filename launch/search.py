@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -32,6 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<con
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)

@@ -5,7 +5,7 @@
 
 import dataclasses
 
-from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.branch import BranchConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.pipeline import DataConfig
@@ -29,11 +29,12 @@ class Config:
 def get_config() -> Config:
     return Config(
         search=SearchConfig(
-            classification=BranchConfig(generations=2, population=10_000, offspring=4_000, optimisations=5, proxies=3),
+            classification=BranchConfig(generations=2, population=10_000, offspring=4_000, optimisations=6, proxies=3),
             regression=BranchConfig(generations=2, population=5_000, offspring=2_000, optimisations=4, proxies=2),
-            cascade=CascadeConfig(),
-            final=FinalConfig(seeds=3),
+            final=FinalConfig(seeds=3, branches=False),
         ),
-        train=TrainConfig(learning_rate=0.05, warmup_steps=50, warmup_ratio=0.1, decay_at=(0.75, 0.92), gradient_clip=10.0),
+        train=TrainConfig(
+            optimiser="adamw", learning_rate=0.003, warmup_steps=30, warmup_ratio=0.1, decay_at=(0.75, 0.92)
+        ),
         schedule=ScheduleConfig(verify=60, proxy=300, final=300),
     )

@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
 
+DETECTORS = {FCOSConfig: FCOS, FasterRCNNConfig: FasterRCNN}
 
-def build_detector(config: FCOSConfig) -> tuple[type[nnx.Module], Callable[[nnx.Rngs], nnx.Module]]:
+
+def build_detector(
+    config: FCOSConfig | FasterRCNNConfig,
+) -> tuple[type[nnx.Module], Callable[[nnx.Rngs], nnx.Module]]:
     """The detector class of a config, and the function that makes the detector from random numbers."""
-    detectors = {FCOSConfig: FCOS}
-    detector = detectors[type(config)]
+    detector = DETECTORS[type(config)]
     return detector, lambda rngs: detector(config, rngs=rngs)

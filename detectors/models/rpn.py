@@ -1,0 +1,146 @@
+"""The region proposal network (Ren et al. 2015).  It keeps its own losses: searched ones never replace them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from detectors.ops import boxes as box_ops
+from detectors.ops.anchors import Anchors, pyramid_anchors
+from detectors.ops.matching import match
+from detectors.ops.nms import nms
+from detectors.ops.points import inside_padded_image
+from detectors.ops.sampling import sample
+from detectors.structures import Batch
+
+_STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclasses.dataclass
+class RPNConfig:
+    """Anchors, assignment, sampling and proposals.
+
+    Attributes:
+      scale, ratios: of anchors: side over stride; height over width.
+      positive_iou, negative_iou, low_quality_iou: of the assignment.
+      samples, positive_fraction: anchors per image in the loss.
+      per_level: proposals per level before suppression.
+      nms_threshold: suppression within a level.
+      train_proposals, test_proposals: proposals per image after it.
+    """
+
+    scale: float = 8.0
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    low_quality_iou: float = 0.3
+    samples: int = 256
+    positive_fraction: float = 0.5
+    per_level: int = 2000
+    nms_threshold: float = 0.7
+    train_proposals: int = 1000
+    test_proposals: int = 1000
+
+
+class RPN(nnx.Module):
+    """Objectness and box offsets at every anchor."""
+
+    def __init__(self, config: RPNConfig, channels: int, strides: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
+        self.config, self.strides = config, strides
+
+        def conv(outputs: int, kernel: int) -> nnx.Conv:
+            pad = [(kernel // 2, kernel // 2)] * 2
+            init = nnx.initializers.normal(0.01)
+            return nnx.Conv(channels, outputs, (kernel, kernel), padding=pad, kernel_init=init, rngs=rngs)
+
+        shapes = len(config.ratios)
+        self.conv, self.objectness, self.deltas = conv(channels, 3), conv(shapes, 1), conv(4 * shapes, 1)
+
+    def __call__(
+        self, features: list[Float[Array, "b _h _w c"]], image_shape: tuple[int, int]
+    ) -> tuple[Anchors, Float[Array, "b n"], Float[Array, "b n 4"]]:
+        """Anchors, and logits and offsets at each, in float32."""
+        logits, deltas = [], []
+        for x in features:
+            x = jax.nn.relu(self.conv(x))
+            logits.append(self.objectness(x).reshape(x.shape[0], -1))
+            deltas.append(self.deltas(x).reshape(x.shape[0], -1, 4))
+        anchors = pyramid_anchors(image_shape, self.strides, scale=self.config.scale, ratios=self.config.ratios)
+        join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas)]
+        return anchors, *join
+
+    def loss(
+        self,
+        anchors: Anchors,
+        logits: Float[Array, "b n"],
+        deltas: Float[Array, "b n 4"],
+        batch: Batch,
+        keys: jax.Array,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Cross-entropy of the sampled anchors and L1 of the positives' offsets, both over all sampled anchors."""
+        config = self.config
+        boxes = jnp.asarray(anchors.boxes)
+
+        def one(logits, deltas, truth, valid, size, key):
+            usable = inside_padded_image(anchors.centre, size)
+            matches = match(
+                boxes,
+                usable,
+                truth,
+                valid,
+                positive_iou=config.positive_iou,
+                negative_iou=config.negative_iou,
+                low_quality_iou=config.low_quality_iou,
+            )
+            chosen = sample(
+                key, matches.positive, matches.negative, count=config.samples, fraction=config.positive_fraction
+            )
+            score, index = logits[chosen.index], chosen.index
+            target = box_ops.encode_deltas(boxes[index], truth[matches.target[index]], _STDS)
+            cross_entropy = jax.nn.softplus(score) - score * chosen.positive
+            distance = jnp.abs(deltas[index] - target).sum(-1)
+            return (
+                jnp.where(chosen.valid, cross_entropy, 0.0).sum(),
+                jnp.where(chosen.positive, distance, 0.0).sum(),
+                chosen.valid.sum(),
+            )
+
+        cls, box, count = jax.vmap(one)(logits, deltas, batch.boxes, batch.valid, batch.image_size, keys)
+        total = jnp.maximum(count.sum(), 1)
+        return cls.sum() / total, box.sum() / total
+
+    def propose(
+        self,
+        anchors: Anchors,
+        logits: Float[Array, "b n"],
+        deltas: Float[Array, "b n 4"],
+        image_size: Float[Array, "b 2"],
+        *,
+        count: int,
+    ) -> tuple[Float[Array, "b k 4"], Bool[Array, "b k"]]:
+        """The best boxes after suppression within each level, clipped to the image, and which of them are real."""
+        config = self.config
+        all_boxes = jnp.asarray(anchors.boxes)
+
+        def one(logits, deltas, size):
+            usable = inside_padded_image(anchors.centre, size)
+            scores = jnp.where(usable, logits, -jnp.inf)
+            boxes, best = [], []
+            for level in range(len(self.strides)):
+                members = (anchors.level == level).nonzero()[0]
+                score, index = lax.top_k(scores[members], min(config.per_level, members.size))
+                index = members[0] + index
+                decoded = box_ops.clip(box_ops.decode_deltas(all_boxes[index], deltas[index], _STDS), size)
+                real = jnp.isfinite(score) & (box_ops.area(decoded) > 0.0)
+                keep = nms(decoded, score, real, iou_threshold=config.nms_threshold)
+                boxes.append(decoded)
+                best.append(jnp.where(keep, score, -jnp.inf))
+            boxes, best = jnp.concatenate(boxes), jnp.concatenate(best)
+            score, index = lax.top_k(best, min(count, best.shape[0]))
+            return boxes[index], jnp.isfinite(score)
+
+        boxes, real = jax.vmap(one)(*jax.lax.stop_gradient((logits, deltas)), image_size)
+        return boxes, real

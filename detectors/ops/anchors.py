@@ -1,0 +1,41 @@
+"""Anchor boxes of a pyramid (Faster R-CNN, Ren et al. 2015), centred on multiples of each level's stride."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Anchors(NamedTuple):
+    """All anchors, level after level; within a level row by row, and the shapes of a place together."""
+
+    boxes: Float[np.ndarray, "n 4"]  # pixels; may reach out of the image
+    centre: Float[np.ndarray, "n 2"]  # (x, y), pixels
+    level: Int[np.ndarray, " n"]
+
+
+def pyramid_anchors(
+    image_shape: tuple[int, int], strides: tuple[int, ...], *, scale: float, ratios: tuple[float, ...]
+) -> Anchors:
+    """Anchors of side ``scale * stride``, one per ratio (height over width) at every place of every level.
+
+    Args:
+      image_shape: (height, width) of the padded image, pixels.
+      strides: of the levels.
+      scale: side over stride.
+      ratios: height over width, at constant area.
+    """
+    root = np.sqrt(np.asarray(ratios))
+    boxes, centres, levels = [], [], []
+    for level, stride in enumerate(strides):
+        half = 0.5 * scale * stride * np.stack([1.0 / root, root], axis=-1)
+        shapes = np.concatenate([-half, half], axis=-1)
+        rows, columns = (-(-side // stride) for side in image_shape)
+        y, x = np.meshgrid(np.arange(rows) * stride, np.arange(columns) * stride, indexing="ij")
+        centre = np.stack([x, y], -1).reshape(-1, 1, 2)
+        placed = shapes + np.tile(centre, 2)
+        boxes.append(placed.reshape(-1, 4))
+        centres.append(np.repeat(centre, len(ratios), axis=1).reshape(-1, 2))
+        levels.append(np.full(len(boxes[-1]), level))
+    join = np.concatenate
+    return Anchors(join(boxes).astype(np.float32), join(centres).astype(np.float32), join(levels).astype(np.int32))

@@ -1,0 +1,69 @@
+"""RoIAlign (He et al. 2017) over a feature pyramid, for one image: one flat gather, exact at the borders."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+SAMPLES = 2  # sampling points per bin and axis
+
+
+def roi_levels(rois: Float[Array, "n 4"], *, levels: int, finest_side: float = 56.0) -> Int[Array, " n"]:
+    """Pyramid level of each RoI: floor(log2(sqrt(wh) / finest_side + 1e-6)), clipped (Lin et al. 2017)."""
+    side = jnp.sqrt(jnp.maximum(jnp.prod(rois[:, 2:] - rois[:, :2], axis=-1), 0.0))
+    level = jnp.floor(jnp.log2(side / finest_side + 1e-6))
+    return jnp.clip(level, 0, levels - 1).astype(jnp.int32)
+
+
+def roi_align(
+    features: Sequence[Float[Array, "_h _w c"]],
+    rois: Float[Array, "n 4"],
+    level: Int[Array, " n"],
+    *,
+    strides: tuple[int, ...],
+    size: int,
+) -> Float[Array, "n size size c"]:
+    """Features of each RoI, bilinearly sampled on its level, ``SAMPLES`` squared points averaged per bin.
+
+    The standard rule with half-pixel alignment: points more than one cell outside a map count as 0, others are clamped
+    to it.
+
+    Args:
+      features: one image's maps, finest first.
+      rois: boxes in pixels.
+      level: index into ``features`` for each RoI.
+      strides: pixels per cell of each map.
+      size: bins per side.
+    """
+    flat = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+    shapes = np.array([f.shape[:2] for f in features], np.int32)
+    starts = jnp.asarray(np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32))[level]
+    heights, widths = (jnp.asarray(shapes[:, axis])[level] for axis in (0, 1))
+    scaled = rois / jnp.asarray(strides, rois.dtype)[level][:, None] - 0.5
+    rows = _points(scaled[:, 1], scaled[:, 3], size, heights)
+    columns = _points(scaled[:, 0], scaled[:, 2], size, widths)
+    result = 0.0
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            index = starts[:, None, None] + row[:, :, None] * widths[:, None, None] + column[:, None, :]
+            weight = row_weight[:, :, None] * column_weight[:, None, :]
+            result += flat[index] * weight[..., None].astype(flat.dtype)
+    n, channels = rois.shape[0], flat.shape[-1]
+    return result.reshape(n, size, SAMPLES, size, SAMPLES, channels).mean((2, 4))
+
+
+def _points(
+    low: Float[Array, " n"], high: Float[Array, " n"], size: int, length: Int[Array, " n"]
+) -> tuple[tuple[Int[Array, "n p"], Float[Array, "n p"]], tuple[Int[Array, "n p"], Float[Array, "n p"]]]:
+    """The two neighbouring cells of every sampling point along one axis, with their weights."""
+    offset = (np.arange(size * SAMPLES) + 0.5) / (size * SAMPLES)
+    at = low[:, None] + (high - low)[:, None] * offset.astype(np.float32)
+    limit = (length - 1)[:, None].astype(at.dtype)
+    inside = (at >= -1.0) & (at <= limit + 1.0)
+    at = jnp.clip(at, 0.0, limit)
+    first = jnp.floor(at)
+    second = jnp.minimum(first + 1.0, limit)
+    fraction = at - first
+    weights = (jnp.where(inside, 1.0 - fraction, 0.0), jnp.where(inside, fraction, 0.0))
+    return (first.astype(jnp.int32), weights[0]), (second.astype(jnp.int32), weights[1])
