@@ -109,7 +109,7 @@ def compile_detector(build: Callable[[nnx.Rngs], nnx.Module], backbone: ResNetCo
             return nnx.merge(graph, params, state.rest).loss(batch, losses, key=key)
 
         gradients, metrics = jax.grad(total, has_aux=True)(state.params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         rate = learning_rate(config, state.step, steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
