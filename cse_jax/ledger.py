@@ -62,16 +62,26 @@ class Ledger:
         self.path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot open the ledger {path}: {error}; check that its folder is writable") from error
+        try:
+            self._db.row_factory = sqlite3.Row
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
             self._db.executescript(_SCHEMA)
+            self._check({"format": FORMAT} | dict(identity))
         except sqlite3.Error as error:
-            raise LedgerError(f"cannot open the ledger {path}: {error}; check that its folder is writable") from error
-        self._check({"format": FORMAT} | dict(identity))
+            self._db.close()
+            raise LedgerError(
+                f"cannot open the ledger {path}: {error}; make room, or move the file away if it is no ledger"
+            ) from error
+        except LedgerError:
+            self._db.close()
+            raise
 
     def _check(self, identity: dict[str, Any]) -> None:
         flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
-        stored = dict(self._db.execute("select key, value from meta"))
+        stored = dict(map(tuple, self._db.execute("select key, value from meta")))
         if not stored:
             with self._writing():
                 self._db.executemany("insert into meta values (?, ?)", flat.items())
@@ -107,7 +117,6 @@ class Ledger:
 
     def training(self, key: str) -> dict[str, Any] | None:
         """The recorded training of this key, if any."""
-        self._db.row_factory = sqlite3.Row
         row = self._db.execute("select * from trainings where key = ?", (key,)).fetchone()
         return dict(row) | {"metrics": json.loads(row["metrics"])} if row else None
 

@@ -128,7 +128,7 @@ def learning_rate(config: TrainConfig, step: Int[Array, ""], steps: Int[Array, "
     """Learning rate at a step of a training of ``steps`` steps."""
     progress = step / steps
     decays = sum((progress >= share).astype(jnp.float32) for share in config.decay_at)
-    ramp = jnp.minimum(step / max(config.warmup_steps, 1), 1.0)
+    ramp = jnp.minimum(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     warmup = config.warmup_ratio + (1.0 - config.warmup_ratio) * ramp
     return config.learning_rate * warmup * 0.1**decays
 

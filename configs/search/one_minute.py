@@ -1,0 +1,35 @@
+"""Every stage of a search in about a minute on 2 cores: proves that it runs, finds nothing worth having.
+
+    python launch/search.py --config=configs/search/one_minute.py
+"""
+
+from cse_jax.branch import BranchConfig
+from cse_jax.final import FinalConfig
+from cse_jax.search import SearchConfig
+from detectors.data.digit_scenes import DigitScenesConfig
+from detectors.data.pipeline import DataConfig
+from detectors.run_config import FCOSRun
+from detectors.trainer import ScheduleConfig
+from detectors.training import TrainConfig
+
+
+def get_config() -> FCOSRun:
+    branch = BranchConfig(generations=1, population=1_000, optimisations=2, proxies=1, parents=1)
+    return FCOSRun(
+        name="one_minute",
+        search=SearchConfig(
+            classification=branch,
+            regression=branch,
+            final=FinalConfig(seeds=1, fit_weights=(2.0,), branches=False),
+        ),
+        train=TrainConfig(
+            optimiser="adamw",
+            batch_size=8,
+            learning_rate=0.003,
+            warmup_steps=10,
+            warmup_ratio=0.1,
+            decay_at=(0.75, 0.92),
+        ),
+        schedule=ScheduleConfig(verify=30, proxy=40, final=40),
+        data=DataConfig(digit_scenes=DigitScenesConfig(train_images=200, select_images=40, test_images=40)),
+    )

@@ -1,0 +1,338 @@
+"""The search loop with a trainer that costs nothing: counts, selection, failures, and going on after an interruption."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import random
+import sqlite3
+
+import pytest
+from rich.console import Console
+
+from cse_jax import report, search, spaces, zoo
+from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.final import FinalConfig, Row, conclusion
+from cse_jax.ledger import Ledger, LedgerError, read_fame
+from cse_jax.monitor import Monitor
+from cse_jax.prediction import simulate
+from cse_jax.screening import STAGES, screen
+from cse_jax.trials import LossPair, TrainingDiverged, Trials
+from cse_jax.workdir import WorkdirError, opened
+
+SIZES = BranchConfig(generations=2, population=400, offspring=200, optimisations=5, proxies=3, parents=2)
+CONFIG = search.SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
+
+
+class FakeTrainer:
+    """Scores losses by a hash; gives up, raises, or interrupts the search at chosen trainings."""
+
+    def __init__(self, *, interrupt_at: int = -1, diverge_every: int = 0, raise_every: int = 0) -> None:
+        self.count = 0
+        self.interrupt_at, self.diverge_every, self.raise_every = interrupt_at, diverge_every, raise_every
+
+    def steps(self, purpose):
+        return {"verify": 5, "proxy": 20, "final": 30}[purpose]
+
+    def train(self, losses, *, purpose, seed, stop):
+        self.count += 1
+        if self.count == self.interrupt_at:
+            raise KeyboardInterrupt
+        chance = random.Random(f"{losses}{purpose}{seed}")
+        if purpose != "final" and losses.cls_weight not in (1.0, 0.5, 2.0):
+            if self.diverge_every and self.count % self.diverge_every == 0:
+                raise TrainingDiverged("not finite at step 3: loss nan")
+            if self.raise_every and self.count % self.raise_every == 0:
+                raise RuntimeError("something broke below")
+        return 0.4 + 0.2 * chance.random(), {"ap50": 0.6}
+
+
+def run(path, trainer=None, config=CONFIG, identity=None):
+    console = Console(file=io.StringIO())
+    with Ledger(path / "ledger.sqlite", identity=identity or {"config": 1}) as ledger:
+        with Monitor(console, steps={"verify": 5, "proxy": 20, "final": 30}) as monitor:
+            return search.run(
+                config,
+                cls_space=spaces.BINARY_CLASS,
+                box_weight=1.0,
+                units="strides",
+                trainer=trainer or FakeTrainer(),
+                ledger=ledger,
+                monitor=monitor,
+            )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("search")
+    return path, run(path)
+
+
+def test_the_funnel_narrows(finished):
+    _, result = finished
+    assert set(result.funnel) == {(branch, g) for branch in ("binary_class", "box") for g in (0, 1)}
+    for (_, generation), counts in result.funnel.items():
+        assert list(counts) == list(STAGES)
+        assert counts["generated"] == (400, 200)[generation]
+        assert sorted(counts.values(), reverse=True) == list(counts.values())
+        assert counts["trained"] <= 3 and counts["verified"] > 0
+
+
+def test_the_hall_of_fame_is_new_sorted_and_verified(finished):
+    import cse_jax
+
+    _, result = finished
+    for branch, fame in result.fame.items():
+        space = spaces.SPACES[branch]
+        assert fame == sorted(fame, key=lambda f: -f.ap)
+        verdicts = cse_jax.verify([f.formula for f in fame], space, units="strides")
+        assert all(v.passed for v in verdicts)
+        known = {v.fingerprint for v in cse_jax.verify(list(zoo.known(space).values()), space, units="strides")}
+        found = [v.fingerprint for v in verdicts]
+        assert len(set(found)) == len(found) and not known & set(found)
+
+
+def test_every_candidate_is_in_the_ledger_with_its_reason(finished):
+    path, result = finished
+    with contextlib.closing(sqlite3.connect(path / "ledger.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        rows = db.execute("select * from candidates").fetchall()
+    assert len(rows) == 2 * (400 + 200)
+    for row in rows:
+        assert row["stage"] in STAGES
+        assert (row["reason"] == "") == (row["stage"] == "trained"), dict(row)
+    assert sum(row["stage"] == "trained" for row in rows) == sum(len(f) for f in result.fame.values())
+
+
+def test_the_final_table_has_all_rows(finished):
+    _, result = finished
+    names = [row.name for row in result.table]
+    assert names[0] == "focal + GIoU (default)" and "fitted" in names[1]
+    assert "B_cls + B_reg (published)" in names and names[-1] == "discovered cls + discovered box"
+    assert all(len(row.aps) == 3 and math.isfinite(row.mean) for row in result.table)
+    assert result.table[0].difference == 0.0
+    winner = result.table[-1].losses
+    assert winner.cls == result.fame["binary_class"][0].formula and winner.box == result.fame["box"][0].formula
+
+
+def test_a_finished_search_trains_nothing_again(finished):
+    path, result = finished
+    trainer = FakeTrainer()
+    again = run(path, trainer)
+    assert trainer.count == 0
+    assert again == result
+
+
+@pytest.mark.parametrize("at", [1, 2, 9, 17, 26, 35])
+def test_an_interrupted_search_ends_the_same(finished, tmp_path, at):
+    _, expected = finished
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, FakeTrainer(interrupt_at=at), dataclasses.replace(CONFIG, workers=1))
+    assert run(tmp_path) == expected
+
+
+def test_failing_candidates_are_recorded_and_the_search_goes_on(tmp_path):
+    result = run(tmp_path, FakeTrainer(diverge_every=3, raise_every=4))
+    assert result.table
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        reasons = [r for (r,) in db.execute("select reason from candidates where reason like '%training:%'")]
+        failures = [r for (r,) in db.execute("select failure from trainings where failure != ''")]
+    assert any("not finite at step 3" in reason for reason in reasons)
+    assert any("raised RuntimeError: something broke below" in reason for reason in reasons)
+    assert len(failures) >= len(reasons) > 0
+
+
+def test_a_default_that_fails_stops_the_search(tmp_path):
+    class Broken(FakeTrainer):
+        def train(self, losses, *, purpose, seed, stop):
+            raise TrainingDiverged("not finite at step 1")
+
+    with pytest.raises(search.SearchFailed, match="default losses failed in the verify training: not finite at step 1"):
+        run(tmp_path, Broken())
+
+
+def test_a_branch_can_be_left_out(tmp_path):
+    config = dataclasses.replace(CONFIG, regression=dataclasses.replace(SIZES, generations=0))
+    result = run(tmp_path, config=config)
+    assert result.fame["box"] == [] and result.table[-1].name == "discovered cls + GIoU"
+
+
+def test_random_first_population(tmp_path):
+    sizes = dataclasses.replace(SIZES, seed_known=False, generations=1, population=600)
+    result = run(tmp_path, config=dataclasses.replace(CONFIG, classification=sizes, regression=sizes))
+    assert result.funnel["box", 0]["verified"] > 0
+
+
+# The ledger and the folder
+
+
+def test_another_config_is_refused_and_named(finished):
+    path, _ = finished
+    with pytest.raises(LedgerError, match=r"other settings \(config: 1 -> 2\).*choose another --workdir"):
+        run(path, identity={"config": 2})
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(b"this is not a database, and long enough to be read as one" * 20)
+    with pytest.raises(LedgerError, match="cannot open the ledger"):
+        run(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """SQLite's page limit stands for the full disk: the same error at the same places."""
+    with Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger:
+        row = {"key": "a", "purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1.0, "box_weight": 1.0}
+        row |= {"seed": 0, "steps": 1, "ap": 0.5, "failure": "", "metrics": {}, "seconds": 1.0}
+        ledger.record_training(row)
+        pages = ledger._db.execute("pragma page_count").fetchone()[0]
+        ledger._db.execute(f"pragma max_page_count = {pages}")
+        with pytest.raises(LedgerError, match="full.*make room.*run the same command again"):
+            ledger.record_training(row | {"key": "b", "failure": "x" * 100_000})
+        assert ledger.training("a")["ap"] == 0.5 and ledger.training("b") is None
+
+
+def test_read_fame(finished, tmp_path):
+    path, result = finished
+    members = read_fame(path / "ledger.sqlite")
+    for branch, fame in result.fame.items():
+        assert [row["proxy"] for row in members[branch]] == [f.ap for f in fame]
+    with pytest.raises(LedgerError, match="is --workdir the folder of a search"):
+        read_fame(tmp_path / "ledger.sqlite")
+
+
+def test_one_search_per_folder(tmp_path):
+    with opened(tmp_path / "run"):
+        with pytest.raises(WorkdirError, match="another search is running"), opened(tmp_path / "run"):
+            pass
+    with opened(tmp_path / "run"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="choose another --workdir"), opened(tmp_path / "file" / "run"):
+        pass
+
+
+# Screening and simulation
+
+
+def screened(texts, space=spaces.BOX, **changes):
+    import cse_jax
+
+    options = dict(
+        reference=zoo.default(space), seen={}, sign_flip=True, match_gradient=True, min_gain=0.5, units="pixels", seed=0
+    )
+    return screen([cse_jax.parse(text, space) for text in texts], space, **(options | changes))
+
+
+def test_duplicates_keep_the_shortest_formula():
+    candidates = screened(["3 * (2 - i / u)", "1 - i / u", "-(i / u)", "i / u"])
+    kept = [c for c in candidates if c.stage == "simulated"]
+    assert [str(c.formula) for c in kept] == ["-(i / u)"] and kept[0].duplicates == 3
+    assert all("same gradient as -(i / u)" in c.reason for c in candidates if c is not kept[0])
+
+
+def test_known_losses_are_not_discoveries():
+    import cse_jax
+
+    fingerprint = cse_jax.verify([zoo.hand_made(spaces.BOX)["IoU"]], spaces.BOX)[0].fingerprint
+    (candidate,) = screened(["2 - i / u"], seen={fingerprint: "IoU"})
+    assert candidate.stage == "verified" and candidate.reason == "same gradient as IoU"
+
+
+def test_the_sign_flip_is_an_option():
+    (flipped,) = screened(["i / e"])
+    assert flipped.flipped and flipped.stage == "simulated" and str(flipped.formula) == "-(i / e)"
+    (rejected,) = screened(["i / e"], sign_flip=False)
+    assert not rejected.flipped and "not monotone" in rejected.reason
+
+
+def test_matched_weights_ignore_the_scale_of_a_formula():
+    weights = [screened([text])[0].weight for text in ("1 - i / u", "3 * (1 - i / u)")]
+    assert weights[0] == pytest.approx(3.0 * weights[1], rel=1e-3)
+    assert screened(["1 - i / u"], match_gradient=False)[0].weight == 1.0
+    (default,) = screened(["1 - i / u + (e - u) / e"])
+    assert default.weight == 1.0
+
+
+@pytest.mark.parametrize("space", spaces.SPACES.values(), ids=str)
+def test_simulation_tells_losses_from_their_negations(space):
+    from cse_jax.expression import Expression
+
+    known = list(zoo.known(space).values())
+    for units in ("pixels", "strides"):
+        good = simulate(known, space, units=units)
+        bad = simulate([Expression(("Neg", *e.tokens), space) for e in known], space, units=units)
+        for up, down in zip(good, bad, strict=True):
+            assert up.after > up.before + 0.3
+            assert not down.after > down.before
+            assert up.gradient == pytest.approx(down.gradient, rel=1e-5)
+
+
+def test_simulation_does_not_depend_on_the_batch():
+    known = list(zoo.known(spaces.BOX).values())
+    together = simulate(known, spaces.BOX)
+    assert [simulate([e], spaces.BOX)[0] for e in known] == together
+
+
+# Trials and conclusions
+
+
+def test_the_same_training_is_run_once(tmp_path):
+    trainer = FakeTrainer()
+    pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
+    with Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger:
+        with Monitor(Console(file=io.StringIO()), steps={"verify": 5, "proxy": 20}) as monitor:
+            trials = Trials(trainer, ledger, monitor, workers=2)
+            jobs = [(pair, 0), (pair, 0), (pair, 1)]
+            first = list(trials.run(jobs, purpose="proxy", what="test"))
+            assert trainer.count == 2 and first[0] == first[1]
+            assert list(trials.run(jobs, purpose="proxy", what="test")) == first and trainer.count == 2
+            list(trials.run(jobs[:1], purpose="verify", what="test"))
+            assert trainer.count == 3
+
+
+def row(name, aps, default=(0.40, 0.41, 0.42)):
+    from cse_jax.final import _mean_std
+
+    pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
+    paired = [a - b for a, b in zip(aps, default, strict=True)]
+    return Row(name, pair, tuple(aps), *_mean_std(aps), *_mean_std(paired), failures=())
+
+
+@pytest.mark.parametrize(
+    ("discovered", "said"),
+    [
+        ((0.45, 0.46, 0.475), "is better than"),
+        ((0.42, 0.40, 0.43), "within the noise"),
+        ((0.38, 0.39, 0.40), "is not better"),
+        ((0.38, math.nan, 0.40), "failed in training"),
+    ],
+)
+def test_the_conclusion_is_honest(discovered, said):
+    rows = [row("default", (0.40, 0.41, 0.42)), row("discovered cls + discovered box", discovered)]
+    assert said in conclusion(rows)
+
+
+def test_no_discovery_is_said():
+    assert "Nothing was discovered" in conclusion([row("default", (0.40, 0.41, 0.42))])
+
+
+def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
+    _, result = finished
+    about = dict(name="trial", seeding="yes", scale="raw", device="none", seconds=1.0, versions={"jax": "1"}, config={})
+    data = report.result_dict(result, about=about)
+    report.write_result(tmp_path, data)
+    assert json.loads((tmp_path / "result.json").read_text())["conclusion"] == conclusion(result.table)
+    text = (tmp_path / "report.md").read_text()
+    best = result.fame["box"][0]
+    assert f"`{best.formula}`" in text and "B_cls + B_reg (published)" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_thresholds_are_used(tmp_path):
+    strict = dataclasses.replace(CONFIG, cascade=CascadeConfig(verify_tolerance=10.0))
+    result = run(tmp_path, config=strict)
+    assert all(counts["optimised"] == 0 for counts in result.funnel.values())
+    assert "Nothing was discovered" in conclusion(result.table)
