@@ -42,16 +42,19 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield path
 
 
-def write_about(path: pathlib.Path, config: Any) -> dict[str, Any]:
-    """Writes ``config.json`` and ``versions.json``; returns their contents with the device."""
-    about = {"config": dataclasses.asdict(config), "versions": versions(), "device": device()}
+def describe(config: Any) -> dict[str, Any]:
+    """What a result depends on: the config as run, versions and device."""
+    return {"config": dataclasses.asdict(config), "versions": versions(), "device": device()}
+
+
+def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Writes ``config.json`` and ``versions.json``."""
     try:
         (path / "config.json").write_text(json.dumps(about["config"], indent=2) + "\n")
         rest = {"versions": about["versions"], "device": about["device"]}
         (path / "versions.json").write_text(json.dumps(rest, indent=2) + "\n")
     except OSError as error:
         raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
-    return about
 
 
 def versions() -> dict[str, str]:

@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
 
 
 def _search(config, folder: pathlib.Path, console: Console, started: float) -> None:
-    about = workdir.write_about(folder, config)
-    identity = {key: about[key] for key in ("config", "versions", "device")}
-    with Ledger(folder / "ledger.sqlite", identity=identity) as ledger:
+    about = workdir.describe(config)
+    with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+        workdir.write_description(folder, about)
         data = open_dataset(config.data)
         for split, bad in data.bad_records.items():
             if bad:

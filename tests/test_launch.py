@@ -1,0 +1,178 @@
+"""The scripts as a user runs them: a whole search, kills, exports, and bad input."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = [
+    "--config=configs/search/one_minute.py",
+    "--config.search.classification.population=300",
+    "--config.search.regression.population=300",
+    "--config.schedule.verify=8",
+    "--config.schedule.proxy=12",
+    "--config.schedule.final=12",
+    "--config.data.digit_scenes.train_images=60",
+    "--config.data.digit_scenes.select_images=12",
+    "--config.data.digit_scenes.test_images=12",
+]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def start(script, *arguments, data_dir="/nonexistent", **options):
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, f"launch/{script}.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def finish(process, timeout=240):
+    with process:
+        output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    began = time.monotonic()
+    code, output = finish(start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir))
+    assert code == 0, output
+    return workdir, output, time.monotonic() - began
+
+
+def outcome(workdir):
+    """What must not depend on interruptions: halls of fame and final table, formula for formula, score for score."""
+    result = json.loads((workdir / "result.json").read_text())
+    table = [{k: v for k, v in row.items()} for row in result["table"]]
+    return result["hall_of_fame"], table, result["funnel"]
+
+
+@pytest.mark.slow
+def test_a_search_leaves_everything_behind(finished):
+    workdir, output, _ = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "versions.json", "ledger.sqlite", "result.json", "report.md", "checkpoints"} <= names
+    assert "Funnel" in output and "Hall of fame" in output and "Test split" in output and "Report:" in output
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["schedule"]["proxy"] == 12
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["versions"]["jax"] and result["device"] and len(result["table"]) >= 3
+    final = [path for path in (workdir / "checkpoints").iterdir() if path.name.startswith("final-")]
+    assert final and not [path for path in final if path.suffix == ".partial"]
+
+
+@pytest.mark.slow
+def test_killed_searches_end_the_same(finished, tmp_path, data_dir):
+    """Kills the real process (SIGKILL) at random moments of its life, then lets it finish."""
+    whole, _, seconds = finished
+    rng = random.Random(0)
+    workdir = tmp_path / "killed"
+    killed = 0
+    for _ in range(5):
+        process = start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir)
+        with process:
+            try:
+                process.communicate(timeout=rng.uniform(0.2, 0.7) * seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                killed += 1
+    code, output = finish(start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir))
+    assert code == 0, output
+    assert killed >= 2
+    assert outcome(workdir) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(finished, tmp_path, data_dir):
+    _, _, seconds = finished
+    process = start("search", *SMALL, f"--workdir={tmp_path / 'run'}", data_dir=data_dir)
+    with process:
+        time.sleep(0.6 * seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Nothing finished is lost" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_another_config_in_the_same_folder_is_refused(finished, data_dir):
+    workdir, _, _ = finished
+    code, output = finish(
+        start("search", *SMALL, "--config.schedule.proxy=13", f"--workdir={workdir}", data_dir=data_dir)
+    )
+    assert code == 1 and "config.schedule.proxy: 12 -> 13" in output and "another --workdir" in output
+    assert json.loads((workdir / "config.json").read_text())["schedule"]["proxy"] == 12
+
+
+@pytest.mark.slow
+def test_export_prints_the_winner(finished):
+    workdir, _, _ = finished
+    result = json.loads((workdir / "result.json").read_text())
+    branches = [branch for branch, fame in result["hall_of_fame"].items() if fame]
+    code, output = finish(start("export", f"--workdir={workdir}", "--rank=1"))
+    if not branches:
+        assert code != 0 and "no candidate" in output
+        return
+    assert code == 0, output
+    for branch in branches:
+        best = result["hall_of_fame"][branch][0]
+        assert best["text"] in output and best["authors"] in output and best["latex"] in output
+    code, output = finish(start("export", f"--workdir={workdir}", "--rank=99"))
+    assert code != 0 and "--rank=99 is beyond" in output
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("search", ["--confg=x"], "Unknown command line flag 'confg'"),
+        ("search", ["--config.search.sead=1"], "sead"),
+        ("search", ["--config.search.seed=one"], "one"),
+        ("search", ["stray"], "unknown argument 'stray'"),
+        ("search", [*SMALL, "--workdir=/proc/nowhere"], "cannot write to the work folder /proc/nowhere"),
+        ("export", ["--formula=1 - i / v", "--space=box"], "space box has no variable 'v'"),
+        ("export", ["--formula=x"], "--formula needs --space"),
+        ("export", [], "give either --workdir or --formula"),
+        ("export", ["--workdir=/nonexistent"], "there is no ledger at /nonexistent"),
+    ],
+)
+def test_bad_input_is_named(script, arguments, said):
+    code, output = finish(start(script, *arguments))
+    assert code != 0 and said in output, output
+    last = output.strip().splitlines()[-1]
+    assert "Error" in last or "Traceback" not in output or "Flag" in output, output
+
+
+def test_export_of_a_formula():
+    code, output = finish(start("export", "--formula=B_reg", "--space=box", "--format=authors"))
+    assert code == 0 and output.startswith("Neg(Div(Add(Div(Neg(Add(Neg(E),Add(1,I)))")
+    code, output = finish(start("export", "--formula=Sub(1,Div(I,U))", "--space=box"))
+    assert code == 0 and "1 - i / u" in output and r"1 - \frac{i}{u}" in output
+
+
+def test_an_unbuildable_data_set_is_named(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with contextlib.suppress(FileNotFoundError):
+        code, output = finish(start("search", *SMALL, f"--workdir={tmp_path / 'run'}", data_dir=blocked / "data"))
+        assert code == 1 and str(blocked) in output and "Traceback" not in output, output
