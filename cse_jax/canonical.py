@@ -1,7 +1,7 @@
 """Canonical form: one formula for all of its trivial algebraic rewrites.
 
 Only rewrites that leave value and gradient alone (up to rounding) are made: operand order of commutative operators,
-grouping of sums and products, ``a - b`` as ``a + -b``, and signs pulled out of products, quotients and dot products.
+grouping of sums and products, ``a + -b`` as ``a - b``, and signs pulled out of products, quotients and dot products.
 Deeper equalities are left to the gate's fingerprint.
 """
 
@@ -13,7 +13,19 @@ _PULLS_SIGN = {"Mul": (0, 1), "Dot": (0, 1), "Div": (0,)}  # operands whose sign
 
 def canonical(expression: Expression) -> Expression:
     """The canonical form; idempotent."""
-    return Expression(expression.fold(lambda token: (token,), _node), expression.space)
+    normal = Expression(expression.fold(lambda token: (token,), _node), expression.space)
+    return Expression(normal.fold(lambda token: (token,), _with_differences), expression.space)
+
+
+def _with_differences(name: str, *operands: _Tokens) -> _Tokens:
+    """Sums of sorted terms with signs, as a person would write them."""
+    if name == "Add":
+        left, right = operands
+        if right[0] == "Neg":
+            return ("Sub", *left, *right[1:])
+        if left[0] == "Neg":
+            return ("Sub", *right, *left[1:])
+    return (name, *sum(operands, ()))
 
 
 def _node(name: str, *operands: _Tokens) -> _Tokens:

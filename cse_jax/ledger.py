@@ -164,7 +164,7 @@ def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             rows = db.execute(
-                "select * from candidates where stage = 'trained' order by branch desc, proxy desc, nodes, authors"
+                "select * from candidates where stage = 'trained' order by branch = 'box', proxy desc, nodes, authors"
             ).fetchall()
     except sqlite3.Error as error:
         raise LedgerError(f"cannot read the ledger {path}: {error}") from error

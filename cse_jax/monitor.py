@@ -30,6 +30,7 @@ class Monitor:
         self._steps = dict(steps)
         self._expected: dict[str, int] = {}
         self._timed: dict[str, list[float]] = {}
+        self._compiled = False
         self._funnel: dict[tuple[str, int], dict[str, int]] = {}
         self._fame: dict[str, Sequence[Famous]] = {}
         self._activity, self._number, self._of = "", 1, 1
@@ -59,8 +60,10 @@ class Monitor:
         self._funnel[branch, generation] = dict(counts)
 
     def trained(self, purpose: str, seconds: float) -> None:
-        """Notes a training's time."""
-        self._timed.setdefault(purpose, []).append(seconds)
+        """Notes a training's time; the first one's holds the compilation and tells nothing about the others."""
+        if self._compiled:
+            self._timed.setdefault(purpose, []).append(seconds)
+        self._compiled = True
         self._expected[purpose] = max(0, self._expected.get(purpose, 0) - 1)
 
     def generation_done(self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["Famous"]) -> None:
@@ -73,7 +76,7 @@ class Monitor:
             self._print(f"{branch} generation {generation}: {funnel}{best}")
 
     def seconds_left(self) -> float:
-        """Estimate from the trainings timed so far; NaN before the first."""
+        """Estimate from the trainings timed so far; NaN before there are any."""
         per_step = [sum(t) / len(t) / self._steps[p] for p, t in self._timed.items()]
         if not per_step:
             return math.nan

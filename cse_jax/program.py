@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax.expression import Expression
+from cse_jax.operators import Operator
 from cse_jax.spaces import Space
 
 CAPACITY = 48  # instructions: B_reg, the longest published formula, needs 22
@@ -183,7 +184,7 @@ def _forward(space: Space, program: Program, variables: jax.Array) -> jax.Array:
     )
     capacity = program.opcode.shape[0]
     rows = jnp.concatenate([variables, constants, jnp.zeros((capacity, *shape), dtype)])
-    branches = [functools.partial(_apply, row.fn, row.arity) for row in space.table]
+    branches = [functools.partial(_apply, row) for row in space.table]
 
     def instruction(t, rows):
         result = lax.switch(program.opcode[t], branches, rows[program.left[t]], rows[program.right[t]])
@@ -195,7 +196,7 @@ def _forward(space: Space, program: Program, variables: jax.Array) -> jax.Array:
 @_by_candidate
 def _backward(space: Space, program: Program, rows: jax.Array, cotangent: jax.Array) -> jax.Array:
     """Cotangents of the variables."""
-    branches = [functools.partial(_transpose, row.fn, row.arity) for row in space.table]
+    branches = [functools.partial(_transpose, row) for row in space.table]
 
     def instruction(i, cotangents):
         t = program.length - 1 - i
@@ -217,10 +218,14 @@ def _both(space: Space, program: Program, variables: jax.Array) -> tuple[jax.Arr
     return result, _backward.plain(space, program, rows, jnp.ones_like(result))
 
 
-def _apply(fn, arity, a, b):
-    return jnp.broadcast_to(fn(a) if arity == 1 else fn(a, b), a.shape)
+def _apply(row: Operator, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(row.fn(a) if row.arity == 1 else row.fn(a, b), a.shape)
 
 
-def _transpose(fn, arity, a, b, cotangent):
-    _, pullback = jax.vjp(lambda a, b: _apply(fn, arity, a, b), a, b)
-    return pullback(cotangent)
+def _transpose(row: Operator, a: jax.Array, b: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of the operands.  Where nothing comes in nothing goes out, even if the derivative is infinite there."""
+    _, pullback = jax.vjp(functools.partial(_apply, row), a, b)
+    to_operands = pullback(cotangent)
+    if row.class_axis:
+        return to_operands
+    return tuple(jnp.where(cotangent == 0.0, 0.0, to_operand) for to_operand in to_operands)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cse_jax.spaces import Space
 from detectors.losses import DetectionLosses
-from detectors.models.backbone import ResNetConfig, is_frozen
+from detectors.models.backbone import ResNetConfig, is_frozen, is_norm
 from detectors.structures import Batch, Detections
 
 
@@ -30,7 +30,8 @@ class TrainConfig:
       warmup_steps: steps of linear warm-up, from ``warmup_ratio`` of the learning rate.
       decay_at: shares of the training at which the learning rate falls to a tenth.
       gradient_clip: largest norm of the gradient; 0 for no limit.
-      bias_rate, bias_decay: factors on learning rate and weight decay of biases (FCOS: 2 and 0).
+      bias_rate, bias_decay: factors on learning rate and weight decay of biases, those of normalisation layers excepted
+        (FCOS: 2 and 0).
     """
 
     optimiser: str = "sgd"
@@ -94,9 +95,13 @@ def compile_detector(build: Callable[[nnx.Rngs], nnx.Module], backbone: ResNetCo
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, abstract_params, _ = nnx.split(abstract, nnx.Param, ...)
-    optimiser = _optimiser(config, abstract_params, backbone)
+    frozen = _mask(abstract_params, lambda path: path[0] == "backbone" and is_frozen(backbone, path[1:]))
+    optimiser = _optimiser(config, abstract_params, frozen)
 
-    @jax.jit
+    # On CPU, compiling it is what it costs: 1.5 instead of 6.7 seconds.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+    @functools.partial(jax.jit, compiler_options=quick)
     def init(seed: jax.Array) -> TrainState:
         _, params, rest = nnx.split(build(nnx.Rngs(jax.random.key(seed))), nnx.Param, ...)
         return TrainState(params, rest, optimiser.init(params), jnp.zeros((), jnp.int32))
@@ -106,6 +111,7 @@ def compile_detector(build: Callable[[nnx.Rngs], nnx.Module], backbone: ResNetCo
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def total(params):
+            params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
             return nnx.merge(graph, params, state.rest).loss(batch, losses, key=key)
 
         gradients, metrics = jax.grad(total, has_aux=True)(state.params)
@@ -133,20 +139,13 @@ def learning_rate(config: TrainConfig, step: Int[Array, ""], steps: Int[Array, "
     return config.learning_rate * warmup * 0.1**decays
 
 
-def _optimiser(config: TrainConfig, params: nnx.State, backbone: ResNetConfig) -> optax.GradientTransformation:
-    """The optimiser without its learning rate; frozen parameters get no update."""
+def _optimiser(config: TrainConfig, params: nnx.State, frozen: nnx.State) -> optax.GradientTransformation:
+    """The optimiser without its learning rate; frozen parameters, whose gradient is 0, get no update."""
     if config.optimiser not in ("sgd", "adamw"):
         raise ValueError(f"train.optimiser is {config.optimiser!r}; use 'sgd' or 'adamw'")
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    structure = jax.tree.structure(params)
-
-    def mask(chosen: Callable[[tuple], bool]):
-        return jax.tree.unflatten(structure, [chosen(tuple(_key(k) for k in path)) for path in paths])
-
-    bias = mask(lambda path: path[-1] == "bias" or path[-2:-1] == ("bias",))
-    frozen = mask(lambda path: path[0] == "backbone" and is_frozen(backbone, path[1:]))
+    bias = _mask(params, lambda path: "bias" in path[-2:] and not is_norm(path))
     decayed = jax.tree.map(lambda b: config.weight_decay * (config.bias_decay if b else 1.0), bias)
-    parts = [optax.masked(optax.set_to_zero(), frozen)]
+    parts = []
     if config.gradient_clip > 0.0:
         parts.append(optax.clip_by_global_norm(config.gradient_clip))
     if config.optimiser == "sgd":
@@ -158,6 +157,11 @@ def _optimiser(config: TrainConfig, params: nnx.State, backbone: ResNetConfig) -
         optax.masked(optax.set_to_zero(), frozen),
     ]
     return optax.chain(*parts)
+
+
+def _mask(params: nnx.State, chosen: Callable[[tuple], bool]) -> nnx.State:
+    """A bool for every parameter, by its path."""
+    return jax.tree.map_with_path(lambda path, _: chosen(tuple(_key(k) for k in path)), params)
 
 
 def _add_decay(factors) -> optax.GradientTransformation:

@@ -155,7 +155,7 @@ class FasterRCNN(nnx.Module):
     ) -> tuple[
         Float[Array, "s 4"], Int[Array, " s"], Bool[Array, " s"], Bool[Array, " s"], Float[Array, "s 4"]
     ]:
-        """One image's RoIs: proposals and ground truth, matched and sampled; background has the label after the last."""
+        """One image's RoIs: proposals and ground truth, matched and sampled; background comes after the last label."""
         config = self.config.roi
         boxes = jnp.concatenate([truth.boxes, proposals])
         usable = jnp.concatenate([truth.valid & (box_ops.area(truth.boxes) > 0.0), real])
@@ -198,6 +198,12 @@ class FasterRCNN(nnx.Module):
 
     def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image."""
+        return self.detect(image, image_size)[0]
+
+    def detect(
+        self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]
+    ) -> tuple[Detections, Int[Array, " b"]]:
+        """Detections as ``predict``, and the pairs over the score threshold that exceeded ``max_candidates``."""
         config = self.config
         features = self.fpn(self.backbone(image))
         anchors, objectness, deltas = self.rpn(features, image.shape[1:3])
@@ -208,7 +214,7 @@ class FasterRCNN(nnx.Module):
         scores = jax.nn.softmax(logits, axis=-1)[..., :-1]
 
         def one(boxes, scores, real, size):
-            detections, _ = select_detections(
+            return select_detections(
                 box_ops.clip(boxes, size),
                 scores,
                 real,
@@ -217,6 +223,5 @@ class FasterRCNN(nnx.Module):
                 max_candidates=config.max_candidates,
                 max_detections=config.max_detections,
             )
-            return detections
 
         return jax.vmap(one)(boxes, scores, real, image_size)

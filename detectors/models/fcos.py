@@ -37,7 +37,7 @@ class FCOSConfig:
     """
 
     classes: int = 80
-    backbone: ResNetConfig = dataclasses.field(default_factory=lambda: resnet50(stride_in_1x1=True))
+    backbone: ResNetConfig = dataclasses.field(default_factory=lambda: resnet50(stride_in_1x1=True, frozen_affine=True))
     fpn: FPNConfig = dataclasses.field(default_factory=FPNConfig)
     towers: int = 4
     norm_groups: int = 32
@@ -150,6 +150,7 @@ class FCOS(nnx.Module):
         config = self.config
         points, logits, distances, centreness = self._heads(batch.image)
         inside = jax.vmap(lambda size: inside_padded_image(points.xy, size))(batch.image_size)
+        logits = jnp.where(inside[..., None], logits, 0.0)  # a masked loss has NaN gradients where it is NaN itself
         targets = jax.vmap(lambda *truth: assign_points(points, *truth, radius=config.radius))(
             batch.boxes, batch.labels, batch.valid, inside
         )

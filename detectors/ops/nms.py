@@ -10,7 +10,12 @@ from detectors.structures import Detections
 
 
 def nms(
-    boxes: Float[Array, "n 4"], scores: Float[Array, " n"], valid: Bool[Array, " n"], *, iou_threshold: float
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"],
+    *,
+    iou_threshold: float,
+    group: Int[Array, " n"] | None = None,
 ) -> Bool[Array, " n"]:
     """Boxes that greedy suppression keeps: best score first, later boxes with IoU > threshold are dropped.
 
@@ -22,6 +27,7 @@ def nms(
       scores: equal scores are taken in input order.
       valid: boxes that take part.
       iou_threshold: suppression starts above it.
+      group: if given, boxes suppress only boxes of their own group.
 
     Returns:
       The kept boxes, in input order.
@@ -29,6 +35,8 @@ def nms(
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     sorted_boxes, sorted_valid = boxes[order], valid[order]
     overlapping = box_ops.pairwise_iou(sorted_boxes, sorted_boxes) > iou_threshold
+    if group is not None:
+        overlapping &= group[order][:, None] == group[order][None]
     suppresses = jnp.triu(overlapping, k=1)
 
     def settle(state):
@@ -72,9 +80,7 @@ def select_detections(
     row, label = index // c, index % c
     chosen = boxes[row] if boxes.ndim == 2 else boxes[row, label]
     usable = jnp.isfinite(best)
-    extent = jnp.where(usable[:, None], jnp.abs(chosen), 0.0).max() + 1.0
-    apart = chosen + (label * 2.0 * extent)[:, None]  # boxes of different classes never meet
-    keep = nms(apart, best, usable, iou_threshold=iou_threshold)
+    keep = nms(chosen, best, usable, iou_threshold=iou_threshold, group=label)
     final, position = lax.top_k(jnp.where(keep, best, -jnp.inf), min(max_detections, count))
     padding = max_detections - final.shape[0]
     kept = jnp.isfinite(final)

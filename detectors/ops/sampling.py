@@ -37,7 +37,6 @@ def sample(
     slot = jnp.arange(count)
     is_positive = slot < positives
     behind = slot - positives
-    index = jnp.where(
-        is_positive, chosen[jnp.minimum(slot, most - 1)], others[jnp.clip(behind, 0, others.shape[0] - 1)]
-    )
+    place = jnp.where(is_positive, slot, most + jnp.clip(behind, 0, others.shape[0] - 1))
+    index = jnp.concatenate([chosen, others])[place]
     return Sample(index, is_positive, is_positive | ((behind >= 0) & (behind < negatives)))
