@@ -56,7 +56,8 @@ class CascadeConfig:
       sign_flip: keep candidates whose negation converges.
       match_gradient: weight every candidate so that its gradient matches the default loss's.
       min_gain: least gain in prediction-space simulation, as a share of the default loss's.
-      verify_tolerance: least AP on one image per category, as a share of the default loss's (first generation).
+      verify_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
+      later_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
       max_nodes: largest formula.
     """
 
@@ -64,6 +65,7 @@ class CascadeConfig:
     match_gradient: bool = True
     min_gain: float = 0.5
     verify_tolerance: float = 0.8
+    later_tolerance: float = 1.0
     max_nodes: int = 40
 
 
@@ -183,7 +185,8 @@ class Branch:
     def _optimise(self, generation: int, candidates: list[Candidate]) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
         if self.fame:
-            bar, whose = self.fame[0].verify_ap, "the best loss so far"
+            tolerance = self.cascade.later_tolerance
+            bar, whose = tolerance * self.fame[0].verify_ap, f"{tolerance:g} of the best loss so far"
         else:
             (default,) = self.trials.run([(self.base, self.seed)], purpose="verify", what="default losses")
             bar, whose = self.cascade.verify_tolerance * default.ap, f"{self.cascade.verify_tolerance:g} of the default loss"

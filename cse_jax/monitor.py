@@ -107,19 +107,18 @@ class Monitor:
 
 def funnel_table(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> Table:
     """Candidates left after each stage, a row per generation."""
-    table = Table(title="Funnel: candidates left after each stage", title_justify="left")
-    table.add_column("branch")
-    table.add_column("generation", justify="right")
+    table = Table(title="Funnel: candidates left after each stage", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("generation")
     for stage in next(iter(funnel.values())):
-        table.add_column(stage, justify="right")
+        table.add_column(stage, justify="right", no_wrap=True)
     for (branch, generation), counts in funnel.items():
-        table.add_row(branch, str(generation), *(f"{count:,}" for count in counts.values()))
+        table.add_row(f"{branch} {generation}", *(f"{count:,}" for count in counts.values()))
     return table
 
 
 def fame_table(branch: str, fame: Sequence["Famous"]) -> Table:
     """The best losses of a branch so far."""
-    table = Table(title=f"Hall of fame, {branch}", title_justify="left")
+    table = Table(title=f"Hall of fame, {branch}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column, justify in (("AP", "right"), ("weight", "right"), ("generation", "right"), ("formula", "left")):
         table.add_column(column, justify=justify, overflow="fold")
     for famous in fame[:_SHOWN]:

@@ -69,7 +69,8 @@ def write_result(workdir: pathlib.Path, data: dict[str, Any]) -> None:
 
 def final_table(rows: Sequence[Row]) -> Table:
     """The final comparison for the terminal."""
-    table = Table(title="Test split: AP over seeds, paired difference to the first row", title_justify="left")
+    title = "Test split: AP over seeds, paired difference to the first row"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column, justify in (("losses", "left"), ("AP", "right"), ("difference", "right"), ("each seed", "right")):
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:

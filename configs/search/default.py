@@ -3,7 +3,7 @@
     python launch/search.py
 """
 
-from cse_jax.branch import BranchConfig
+from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.run_config import FCOSRun
@@ -17,6 +17,7 @@ def get_config() -> FCOSRun:
         search=SearchConfig(
             classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=3),
             regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=2),
+            cascade=CascadeConfig(later_tolerance=0.9),
             final=FinalConfig(seeds=3, branches=False),
         ),
         train=TrainConfig(
