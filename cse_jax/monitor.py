@@ -100,8 +100,8 @@ class Monitor:
         for branch, fame in self._fame.items():
             if fame:
                 parts.append(fame_table(branch, fame))
-        parts += [Text(self._doing()), ProgressBar(total=self._of, completed=self._number - 1, width=60)]
-        parts.append(Text(self._time_left()))
+        parts.append(Text(f"{self._doing()}   {self._time_left()}"))
+        parts.append(ProgressBar(total=self._of, completed=self._number - 1, width=60))
         return Group(*parts)
 
 
