@@ -28,5 +28,5 @@ def get_config() -> FCOSRun:
             warmup_ratio=0.1,
             decay_at=(0.75, 0.92),
         ),
-        schedule=ScheduleConfig(verify=40, proxy=550, final=550),
+        schedule=ScheduleConfig(verify=40, proxy=550, final=700),
     )
