@@ -22,6 +22,7 @@ from cse_jax.screening import STAGES, Candidate, screen
 from cse_jax.spaces import Space
 from cse_jax.trials import LossPair, Trials
 
+
 @dataclasses.dataclass
 class BranchConfig:
     """Sizes of one branch.
@@ -189,7 +190,10 @@ class Branch:
             bar, whose = tolerance * self.fame[0].verify_ap, f"{tolerance:g} of the best loss so far"
         else:
             (default,) = self.trials.run([(self.base, self.seed)], purpose="verify", what="default losses")
-            bar, whose = self.cascade.verify_tolerance * default.ap, f"{self.cascade.verify_tolerance:g} of the default loss"
+            bar, whose = (
+                self.cascade.verify_tolerance * default.ap,
+                f"{self.cascade.verify_tolerance:g} of the default loss",
+            )
         waiting = [c for c in candidates if c.stage == "simulated"]
         for candidate in waiting[self.config.optimisations :]:
             candidate.reason = "not drawn: this generation's trainings on one image per category were used up"
@@ -197,7 +201,9 @@ class Branch:
         what = f"{self.space.name} generation {generation}: one image per category"
         for candidate in self._scored(drawn, "verify", "optimisation", what):
             if not candidate.reason and candidate.optimisation < bar:
-                candidate.reason = f"AP {candidate.optimisation:.3f} on one image per category, below {bar:.3f} of {whose}"
+                candidate.reason = (
+                    f"AP {candidate.optimisation:.3f} on one image per category, below {bar:.3f} of {whose}"
+                )
             if not candidate.reason:
                 candidate.stage = "optimised"
             self.monitor.counts(self.space.name, generation, _counts(candidates))

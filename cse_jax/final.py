@@ -96,7 +96,9 @@ def _row(
 ) -> Row:
     aps = tuple(outcome.ap for outcome in outcomes)
     paired = [ap - other for ap, other in zip(aps, default, strict=True)]
-    failures = (f"seed {seed}: {outcome.failure}" for seed, outcome in zip(seeds, outcomes, strict=True) if outcome.failure)
+    failures = (
+        f"seed {seed}: {outcome.failure}" for seed, outcome in zip(seeds, outcomes, strict=True) if outcome.failure
+    )
     return Row(name, losses, aps, *_mean_std(aps), *_mean_std(paired), failures=tuple(failures))
 
 
@@ -119,7 +121,8 @@ def conclusion(rows: Sequence[Row]) -> str:
     differences = [a - b for a, b in zip(row.aps, best.aps, strict=True)]
     mean, std = _mean_std(differences)
     error = std / math.sqrt(len(differences)) if math.isfinite(std) else math.inf
-    against = f"the best other row ({best.name}): paired difference {mean:+.4f} AP, standard error {error:.4f}, {len(differences)} seeds"
+    figures = f"paired difference {mean:+.4f} AP, standard error {error:.4f}, {len(differences)} seeds"
+    against = f"the best other row ({best.name}): {figures}"
     if mean > 2 * error:
         return f"The discovered loss ({row.name}) is better than {against}."
     if mean > 0:

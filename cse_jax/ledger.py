@@ -137,7 +137,12 @@ class Ledger:
         return (json.loads(row[0]), json.loads(row[1])) if row else None
 
     def record_generation(
-        self, branch: str, generation: int, candidates: Iterable[Mapping[str, Any]], counts: Mapping[str, int], result: Any
+        self,
+        branch: str,
+        generation: int,
+        candidates: Iterable[Mapping[str, Any]],
+        counts: Mapping[str, int],
+        result: Any,
     ) -> None:
         """Stores a finished generation and all of its candidates in one transaction."""
         marks = ", ".join("?" * len(CANDIDATE_FIELDS))

@@ -66,7 +66,9 @@ class Monitor:
         self._compiled = True
         self._expected[purpose] = max(0, self._expected.get(purpose, 0) - 1)
 
-    def generation_done(self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["Famous"]) -> None:
+    def generation_done(
+        self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["Famous"]
+    ) -> None:
         """Notes a finished generation."""
         self.counts(branch, generation, counts)
         self._fame[branch] = fame
@@ -107,7 +109,9 @@ class Monitor:
 
 def funnel_table(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> Table:
     """Candidates left after each stage, a row per generation."""
-    table = Table(title="Funnel: candidates left after each stage", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(
+        title="Funnel: candidates left after each stage", title_justify="left", box=None, padding=(0, 1, 0, 0)
+    )
     table.add_column("generation")
     for stage in next(iter(funnel.values())):
         table.add_column(stage, justify="right", no_wrap=True)

@@ -139,7 +139,9 @@ class _Parser:
             if constant == number:
                 return str(constant)
         allowed = ", ".join(map(str, self.space.constants))
-        raise FormulaError(self.text, position, f"constant {value} is not in space {self.space.name} (it has {allowed})")
+        raise FormulaError(
+            self.text, position, f"constant {value} is not in space {self.space.name} (it has {allowed})"
+        )
 
     def _variable(self, value: str, position: int) -> str:
         if value in self.variables:

@@ -40,7 +40,9 @@ class Simulation(NamedTuple):
     gradient: float
 
 
-def simulate(expressions: Sequence[Expression], space: Space, *, units: str = "pixels", seed: int = 0) -> list[Simulation]:
+def simulate(
+    expressions: Sequence[Expression], space: Space, *, units: str = "pixels", seed: int = 0
+) -> list[Simulation]:
     """Simulates candidates on one seeded set of predictions.
 
     Args:

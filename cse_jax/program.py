@@ -142,7 +142,7 @@ _run.defvjp(_run_forward, _run_backward)
 def _by_candidate(fn):
     """Gives ``fn(space, program, *arrays)`` the batching rule of the module's docstring."""
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def batchable(space: Space):
         plain = functools.partial(fn, space)
         wrapped = custom_vmap(plain)
@@ -223,7 +223,7 @@ def _apply(row: Operator, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _transpose(row: Operator, a: jax.Array, b: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cotangents of the operands.  Where nothing comes in nothing goes out, even if the derivative is infinite there."""
+    """Cotangents of the operands.  Where none comes in none goes out, even if the derivative is infinite."""
     _, pullback = jax.vjp(functools.partial(_apply, row), a, b)
     to_operands = pullback(cotangent)
     if row.class_axis:

@@ -103,20 +103,32 @@ def _plus_minus(mean: float | None, std: float | None, sign: str = "") -> str:
 def markdown(data: dict[str, Any]) -> str:
     """The report."""
     lines = [f"# Search {data['name']}", "", data["conclusion"], ""]
-    lines += ["## Test split", "", "AP (COCO, IoU .50:.95), mean ± standard deviation over seeds; paired difference to the first row.", ""]
+    lines += [
+        "## Test split",
+        "",
+        "AP (COCO, IoU .50:.95), mean ± standard deviation over seeds; paired difference to the first row.",
+        "",
+    ]
     rows = [
         _cells(r["name"], r["mean"], r["std"], r["difference"], r["difference_std"], r["ap"])
         + (f"{r['cls']['weight']:g}", f"{r['box']['weight']:g}")
         for r in data["table"]
     ]
     lines += _markdown_table(("losses", "AP", "difference", "each seed", "cls weight", "box weight"), rows)
-    lines += ["", "The test split took no part in any selection. Candidates were selected by AP on the select split, with one seed.", ""]
+    lines += [
+        "",
+        "The test split took no part in any selection. Candidates were selected on the select split, with one seed.",
+        "",
+    ]
     for row in data["table"]:
         if "discovered" in row["name"]:
             lines += [f"### {row['name']}", ""]
             for which in ("cls", "box"):
                 part = row[which]
-                lines += [f"- {which}, weight {part['weight']:g}: `{part['text']}`", f"  - authors' notation: `{part['authors']}`"]
+                lines += [
+                    f"- {which}, weight {part['weight']:g}: `{part['text']}`",
+                    f"  - authors' notation: `{part['authors']}`",
+                ]
                 lines += [f"  - $ {part['latex']} $"]
             lines.append("")
     lines += ["## Funnel", "", "Candidates left after each stage.", ""]
@@ -124,7 +136,8 @@ def markdown(data: dict[str, Any]) -> str:
     lines += _markdown_table(stages, [[str(row[stage]) for stage in stages] for row in data["funnel"]])
     for branch, fame in data["hall_of_fame"].items():
         lines += ["", f"## Hall of fame, {branch}", ""]
-        lines += [f"AP on the select split after the proxy task; the default losses reach {data['default_proxy_ap']:.3f}.", ""]
+        default = f"the default losses reach {data['default_proxy_ap']:.3f}"
+        lines += [f"AP on the select split after the proxy task; {default}.", ""]
         cells = [
             (f"{f['ap']:.3f}", f"{f['verify_ap']:.3f}", f"{f['weight']:.3g}", str(f["generation"]), f"`{f['text']}`")
             for f in fame

@@ -72,7 +72,9 @@ def screen(
     """
     candidates = [Candidate(formula, canonical(formula)) for formula in population]
     unique = list({c.formula.tokens: c.formula for c in candidates}.values())
-    verdicts = dict(zip((e.tokens for e in unique), verify(unique, space, sign_flip=sign_flip, units=units), strict=True))
+    verdicts = dict(
+        zip((e.tokens for e in unique), verify(unique, space, sign_flip=sign_flip, units=units), strict=True)
+    )
     for candidate in candidates:
         _apply_verdict(candidate, verdicts[candidate.formula.tokens])
     distinct = _distinct([c for c in candidates if c.stage == "verified"], seen)

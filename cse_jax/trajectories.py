@@ -42,7 +42,7 @@ class Trajectories:
     vanishing: Bool[np.ndarray, " t"]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def trajectories(space: Space, units: str = "pixels") -> Trajectories:
     """The verification paths of a space.
 
@@ -149,7 +149,9 @@ def _boxes(sides: tuple[float, ...]) -> Trajectories:
             along = functools.partial(areas, path)
             for fn, steps, results in ((along, _STEPS, inputs), (jax.jacfwd(along, 2), _STEPS + _RIGHT, tangents)):
                 over_steps = jax.vmap(fn, (None, None, 0), 1)
-                results.append(np.asarray(jax.vmap(over_steps, (0, 0, None), 1)(np.array(widths), np.array(heights), steps)))
+                results.append(
+                    np.asarray(jax.vmap(over_steps, (0, 0, None), 1)(np.array(widths), np.array(heights), steps))
+                )
             names += [f"{name} (target {w:g} x {h:g})" for w, h in zip(widths, heights, strict=True)]
     gated = np.ones(len(names), bool)
     return Trajectories(tuple(names), np.concatenate(inputs, 1), np.concatenate(tangents, 1), gated, ~gated)

@@ -31,13 +31,17 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "w")
     except OSError as error:
-        raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; choose another --workdir") from error
+        raise WorkdirError(
+            f"cannot write to the work folder {path}: {error.strerror}; choose another --workdir"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise WorkdirError(f"another search is running in {path}; wait for it or choose another --workdir") from error
+                raise WorkdirError(
+                    f"another search is running in {path}; wait for it or choose another --workdir"
+                ) from error
             raise
         yield path
 

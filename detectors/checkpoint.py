@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 Tree = TypeVar("Tree")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
     """A checkpoint that can't be written or read; the message says why and what to do."""
 
 
@@ -26,8 +26,10 @@ def save(path: pathlib.Path, tree: Tree) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ocp.save(path, arrays, overwrite=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error}; make room or choose another folder") from error
+    except Exception as error:  # Orbax and TensorStore report a full disk in several ways
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
+        ) from error
 
 
 def restore(path: pathlib.Path, like: Tree) -> Tree:
@@ -68,4 +70,7 @@ def delete(path: pathlib.Path) -> None:
 
 
 def _named(tree: Tree) -> dict[str, jax.Array]:
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -99,7 +99,7 @@ def evaluate_detector(
         collect(jax.device_get(predict(batch.image, batch.image_size)), batch)
         for batch in eval_batches(source, batch_size)
     ]
-    found = Found(*(np.concatenate(column) for column in zip(*parts)))
+    found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     return evaluate(found, ground_truth(source.annotations), source.categories)
 
 

@@ -88,9 +88,7 @@ def multi_class_loss(
     return program.evaluate(spaces.MULTI_CLASS, loss.program, inputs).sum(-1) * loss.weight
 
 
-def box_loss(
-    loss: LossTerm, *, predicted: Float[Array, "n 4"], target: Float[Array, "n 4"]
-) -> Float[Array, " n"]:
+def box_loss(loss: LossTerm, *, predicted: Float[Array, "n 4"], target: Float[Array, "n 4"]) -> Float[Array, " n"]:
     """Box regression loss per box.
 
     Args:

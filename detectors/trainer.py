@@ -49,6 +49,7 @@ class DetectorTrainer:
         schedule: ScheduleConfig,
         *,
         batch_size: int,
+        flip: float,
         seed: int,
         checkpoints: pathlib.Path,
     ) -> None:
@@ -59,11 +60,12 @@ class DetectorTrainer:
           data: the splits.
           schedule: lengths.
           batch_size: images per step.
+          flip: probability of mirroring a training image.
           seed: of the choice of one image per category.
           checkpoints: folder for final models and interrupted trainings.
         """
         self._compiled, self._schedule = compiled, schedule
-        self._batch_size, self._checkpoints = batch_size, checkpoints
+        self._batch_size, self._flip, self._checkpoints = batch_size, flip, checkpoints
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "verify": (one_each, one_each),
@@ -105,7 +107,7 @@ class DetectorTrainer:
             state = checkpoint.restore(partial, state)
         as_data = DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight))
         start = int(state.step)
-        batches = train_batches(source, batch_size=self._batch_size, seed=seed, start_step=start)
+        batches = train_batches(source, batch_size=self._batch_size, seed=seed, flip=self._flip, start_step=start)
         length, seed = jnp.int32(steps), jnp.int32(seed)
         unseen: list[dict[str, jax.Array]] = []
         for step in range(start, steps):

@@ -166,9 +166,7 @@ def _mask(params: nnx.State, chosen: Callable[[tuple], bool]) -> nnx.State:
 
 def _add_decay(factors) -> optax.GradientTransformation:
     """Adds each parameter, times its own factor, to its gradient."""
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda g, p, f: g + f * p, updates, params, factors)
-    )
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda g, p, f: g + f * p, updates, params, factors))
 
 
 def _key(entry) -> str | int:

@@ -1,7 +1,7 @@
 """Prints a discovered loss as text, LaTeX and the authors' notation.
 
-    python launch/export.py --workdir=runs/default --rank=1
-    python launch/export.py --formula="1 - i / u" --space=box --format=latex
+python launch/export.py --workdir=runs/default --rank=1
+python launch/export.py --formula="1 - i / u" --space=box --format=latex
 """
 
 import pathlib
@@ -49,7 +49,8 @@ def _show_fame(workdir: pathlib.Path) -> None:
         if _RANK.value > len(members[branch]):
             sys.exit(f"the hall of fame of {branch} has {len(members[branch])} members; --rank={_RANK.value} is beyond")
         row = members[branch][_RANK.value - 1]
-        print(f"{branch}, rank {_RANK.value}: AP {row['proxy']:.4f}, weight {row['weight']:g}, generation {row['generation']}")
+        scores = f"AP {row['proxy']:.4f}, weight {row['weight']:g}, generation {row['generation']}"
+        print(f"{branch}, rank {_RANK.value}: {scores}")
         _show(zoo.find(row["authors"], SPACES[branch]))
 
 

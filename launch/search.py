@@ -18,7 +18,6 @@ from rich.console import Console
 from cse_jax import report, search, workdir
 from cse_jax.ledger import Ledger, LedgerError
 from cse_jax.monitor import Monitor
-from detectors.checkpoint import CheckpointError
 from detectors.data.pipeline import open_dataset
 from detectors.models import build_detector
 from detectors.trainer import DetectorTrainer
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Nothing finished is lost: the same command goes on from {folder}.", markup=False)
         sys.exit(130)
-    except (workdir.WorkdirError, LedgerError, CheckpointError, search.SearchFailed, OSError) as error:
+    except (workdir.WorkdirError, LedgerError, search.SearchFailed, OSError) as error:
         console.print(f"\nThe search stopped: {error}", style="red", markup=False, soft_wrap=True)
         console.print(f"What was finished is kept in {folder}.", markup=False)
         sys.exit(1)
@@ -63,6 +62,7 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
             data,
             config.schedule,
             batch_size=config.train.batch_size,
+            flip=config.data.flip,
             seed=config.search.seed,
             checkpoints=folder / "checkpoints",
         )
@@ -77,7 +77,9 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
                 ledger=ledger,
                 monitor=monitor,
             )
-    scale = "every candidate's gradient matched to the default loss's" if config.search.cascade.match_gradient else "raw"
+    scale = (
+        "every candidate's gradient matched to the default loss's" if config.search.cascade.match_gradient else "raw"
+    )
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {"name": config.name, "scale": scale, "seeding": f"classification {known[0]}, regression {known[1]}"}
     about["seconds"] = time.monotonic() - started

@@ -25,14 +25,14 @@ TINY = {"fcos": fcos_tiny(3), "faster_rcnn": faster_rcnn_tiny(3)}
 BOTH = pytest.mark.parametrize("name", TINY)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(name: str) -> Compiled:
     config = TINY[name]
     train = TrainConfig(warmup_steps=2, learning_rate=0.01)
     return compile_detector(build_detector(config)[1], config.backbone, train)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def loss_function(name: str):
     detector, build = build_detector(TINY[name])
     graph, params, rest = nnx.split(build(nnx.Rngs(jax.random.key(0))), nnx.Param, ...)
@@ -260,7 +260,9 @@ def test_frozen_stages_do_not_move():
     config.backbone.frozen_stages = 1
     functions = compile_detector(build_detector(config)[1], config.backbone, TrainConfig(warmup_steps=0))
     before = jax.device_get(functions.init(0).params)
-    after = jax.device_get(functions.step(functions.init(0), batch_of(), losses_for("fcos"), jnp.int32(9), jnp.int32(0))[0])
+    after = jax.device_get(
+        functions.step(functions.init(0), batch_of(), losses_for("fcos"), jnp.int32(9), jnp.int32(0))[0]
+    )
     moved = jax.tree_util.tree_map_with_path(lambda p, a, b: (p, (a != b).any()), before, after.params)
     for path, changed in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
         names = tuple(getattr(k, "key", None) for k in path if hasattr(k, "key"))
@@ -281,7 +283,9 @@ def test_learning_rate_schedule():
 
 def test_sgd_equals_pytorchs_rule():
     """Momentum over gradient plus decayed weight, as torch.optim.SGD computes it, in NumPy."""
-    config = TrainConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_steps=0, decay_at=(), bias_decay=0.0)
+    config = TrainConfig(
+        learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_steps=0, decay_at=(), bias_decay=0.0
+    )
     functions = compile_detector(build_detector(TINY["fcos"])[1], TINY["fcos"].backbone, config)
     run, losses, batch = loss_function("fcos"), losses_for("fcos"), batch_of()
     state = functions.init(0)

@@ -46,7 +46,7 @@ def test_glyphs_are_divided_between_the_splits(glyphs):
     for one, other in itertools.combinations(SPLITS, 2):
         assert not pixels[one] & pixels[other]
     assert sum(map(len, pixels.values())) == 1797
-    for split, share in zip(SPLITS, (0.6, 0.2, 0.2)):
+    for split, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
         counts = np.bincount(glyphs[split][1], minlength=10)
         np.testing.assert_allclose(counts / 179.7, share, atol=0.025)
 

@@ -111,9 +111,7 @@ def test_equals_pycocotools_bit_for_bit(seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 12), st.integers(1, 400), st.floats(1.0, 500.0)
-)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 12), st.integers(1, 400), st.floats(1.0, 500.0))
 def test_equals_pycocotools_on_small_and_crowded_cases(seed, images, objects, detections, extent):
     assert_equal_to_pycocotools(*random_case(seed, images, objects, detections, extent), CATEGORIES)
 

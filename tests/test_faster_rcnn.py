@@ -24,12 +24,12 @@ SIZE = 64
 CLASSES = 3
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def detector() -> FasterRCNN:
     return FasterRCNN(faster_rcnn_tiny(CLASSES), rngs=nnx.Rngs(0))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def outputs():
     """The jitted first stage: anchors' logits and offsets, proposals, and the RPN's losses."""
     graph, state = nnx.split(detector())

@@ -42,7 +42,7 @@ def paths(config: FCOSConfig) -> list[tuple]:
     return [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def head_outputs():
     return FCOS(fcos_tiny(3), rngs=nnx.Rngs(0))._heads(batch_of([]).image)
 
@@ -134,7 +134,9 @@ def frozen_backbone(config: ResNetConfig) -> set[tuple]:
 def test_fcos_freezes_every_batch_norm_and_faster_rcnn_only_the_first_stages():
     stem_and_first = 1 + 3 * 3 + 1  # convolutions
     torchvision, caffe = frozen_backbone(resnet50()), frozen_backbone(FCOSConfig().backbone)
-    assert len([p for p in torchvision if not is_norm(p)]) == len([p for p in caffe if not is_norm(p)]) == stem_and_first
+    assert (
+        len([p for p in torchvision if not is_norm(p)]) == len([p for p in caffe if not is_norm(p)]) == stem_and_first
+    )
     assert len([p for p in torchvision if is_norm(p)]) == 2 * stem_and_first
     assert len([p for p in caffe if is_norm(p)]) == 2 * 53
 

@@ -158,9 +158,7 @@ def _near_a_pole(expression, inputs):
         return OPERATORS[name].fn(*operands)
 
     shape = next(iter(inputs.values())).shape
-    expression.fold(
-        lambda token: inputs[token] if token in inputs else np.full((*shape[:-1], 1), float(token)), node
-    )
+    expression.fold(lambda token: inputs[token] if token in inputs else np.full((*shape[:-1], 1), float(token)), node)
     return any(small)
 
 

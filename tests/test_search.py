@@ -1,4 +1,4 @@
-"""The search loop with a trainer that costs nothing: counts, selection, failures, and going on after an interruption."""
+"""The search loop with a trainer that costs nothing: counts, selection, failures, interruptions."""
 
 import contextlib
 import dataclasses

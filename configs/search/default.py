@@ -1,6 +1,6 @@
 """FCOS on digit scenes: both branches, controls and a final comparison on 2 cores.
 
-    python launch/search.py
+python launch/search.py
 """
 
 from cse_jax.branch import BranchConfig, CascadeConfig

@@ -1,6 +1,6 @@
 """Faster R-CNN on digit scenes: the multi-class space, otherwise as the default.
 
-    python launch/search.py --config=configs/search/faster_rcnn.py
+python launch/search.py --config=configs/search/faster_rcnn.py
 """
 
 from cse_jax.branch import BranchConfig, CascadeConfig

@@ -1,6 +1,6 @@
 """Every stage of a search in about a minute on 2 cores: proves that it runs, finds nothing worth having.
 
-    python launch/search.py --config=configs/search/one_minute.py
+python launch/search.py --config=configs/search/one_minute.py
 """
 
 from cse_jax.branch import BranchConfig

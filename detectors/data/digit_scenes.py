@@ -107,7 +107,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         for index in range(config.images(split)):
             rng = np.random.default_rng([config.seed, number, index])
             scene = render_scene(rng, glyphs, labels, config.scene)
-            objects = [{"box": box, "label": int(label)} for box, label in zip(scene.boxes, scene.labels)]
+            objects = [{"box": box, "label": int(label)} for box, label in zip(scene.boxes, scene.labels, strict=True)]
             yield index, {"image": _encode_png(scene.image), "image_id": first_id + index, "objects": objects}
 
 
@@ -136,7 +136,7 @@ def split_glyphs(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     for digit in range(len(CATEGORIES)):
         shuffled = rng.permutation(np.flatnonzero(digits.target == digit))
         ends = np.rint(np.cumsum(GLYPH_SHARES) * len(shuffled)).astype(int)
-        for split, part in zip(SPLITS, np.split(shuffled, ends[:-1])):
+        for split, part in zip(SPLITS, np.split(shuffled, ends[:-1]), strict=True):
             members[split].append(part)
     chosen = {split: np.concatenate(parts) for split, parts in members.items()}
     return {

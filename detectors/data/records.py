@@ -113,7 +113,7 @@ def read_annotation(
         else:
             kept.append(index)
     clipped = np.clip(boxes[kept], 0, limit)
-    for index, box in zip(kept, clipped):
+    for index, box in zip(kept, clipped, strict=True):
         if (box != boxes[index]).any():
             report.add(
                 "box clipped to the image",

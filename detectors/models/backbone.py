@@ -23,12 +23,12 @@ class ResNetConfig:
       stem_width: channels of the stem.
       stem_kernel, stem_stride: of the stem's convolution.
       stem_pool: whether a 3x3 max-pooling of stride 2 follows.
-      stem_as_product: compute the stem as a matrix product over unfolded patches.  It is the same convolution; XLA's own
-        is 10 times slower on CPUs for 3 channels at stride 4, but needs no memory for the patches.
+      stem_as_product: compute the stem as a matrix product over unfolded patches.  It is the same convolution; XLA's
+        own is several times slower on CPUs for 3 channels at stride 4, but needs no memory for the patches.
       norm: ``"gn"`` (trains from scratch) or ``"frozen_bn"`` (statistics fixed, for pretrained weights).
       norm_groups: groups of the group norm.
-      frozen_affine: whether scale and bias of all frozen batch norms stay as loaded (FCOS), not only those of the frozen
-        stages.
+      frozen_affine: whether scale and bias of all frozen batch norms stay as loaded (FCOS), not only those of the
+        frozen stages.
       stride_in_1x1: stride in the bottleneck's first convolution (caffe) instead of the second (torchvision).
       frozen_stages: -1 trains everything, 0 freezes the stem, k the stages up to the k-th as well.
       outputs: stages whose features are returned, counted from 1.

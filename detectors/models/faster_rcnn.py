@@ -71,9 +71,7 @@ def faster_rcnn_tiny(classes: int = 10) -> FasterRCNNConfig:
         classes=classes,
         backbone=tiny(),
         fpn=FPNConfig(channels=48, extra="none"),
-        rpn=RPNConfig(
-            scale=3.0, ratios=(1.0, 1.6), samples=64, per_level=100, train_proposals=60, test_proposals=60
-        ),
+        rpn=RPNConfig(scale=3.0, ratios=(1.0, 1.6), samples=64, per_level=100, train_proposals=60, test_proposals=60),
         roi=RoIConfig(levels=2, finest_side=40.0, size=5, width=128, samples=32, positive_fraction=0.5),
         score_threshold=0.02,
         max_candidates=200,
@@ -152,9 +150,7 @@ class FasterRCNN(nnx.Module):
 
     def _sample(
         self, proposals: Float[Array, "k 4"], real: Bool[Array, " k"], truth: Batch, key: jax.Array
-    ) -> tuple[
-        Float[Array, "s 4"], Int[Array, " s"], Bool[Array, " s"], Bool[Array, " s"], Float[Array, "s 4"]
-    ]:
+    ) -> tuple[Float[Array, "s 4"], Int[Array, " s"], Bool[Array, " s"], Bool[Array, " s"], Float[Array, "s 4"]]:
         """One image's RoIs: proposals and ground truth, matched and sampled; background comes after the last label."""
         config = self.config.roi
         boxes = jnp.concatenate([truth.boxes, proposals])

@@ -31,7 +31,7 @@ class FCOSConfig:
       radius: of centre sampling, strides.
       alpha: balance of positives in the classification loss.
       box_bias: initial bias of the regressed distances, strides; above 0, boxes overlap their targets from the start.
-      weight_by_quality: weight the box loss of each positive by its IoU; False is the authors' code for searched losses.
+      weight_by_quality: weight each positive's box loss by its IoU; False is the authors' code for searched losses.
       score_threshold: on the class probability, before centreness is multiplied.
       nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
     """
