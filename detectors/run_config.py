@@ -2,12 +2,36 @@
 
 import dataclasses
 
+from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.pipeline import DataConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.trainer import ScheduleConfig
 from detectors.training import TrainConfig
+
+
+def search_in_minutes() -> SearchConfig:
+    """Sizes of a search whose trainings take seconds each: both branches, three seeds in the final comparison."""
+    return SearchConfig(
+        classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=3),
+        regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=2),
+        cascade=CascadeConfig(later_tolerance=0.9),
+        final=FinalConfig(seeds=3, branches=False),
+    )
+
+
+def training_in_seconds(learning_rate: float, *, warmup_steps: int = 30) -> TrainConfig:
+    """Optimisation that learns the most from scratch in a few hundred small steps."""
+    return TrainConfig(
+        optimiser="adamw",
+        batch_size=8,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        warmup_ratio=0.1,
+        decay_at=(0.75, 0.92),
+    )
 
 
 @dataclasses.dataclass

@@ -1,32 +1,16 @@
 """Faster R-CNN on digit scenes: the multi-class space, otherwise as the default.
 
-python launch/search.py --config=configs/search/faster_rcnn.py
+    python launch/search.py --config=configs/search/faster_rcnn.py
 """
 
-from cse_jax.branch import BranchConfig, CascadeConfig
-from cse_jax.final import FinalConfig
-from cse_jax.search import SearchConfig
-from detectors.run_config import FasterRCNNRun
+from detectors.run_config import FasterRCNNRun, search_in_minutes, training_in_seconds
 from detectors.trainer import ScheduleConfig
-from detectors.training import TrainConfig
 
 
 def get_config() -> FasterRCNNRun:
     return FasterRCNNRun(
         name="faster_rcnn",
-        search=SearchConfig(
-            classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=3),
-            regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=2),
-            cascade=CascadeConfig(later_tolerance=0.9),
-            final=FinalConfig(seeds=3, branches=False),
-        ),
-        train=TrainConfig(
-            optimiser="adamw",
-            batch_size=8,
-            learning_rate=0.0015,
-            warmup_steps=30,
-            warmup_ratio=0.1,
-            decay_at=(0.75, 0.92),
-        ),
+        search=search_in_minutes(),
+        train=training_in_seconds(learning_rate=0.0015),
         schedule=ScheduleConfig(verify=80, proxy=350, final=350),
     )

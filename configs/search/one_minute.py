@@ -1,6 +1,6 @@
 """Every stage of a search in about a minute on 2 cores: proves that it runs, finds nothing worth having.
 
-python launch/search.py --config=configs/search/one_minute.py
+    python launch/search.py --config=configs/search/one_minute.py
 """
 
 from cse_jax.branch import BranchConfig
@@ -8,9 +8,8 @@ from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import DataConfig
-from detectors.run_config import FCOSRun
+from detectors.run_config import FCOSRun, training_in_seconds
 from detectors.trainer import ScheduleConfig
-from detectors.training import TrainConfig
 
 
 def get_config() -> FCOSRun:
@@ -22,14 +21,7 @@ def get_config() -> FCOSRun:
             regression=branch,
             final=FinalConfig(seeds=1, fit_weights=(2.0,), branches=False),
         ),
-        train=TrainConfig(
-            optimiser="adamw",
-            batch_size=8,
-            learning_rate=0.003,
-            warmup_steps=10,
-            warmup_ratio=0.1,
-            decay_at=(0.75, 0.92),
-        ),
+        train=training_in_seconds(learning_rate=0.003, warmup_steps=10),
         schedule=ScheduleConfig(verify=30, proxy=40, final=40),
         data=DataConfig(digit_scenes=DigitScenesConfig(train_images=200, select_images=40, test_images=40)),
     )
