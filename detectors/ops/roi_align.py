@@ -23,6 +23,7 @@ def roi_align(
     *,
     strides: tuple[int, ...],
     size: int,
+    as_product: bool = False,
 ) -> Float[Array, "n size size c"]:
     """Features of each RoI, bilinearly sampled on its level, ``SAMPLES`` squared points averaged per bin.
 
@@ -35,7 +36,11 @@ def roi_align(
       level: index into ``features`` for each RoI.
       strides: pixels per cell of each map.
       size: bins per side.
+      as_product: weigh every cell of every map in a matrix product instead of gathering the sampled ones.  The result
+        is the same; it pays for small maps, where the gather's gradient, a scatter, is slow on CPUs.
     """
+    if as_product:
+        return _as_product(features, rois, level, strides=strides, size=size)
     flat = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
     shapes = np.array([f.shape[:2] for f in features], np.int32)
     starts = jnp.asarray(np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32))[level]
@@ -51,6 +56,37 @@ def roi_align(
             result += flat[index] * weight[..., None].astype(flat.dtype)
     n, channels = rois.shape[0], flat.shape[-1]
     return result.reshape(n, size, SAMPLES, size, SAMPLES, channels).mean((2, 4))
+
+
+
+def _as_product(
+    features: Sequence[Float[Array, "_h _w c"]],
+    rois: Float[Array, "n 4"],
+    level: Int[Array, " n"],
+    *,
+    strides: tuple[int, ...],
+    size: int,
+) -> Float[Array, "n size size c"]:
+    """The same rule with each level's bilinear weights as a dense matrix; RoIs of other levels have weight 0."""
+    n, result = rois.shape[0], 0.0
+    for k, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        height, width, channels = feature.shape
+        scaled = rois / stride - 0.5
+        rows = _dense(_points(scaled[:, 1], scaled[:, 3], size, jnp.full(n, height)), size, height)
+        columns = _dense(_points(scaled[:, 0], scaled[:, 2], size, jnp.full(n, width)), size, width)
+        rows = jnp.where((level == k)[:, None, None], rows, 0.0)
+        weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).reshape(-1, height * width)
+        result += weights.astype(feature.dtype) @ feature.reshape(-1, channels)
+    return result.reshape(n, size, size, -1)
+
+
+def _dense(
+    points: tuple[tuple[Int[Array, "n p"], Float[Array, "n p"]], ...], size: int, length: int
+) -> Float[Array, "n size length"]:
+    """Weight of every cell along one axis in every bin."""
+    cells = jnp.arange(length)
+    weights = sum(jnp.where(cell[..., None] == cells, weight[..., None], 0.0) for cell, weight in points)
+    return weights.reshape(-1, size, SAMPLES, length).mean(2)
 
 
 def _points(
