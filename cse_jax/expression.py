@@ -99,7 +99,7 @@ class Expression:
         if missing:
             raise KeyError(f"the formula {self} needs the inputs {sorted(missing)}; given were {sorted(inputs)}")
         shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in inputs.values()))
-        dtype = jnp.result_type(*inputs.values())
+        dtype = jnp.result_type(*inputs.values()) if inputs else jnp.result_type(float)
         if self.space.class_axis:
             shape = shape[:-1] + (1,)
 
