@@ -6,7 +6,7 @@ instructions backwards with the derivative of each operator.  Whatever takes a `
 candidate of that space.
 
 Under ``jax.vmap`` over programs on a CPU the batch is walked with ``lax.map``, because a vectorised ``lax.switch`` runs
-every operator for every instruction (30 times slower there); on accelerators it stays vectorised.
+every operator for every instruction; on accelerators it stays vectorised.
 """
 
 import functools

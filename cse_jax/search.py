@@ -18,8 +18,7 @@ class SearchConfig:
 
     Attributes:
       seed: of everything random: populations, simulations, network initialisation, batches.
-      workers: trainings that run at once, in threads; about 1.4 times the throughput on 2 cores.  Results don't
-        depend on it.
+      workers: trainings that run at once, in threads.  Results don't depend on it.
       classification, regression: sizes of the two branches.
       cascade: thresholds of the filters.
       final: the final comparison.

@@ -96,7 +96,8 @@ class Trials:
                 for number, key in enumerate(keys, start=1):
                     if key in futures:
                         self._monitor.activity(what, number, len(jobs))
-                        self._ledger.record_training(futures.pop(key).result() | {"key": key})
+                    while key in futures:
+                        self._record_finished(futures)
                     row = self._ledger.training(key)
                     self._monitor.trained(purpose, row["seconds"] / min(self._workers, len(jobs)))
                     ap = math.nan if row["ap"] is None else row["ap"]
@@ -105,6 +106,12 @@ class Trials:
                 stop.set()
                 for future in futures.values():
                     future.cancel()
+
+    def _record_finished(self, futures: dict[str, concurrent.futures.Future]) -> None:
+        """Waits for any training and records all that have finished."""
+        finished, _ = concurrent.futures.wait(futures.values(), return_when=concurrent.futures.FIRST_COMPLETED)
+        for key in [key for key, future in futures.items() if future in finished]:
+            self._ledger.record_training(futures.pop(key).result() | {"key": key})
 
     def _train(self, losses: LossPair, seed: int, purpose: str, stop: threading.Event) -> dict[str, Any]:
         started = time.monotonic()
