@@ -106,7 +106,11 @@ def test_killed_searches_end_the_same(finished, tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(finished, tmp_path, data_dir):
-    process = start("search", *SMALL, f"--workdir={tmp_path / 'run'}", data_dir=data_dir)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        process = start("search", *SMALL, f"--workdir={tmp_path / 'run'}", data_dir=data_dir)
+    finally:
+        signal.signal(signal.SIGINT, before)
     output = signal_after(process, 3, 0.5, signal.SIGINT)
     assert process.returncode == 130, output
     assert "Nothing finished is lost" in output and "Traceback" not in output
