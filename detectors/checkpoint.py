@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import threading
 from typing import TypeVar
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 Tree = TypeVar("Tree")
+
+_ONE_AT_A_TIME = threading.Lock()  # Orbax's saves from two threads disturb each other
 
 
 class CheckpointError(OSError):
@@ -25,7 +28,11 @@ def save(path: pathlib.Path, tree: Tree) -> None:
     arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ocp.save(path, arrays, overwrite=True)
+        with _ONE_AT_A_TIME:
+            shutil.rmtree(
+                path.with_name(f"{path.name}.orbax-checkpoint-tmp"), ignore_errors=True
+            )  # of a killed process
+            ocp.save(path, arrays, overwrite=True)
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -45,7 +52,8 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
     path = path.absolute()
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path}")
-    stored = ocp.load(path)
+    with _ONE_AT_A_TIME:
+        stored = ocp.load(path)
     expected = _named(like)
     problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
     problems += [f"{name} is not part of this model" for name in stored.keys() - expected.keys()]

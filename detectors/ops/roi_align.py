@@ -58,7 +58,6 @@ def roi_align(
     return result.reshape(n, size, SAMPLES, size, SAMPLES, channels).mean((2, 4))
 
 
-
 def _as_product(
     features: Sequence[Float[Array, "_h _w c"]],
     rois: Float[Array, "n 4"],
