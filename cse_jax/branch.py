@@ -105,7 +105,7 @@ class Branch:
 
     def pair(self, formula: Expression, weight: float) -> LossPair:
         """The default losses with this branch's one replaced."""
-        if self.space.name == "box":
+        if self.space == self.base.box.space:
             return dataclasses.replace(self.base, box=formula, box_weight=weight * self.base.box_weight)
         return dataclasses.replace(self.base, cls=formula, cls_weight=weight * self.base.cls_weight)
 

@@ -1,7 +1,7 @@
 """Convergence property verification: which formulas can train a detector at all, judged without one.
 
 Whole batches of compiled candidates are judged under ``jax.vmap``: the loss and its derivative along every path of
-``trajectories`` are reduced to a verdict, and to a fingerprint that two losses share if their slopes agree up to a
+its space are reduced to a verdict, and to a fingerprint that two losses share if their slopes agree up to a
 positive factor.
 """
 
@@ -18,8 +18,7 @@ import numpy as np
 from cse_jax import program as programs
 from cse_jax.expression import Expression
 from cse_jax.program import Program
-from cse_jax.spaces import Space
-from cse_jax.trajectories import Trajectories, trajectories
+from cse_jax.spaces import Space, Trajectories, trajectories
 
 BATCH = 256
 SLOPE_TOLERANCE = 1e-6  # of the largest slope on the path: far below any real dip
@@ -87,7 +86,7 @@ def verify(
       expressions: formulas of ``space``.
       space: their search space.
       sign_flip: also judge the negation of what fails; a pass is then marked ``flipped``.
-      units: for boxes, the unit that the detector feeds its loss: ``"pixels"`` or ``"strides"``.
+      units: unit of length that the detector feeds its losses, one of ``space.units``.
 
     Raises:
       ValueError: a formula belongs to another space.

@@ -1,5 +1,7 @@
 """The operator table of the loss language: one row per operator, nothing about it stated anywhere else.
 
+A new operator is a new row here, or ``add(Operator(...))`` before the space that uses it is made.
+
 Numerics follow the released training code of CSE-AutoLoss (Liu et al., ICLR 2021): ``log`` and ``/`` add 1e-20 to their
 argument and divisor, ``exp`` clamps its input at 88, ``sqrt`` is unprotected, and the S-shaped curves are scaled to the
 range (0, 1) with slope 1/4 at 0.  ``softmax`` and ``dot`` act on the class axis, the last one; ``dot`` keeps it with
@@ -7,8 +9,9 @@ size 1 so that its result broadcasts.
 """
 
 import dataclasses
+import keyword
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import jax
@@ -28,6 +31,9 @@ class Operator:
       arity: 1 or 2.
       fn: the JAX function of ``arity`` arrays.
       sympy: builds the SymPy form from the ``sympy`` module and ``arity`` SymPy expressions.
+      code: ``fn`` as an expression of Python in ``a`` (and ``b``), for exported files; ``xp`` stands for the array
+        module.  One text for ``numpy``, ``jax`` and ``pytorch`` alike, or one for each that differs.
+      domain: what to know about its arguments; empty if it is finite and smooth for all of them.
       precedence: binding strength of an infix or prefix sign; ``None`` for function notation.
       commutative: whether the two operands may be exchanged.
       class_axis: whether it reads along the class axis.
@@ -38,6 +44,8 @@ class Operator:
     arity: int
     fn: Callable[..., jax.Array]
     sympy: Callable[..., object]
+    code: str | Mapping[str, str]
+    domain: str = ""
     precedence: int | None = None
     commutative: bool = False
     class_axis: bool = False
@@ -64,36 +72,151 @@ def _named(name: str) -> Callable[[ModuleType, object], object]:
     return lambda sp, a: sp.Function(name)(a)
 
 
+_ERF = {
+    "numpy": "np.vectorize(math.erf, otypes=[float])(0.25 * math.sqrt(math.pi) * a)",
+    "jax": "jax.lax.erf(0.25 * math.sqrt(math.pi) * a)",
+    "pytorch": "torch.erf(0.25 * math.sqrt(math.pi) * a)",
+}
+
 _ROWS = (
-    Operator("Add", "+", 2, jnp.add, lambda sp, a, b: a + b, precedence=1, commutative=True),
-    Operator("Sub", "-", 2, jnp.subtract, lambda sp, a, b: a - b, precedence=1),
-    Operator("Mul", "*", 2, jnp.multiply, lambda sp, a, b: a * b, precedence=2, commutative=True),
-    Operator("Div", "/", 2, lambda a, b: a / (b + EPS), lambda sp, a, b: a / b, precedence=2),
+    Operator("Add", "+", 2, jnp.add, lambda sp, a, b: a + b, "a + b", precedence=1, commutative=True),
+    Operator("Sub", "-", 2, jnp.subtract, lambda sp, a, b: a - b, "a - b", precedence=1),
+    Operator("Mul", "*", 2, jnp.multiply, lambda sp, a, b: a * b, "a * b", precedence=2, commutative=True),
+    Operator(
+        "Div",
+        "/",
+        2,
+        lambda a, b: a / (b + EPS),
+        lambda sp, a, b: a / b,
+        "a / (b + EPS)",
+        domain="1e-20 is added to the divisor; infinite where that makes 0",
+        precedence=2,
+    ),
     Operator(
         "Dot",
         "dot",
         2,
         lambda a, b: jnp.sum(a * b, axis=-1, keepdims=True),
         lambda sp, a, b: sp.Function("dot")(a, b),
+        "xp.sum(a * b, axis=-1, keepdims=True)",
+        domain="sums over the class axis",
         commutative=True,
         class_axis=True,
     ),
-    Operator("Neg", "-", 1, jnp.negative, lambda sp, a: -a, precedence=3),
-    Operator("Exp", "exp", 1, lambda x: jnp.exp(jnp.minimum(x, EXP_LIMIT)), lambda sp, a: sp.exp(a)),
-    Operator("Log", "log", 1, lambda x: jnp.log(x + EPS), lambda sp, a: sp.log(a)),
-    Operator("Abs", "abs", 1, jnp.abs, lambda sp, a: sp.Abs(a)),
-    Operator("Sqrt", "sqrt", 1, jnp.sqrt, lambda sp, a: sp.sqrt(a)),
-    Operator("Softmax", "softmax", 1, lambda x: jax.nn.softmax(x, axis=-1), _named("softmax"), class_axis=True),
-    Operator("Softplus", "softplus", 1, jax.nn.softplus, _named("softplus")),
-    Operator("Sig", "sigmoid", 1, jax.nn.sigmoid, _named("sigmoid")),
-    Operator("Sgdf", "gd", 1, _sgdf, _named("gd")),
-    Operator("Salf", "alf", 1, _salf, _named("alf")),
-    Operator("Serf", "erf", 1, _serf, _named("erf")),
-    Operator("Serfc", "erfc", 1, lambda x: 1.0 - _serf(x), _named("erfc")),
-    Operator("Tanh", "tanh", 1, jnp.tanh, lambda sp, a: sp.tanh(a)),
-    Operator("Relu", "relu", 1, jax.nn.relu, _named("relu")),
-    Operator("Sin", "sin", 1, jnp.sin, lambda sp, a: sp.sin(a)),
-    Operator("Cos", "cos", 1, jnp.cos, lambda sp, a: sp.cos(a)),
+    Operator("Neg", "-", 1, jnp.negative, lambda sp, a: -a, "-a", precedence=3),
+    Operator(
+        "Exp",
+        "exp",
+        1,
+        lambda x: jnp.exp(jnp.minimum(x, EXP_LIMIT)),
+        lambda sp, a: sp.exp(a),
+        {
+            "numpy": "np.exp(np.minimum(a, 88.0))",
+            "jax": "jnp.exp(jnp.minimum(a, 88.0))",
+            "pytorch": "torch.exp(torch.clamp(a, max=88.0))",
+        },
+        domain="constant above 88",
+    ),
+    Operator(
+        "Log",
+        "log",
+        1,
+        lambda x: jnp.log(x + EPS),
+        lambda sp, a: sp.log(a),
+        "xp.log(a + EPS)",
+        domain="1e-20 is added to the argument; NaN below -1e-20",
+    ),
+    Operator("Abs", "abs", 1, jnp.abs, lambda sp, a: sp.Abs(a), "xp.abs(a)", domain="kink at 0"),
+    Operator(
+        "Sqrt",
+        "sqrt",
+        1,
+        jnp.sqrt,
+        lambda sp, a: sp.sqrt(a),
+        "xp.sqrt(a)",
+        domain="NaN below 0, infinite slope at 0",
+    ),
+    Operator(
+        "Softmax",
+        "softmax",
+        1,
+        lambda x: jax.nn.softmax(x, axis=-1),
+        _named("softmax"),
+        {
+            "numpy": "np.exp(log_softmax(a))",
+            "jax": "jax.nn.softmax(a, axis=-1)",
+            "pytorch": "torch.softmax(a, dim=-1)",
+        },
+        domain="over the class axis",
+        class_axis=True,
+    ),
+    Operator(
+        "Softplus",
+        "softplus",
+        1,
+        jax.nn.softplus,
+        _named("softplus"),
+        {
+            "numpy": "np.logaddexp(a, 0.0)",
+            "jax": "jax.nn.softplus(a)",
+            "pytorch": "torch.logaddexp(a, torch.zeros_like(a))",
+        },
+    ),
+    Operator(
+        "Sig",
+        "sigmoid",
+        1,
+        jax.nn.sigmoid,
+        _named("sigmoid"),
+        {"numpy": "np.exp(-np.logaddexp(0.0, -a))", "jax": "jax.nn.sigmoid(a)", "pytorch": "torch.sigmoid(a)"},
+    ),
+    Operator(
+        "Sgdf",
+        "gd",
+        1,
+        _sgdf,
+        _named("gd"),
+        {
+            "numpy": "(2.0 * np.arctan(np.tanh(math.pi / 8.0 * a)) * (2.0 / math.pi) + 1.0) / 2.0",
+            "jax": "(2.0 * jnp.arctan(jnp.tanh(math.pi / 8.0 * a)) * (2.0 / math.pi) + 1.0) / 2.0",
+            "pytorch": "(2.0 * torch.atan(torch.tanh(math.pi / 8.0 * a)) * (2.0 / math.pi) + 1.0) / 2.0",
+        },
+    ),
+    Operator("Salf", "alf", 1, _salf, _named("alf"), "(a / 2.0 / xp.sqrt(1.0 + (a / 2.0) ** 2) + 1.0) / 2.0"),
+    Operator("Serf", "erf", 1, _serf, _named("erf"), {k: f"({v} + 1.0) / 2.0" for k, v in _ERF.items()}),
+    Operator(
+        "Serfc", "erfc", 1, lambda x: 1.0 - _serf(x), _named("erfc"), {k: f"(1.0 - {v}) / 2.0" for k, v in _ERF.items()}
+    ),
+    Operator("Tanh", "tanh", 1, jnp.tanh, lambda sp, a: sp.tanh(a), "xp.tanh(a)"),
+    Operator(
+        "Relu",
+        "relu",
+        1,
+        jax.nn.relu,
+        _named("relu"),
+        {"numpy": "np.maximum(a, 0.0)", "jax": "jax.nn.relu(a)", "pytorch": "torch.relu(a)"},
+        domain="kink at 0, where the slope is 0",
+    ),
+    Operator("Sin", "sin", 1, jnp.sin, lambda sp, a: sp.sin(a), "xp.sin(a)"),
+    Operator("Cos", "cos", 1, jnp.cos, lambda sp, a: sp.cos(a), "xp.cos(a)"),
 )
 
 OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
+
+
+def add(row: Operator) -> None:
+    """Adds a row to the table, for spaces that are made afterwards.
+
+    Raises:
+      ValueError: a name is taken, or the row can't be read and printed.
+    """
+    names = {s for known in OPERATORS.values() if known.precedence is None for s in (known.name, known.symbol)}
+    names |= set(OPERATORS)
+    for text in (row.name, row.symbol):
+        if not (text.isascii() and text.isidentifier()) or keyword.iskeyword(text):
+            raise ValueError(f"operator {row.name!r}: {text!r} is no name; signs can't be added")
+        if text in names:
+            raise ValueError(f"operator {row.name!r}: the name {text!r} is taken")
+    if row.arity not in (1, 2) or row.precedence is not None:
+        raise ValueError(f"operator {row.name!r}: arity must be 1 or 2, and precedence None")
+    OPERATORS[row.name] = row

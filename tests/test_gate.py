@@ -11,7 +11,7 @@ from cse_jax.expression import Expression
 from cse_jax.gate import Property
 from cse_jax.generation import Shape, offspring
 from cse_jax.spaces import SPACES
-from cse_jax.trajectories import trajectories
+from cse_jax.spaces import trajectories
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 
@@ -137,7 +137,7 @@ def test_tangents_are_the_derivatives_of_the_paths(space):
 def test_a_formula_of_another_space_is_refused():
     with pytest.raises(ValueError, match="belongs to space binary_class, not multi_class"):
         cse_jax.verify([zoo.default(spaces.BINARY_CLASS)], spaces.MULTI_CLASS)
-    with pytest.raises(ValueError, match="use 'pixels' or 'strides'"):
+    with pytest.raises(ValueError, match="units is 'metres'; space box has 'pixels', 'strides'"):
         cse_jax.verify([zoo.default(spaces.BOX)], spaces.BOX, units="metres")
 
 

@@ -288,8 +288,8 @@ def test_a_batch_of_programs_equals_each_alone(space):
 
 
 def test_too_long_a_formula_names_the_capacity():
-    expression = cse_jax.parse("-" * 60 + "x", cse_jax.spaces.BINARY_CLASS)
-    with pytest.raises(ValueError, match="60 instructions; the capacity is 48"):
+    expression = cse_jax.parse("-" * 70 + "x", cse_jax.spaces.BINARY_CLASS)
+    with pytest.raises(ValueError, match="70 instructions; the capacity is 64"):
         programs.compile_expression(expression)
 
 
