@@ -44,7 +44,7 @@ class Program(NamedTuple):
 
 
 def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Program:
-    """Compiles a formula; repeated sub-formulas are computed once.
+    """Compiles a formula; repeated sub-formulas are computed once, and class-axis operators of a size-1 axis replaced.
 
     Raises:
       ValueError: the formula needs more instructions than ``capacity``.
@@ -54,7 +54,7 @@ def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Prog
     variables = len(space.variables)
     rows: dict[tuple, tuple[int, bool]] = {}
     code: list[tuple[int, int, int]] = []
-    one = space.leaves.index("1")
+    one = space.leaves.index("1"), False
 
     def leaf(token: str) -> tuple[int, bool]:
         row = space.leaves.index(token)
@@ -62,8 +62,8 @@ def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Prog
 
     def node(name: str, *operands: tuple[int, bool]) -> tuple[int, bool]:
         wide = any(w for _, w in operands)
-        if not wide and name == "Softmax":  # over a class axis of size 1
-            return one, False
+        if not wide and name == "Softmax":  # 1, or NaN where the operand is not finite
+            return node("Add", node("Sub", *operands, *operands), one)
         if not wide and name == "Dot":
             name = "Mul"
         left, right = operands[0][0], operands[-1][0]

@@ -119,6 +119,8 @@ class Space:
             raise ValueError(f"space {self.name}: constants {self.constants} must be above 0, with 1 among them")
         if not self.class_axis and any(OPERATORS[name].class_axis for name in self.readable):
             raise ValueError(f"space {self.name} has no class axis, which an operator of it needs")
+        if self.class_axis and not {"Add", "Sub", "Mul"} <= set(self.readable):
+            raise ValueError(f"space {self.name} has a class axis, so it must have Add, Sub and Mul")
         if not self.losses:
             raise ValueError(f"space {self.name}: losses is empty; candidates are measured against its first")
 
