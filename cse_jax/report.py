@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cse_jax.branch import Famous
-from cse_jax.export import FORMATS
+from cse_jax.export.notation import to_latex
 from cse_jax.expression import Expression
 from cse_jax.final import Row, conclusion
 from cse_jax.monitor import fame_table, funnel_table
+from cse_jax.printing import to_authors, to_infix
 from cse_jax.search import SearchResult
 
 
@@ -52,7 +53,12 @@ def _famous(member: Famous) -> dict[str, Any]:
 
 
 def _formula(expression: Expression) -> dict[str, str]:
-    return {"space": expression.space.name} | {name: to_format(expression) for name, to_format in FORMATS.items()}
+    return {
+        "space": expression.space.name,
+        "text": to_infix(expression),
+        "authors": to_authors(expression),
+        "latex": to_latex(expression),
+    }
 
 
 def _number(value: float) -> float | None:

@@ -1,26 +1,33 @@
-"""Prints a discovered loss as text, LaTeX and the authors' notation.
+"""Writes a loss down: as a formula, in mathematical notation, or as code for other programs.
 
-python launch/export.py --workdir=runs/default --rank=1
-python launch/export.py --formula="1 - i / u" --space=box --format=latex
+    python launch/export.py --workdir=runs/default --rank=1
+    python launch/export.py --workdir=runs/default --space=box --format=pytorch > box_loss.py
+    python launch/export.py --formula="1 - i / u" --space=box --format=latex
+
+A formula is simplified where value and gradient stay the same; the standard error says what was done.
 """
 
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
-from cse_jax import zoo
-from cse_jax.export import FORMATS
-from cse_jax.expression import Expression
+from cse_jax import export, spaces, zoo
 from cse_jax.ledger import LedgerError, read_fame
 from cse_jax.parsing import FormulaError
-from cse_jax.spaces import SPACES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
 _RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1)
 _FORMULA = flags.DEFINE_string("formula", None, "A formula, or the name of a known loss, instead of --workdir.")
-_SPACE = flags.DEFINE_enum("space", None, list(SPACES), "The formula's search space; with --workdir, the branch.")
-_FORMAT = flags.DEFINE_enum("format", "all", ["all", *FORMATS], "What to print.")
+_SPACE = flags.DEFINE_string(
+    "space",
+    None,
+    f"The formula's search space: {', '.join(spaces.SPACES)}, or a Python file that defines SPACE.  With --workdir, "
+    "the branch.",
+)
+_FORMAT = flags.DEFINE_enum("format", "all", ["all", *export.FORMATS], "What to print.")
+_SIMPLIFY = flags.DEFINE_bool("simplify", True, "Look for a simpler form of the same loss.")
+_SHORT = ("text", "authors", "latex")
 
 
 def main(argv: list[str]) -> None:
@@ -28,14 +35,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
     if (_WORKDIR.value is None) == (_FORMULA.value is None):
         raise app.UsageError("give either --workdir or --formula")
+    logging.set_verbosity(logging.WARNING)
     try:
         if _FORMULA.value is not None:
             if _SPACE.value is None:
-                raise app.UsageError(f"--formula needs --space: one of {', '.join(SPACES)}")
-            _show(zoo.find(_FORMULA.value, SPACES[_SPACE.value]))
+                raise app.UsageError(f"--formula needs --space: one of {', '.join(spaces.SPACES)}, or a Python file")
+            space = spaces.find(_SPACE.value)
+            name = f"{_FORMULA.value}: " if _FORMULA.value in zoo.known(space) else ""
+            title = f"{name}a loss for object detection."
+            _show(zoo.find(_FORMULA.value, space), title=title[0].upper() + title[1:])
         else:
             _show_fame(pathlib.Path(_WORKDIR.value))
-    except (FormulaError, LedgerError) as error:
+    except (FormulaError, LedgerError, ValueError) as error:
         sys.exit(str(error))
 
 
@@ -44,20 +55,32 @@ def _show_fame(workdir: pathlib.Path) -> None:
     members = read_fame(workdir / "ledger.sqlite")
     branches = [branch for branch in members if _SPACE.value in (None, branch)]
     if not branches:
-        sys.exit(f"no candidate of {workdir} has finished the proxy task yet; go on with the search")
+        what = f"no candidate of {workdir}" + (f" in space {_SPACE.value}" if _SPACE.value else "")
+        sys.exit(f"{what} has finished the proxy task yet; go on with the search")
+    if len(branches) > 1 and _FORMAT.value not in ("all", *_SHORT):
+        sys.exit(f"--format={_FORMAT.value} writes one file: choose --space={' or --space='.join(branches)}")
     for branch in branches:
         if _RANK.value > len(members[branch]):
             sys.exit(f"the hall of fame of {branch} has {len(members[branch])} members; --rank={_RANK.value} is beyond")
         row = members[branch][_RANK.value - 1]
-        scores = f"AP {row['proxy']:.4f}, weight {row['weight']:g}, generation {row['generation']}"
-        print(f"{branch}, rank {_RANK.value}: {scores}")
-        _show(zoo.find(row["authors"], SPACES[branch]))
+        scores = f"AP {row['proxy']:.4f} on the proxy task, generation {row['generation']}"
+        print(f"{branch}, rank {_RANK.value}: {scores}, weight {row['weight']:g}", file=sys.stderr)
+        _show(
+            zoo.find(row["authors"], spaces.find(branch)),
+            title="A discovered loss for object detection.",
+            weight=row["weight"],
+            provenance=f"rank {_RANK.value} of the {branch} branch of the search in {workdir}: {scores}.",
+        )
 
 
-def _show(expression: Expression) -> None:
-    chosen = FORMATS if _FORMAT.value == "all" else {_FORMAT.value: FORMATS[_FORMAT.value]}
-    for name, to_format in chosen.items():
-        print(f"  {name + ':':9}{to_format(expression)}" if len(chosen) > 1 else to_format(expression))
+def _show(expression, **about) -> None:
+    loss = export.prepare(expression, simplified=_SIMPLIFY.value, **about)
+    print(f"form: {loss.note}", file=sys.stderr)
+    if _FORMAT.value != "all":
+        print(export.FORMATS[_FORMAT.value](loss))
+        return
+    for name in _SHORT:
+        print(f"  {name + ':':9}{export.FORMATS[name](loss)}")
 
 
 if __name__ == "__main__":

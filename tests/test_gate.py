@@ -10,8 +10,7 @@ from cse_jax import spaces, zoo
 from cse_jax.expression import Expression
 from cse_jax.gate import Property
 from cse_jax.generation import Shape, offspring
-from cse_jax.spaces import SPACES
-from cse_jax.spaces import trajectories
+from cse_jax.spaces import SPACES, trajectories
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 

@@ -1,6 +1,5 @@
 """Box regression from the areas of intersection, union and smallest enclosing box."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -48,25 +47,28 @@ def _areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*n 2"]) -> dict[str
 def _paths(units: str) -> list[Path]:
     """The predicted box leaves its target in each of the motions above, for targets of all sides."""
 
-    def along(motion: _Motion, sides: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
-        dx, dy, scale_x, scale_y = (jnp.asarray(part, float) for part in motion(s))
-        centre, half = jnp.stack([dx, dy]), jnp.stack([scale_x, scale_y]) / 2
-        return _areas(jnp.concatenate([centre - half, centre + half]), sides)
+    targets = np.array(
+        [(side if k % 2 else side * 1.25, side if k % 2 else side * 0.8) for k, side in enumerate(SIDES[units][0])]
+    )
 
-    paths = []
+    def along(sides: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
+        """The variables on every motion, at one point of it."""
+        poses = jnp.stack([jnp.stack([jnp.asarray(part, float) for part in motion(s)]) for motion in _MOTIONS.values()])
+        centres, halves = poses[:, :2], poses[:, 2:] / 2
+        return _areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
+
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        targets = np.array(
-            [(side if k % 2 else side * 1.25, side if k % 2 else side * 0.8) for k, side in enumerate(SIDES[units][0])]
+        inputs, tangents = (
+            jax.device_get(jax.jit(jax.vmap(jax.vmap(fn, (None, 0), -1), (0, None), 1))(targets, steps))
+            for fn, steps in ((along, _STEPS), (jax.jacfwd(along, 1), _STEPS + _RIGHT))
         )
-        for name, motion in _MOTIONS.items():
-            fn = functools.partial(along, motion)
-            over = [jax.vmap(jax.vmap(f, (None, 0)), (0, None)) for f in (fn, jax.jacfwd(fn, 1))]
-            inputs = jax.device_get(over[0](targets, _STEPS))
-            tangents = jax.device_get(over[1](targets, _STEPS + _RIGHT))
-            for k, (width, height) in enumerate(targets):
-                pick = ({v: array[k] for v, array in values.items()} for values in (inputs, tangents))
-                paths.append(Path(f"{name} (target {width:g} x {height:g})", *pick))
-    return paths
+    return [
+        Path(
+            f"{name} (target {width:g} x {height:g})", *({v: a[m, k] for v, a in d.items()} for d in (inputs, tangents))
+        )
+        for m, name in enumerate(_MOTIONS)
+        for k, (width, height) in enumerate(targets)
+    ]
 
 
 def _prediction(units: str, seed: int) -> PredictionTask:

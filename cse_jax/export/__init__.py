@@ -1,0 +1,90 @@
+"""Writes a loss down: in other notations, and as code for other programs."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable
+
+from cse_jax.export import mmdet, notation, source_code
+from cse_jax.export.simplification import simplify
+from cse_jax.expression import Expression
+from cse_jax.printing import to_authors, to_infix
+
+__all__ = ["FORMATS", "Loss", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss to write down.
+
+    Attributes:
+      original: the formula as it was found.
+      formula: the formula as it is written, simplified where that is exact.
+      note: what simplification did.
+      title: one line that says what this is.
+      weight: factor that it was trained with.
+      provenance: where it comes from; may be empty.
+    """
+
+    original: Expression
+    formula: Expression
+    note: str
+    title: str
+    weight: float
+    provenance: str
+
+
+def prepare(
+    expression: Expression,
+    *,
+    title: str = "A loss for object detection.",
+    weight: float = 1.0,
+    provenance: str = "",
+    simplified: bool = True,
+) -> Loss:
+    """A loss, ready to be written in any of ``FORMATS``.
+
+    Args:
+      expression: the formula.
+      title: one line that says what it is.
+      weight: factor that it was trained with.
+      provenance: where it comes from.
+      simplified: whether to look for a simpler form with the same value and gradient.
+    """
+    if simplified:
+        result = simplify(expression)
+        return Loss(expression, result.formula, result.note, title, weight, provenance)
+    return Loss(expression, expression, "as it was found", title, weight, provenance)
+
+
+def _notes(loss: Loss) -> str:
+    lines = [f"Form: {loss.note}."]
+    if loss.provenance:
+        lines.append(f"Source: {loss.provenance}")
+    if source_code.is_stabilised(loss.formula):
+        lines.append(
+            "Arithmetic: logarithms of sigmoid and softmax are taken in stable form, without the 1e-20 that the search "
+            "adds to their argument; both agree where that argument is above 1e-10."
+        )
+    return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
+
+
+def _source(framework: str) -> Callable[[Loss], str]:
+    def write(loss: Loss) -> str:
+        return source_code.source_file(
+            loss.formula, framework, title=loss.title, weight=loss.weight, notes=_notes(loss)
+        )
+
+    return write
+
+
+FORMATS: dict[str, Callable[[Loss], str]] = {
+    "text": lambda loss: to_infix(loss.formula),
+    "authors": lambda loss: to_authors(loss.original),
+    "latex": lambda loss: notation.to_latex(loss.formula),
+    "mathml": lambda loss: notation.to_mathml(loss.formula),
+    "sympy": lambda loss: notation.to_sympy_code(loss.formula),
+    "jax": _source("jax"),
+    "numpy": _source("numpy"),
+    "pytorch": _source("pytorch"),
+    "mmdet": lambda loss: mmdet.module(loss.formula, title=loss.title, weight=loss.weight, notes=_notes(loss)),
+}

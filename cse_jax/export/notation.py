@@ -1,0 +1,80 @@
+"""Formulas in mathematical notation, by way of SymPy."""
+
+from cse_jax.expression import Expression
+from cse_jax.operators import OPERATORS, Operator
+from cse_jax.printing import to_infix
+
+
+def symbols(expression: Expression) -> dict:
+    """SymPy symbols of the space's variables, by the authors' names, with what is known of their signs."""
+    import sympy
+
+    def symbol(variable):
+        return sympy.Symbol(variable.symbol, **{variable.sign: True})
+
+    return {v.name: symbol(v) for v in expression.space.variables}
+
+
+def to_sympy(expression: Expression):
+    """The formula as an unevaluated SymPy expression; S-curves, softmax, relu and dot stay named functions."""
+    import sympy
+
+    names = symbols(expression)
+
+    def node(name, *operands):
+        result = OPERATORS[name].sympy(sympy, *operands)
+        if isinstance(result, (sympy.Add, sympy.Mul)):  # sums of sums have no brackets
+            parts = (arg.args if type(arg) is type(result) else (arg,) for arg in result.args)
+            result = type(result)(*(part for group in parts for part in group))
+        return result
+
+    with sympy.evaluate(False):
+        return expression.fold(lambda token: names.get(token) or sympy.Rational(token), node)
+
+
+def to_latex(expression: Expression) -> str:
+    """The formula in LaTeX, term by term as it is written; nothing is simplified."""
+    import sympy
+
+    names = symbols(expression)
+    latex = {names[v.name]: v.latex for v in expression.space.variables}
+    return sympy.latex(to_sympy(expression), symbol_names=latex, order="none")
+
+
+def to_mathml(expression: Expression) -> str:
+    """The formula in presentation MathML, for web pages."""
+    import sympy
+
+    inside = sympy.mathml(to_sympy(expression), printer="presentation", order="none")
+    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{inside}</math>'
+
+
+def to_sympy_code(expression: Expression) -> str:
+    """Lines of Python that build the formula in SymPy as ``loss``."""
+    lines, known = ["import sympy", ""], []
+    for variable in expression.space.variables:
+        if variable.name in expression.variables:
+            lines.append(f'{variable.symbol} = sympy.Symbol("{variable.symbol}", {variable.sign}=True)')
+            known.append(variable.symbol)
+    rows = [OPERATORS[name] for name in dict.fromkeys(expression.tokens) if name in OPERATORS]
+    for row in rows:
+        if row.precedence is None:
+            lines.append(f"{row.symbol} = {_function(row)}")
+            known.append(row.symbol)
+    names = ", ".join(f'"{name}": {name}' for name in known)
+    return "\n".join([*lines, f'loss = sympy.sympify("{to_infix(expression)}", locals={{{names}}})'])
+
+
+def _function(row: Operator) -> str:
+    """An operator's SymPy function, as Python."""
+    import sympy
+
+    operands = sympy.symbols("a b", real=True)[: row.arity]
+    form = row.sympy(sympy, *operands)
+    if isinstance(form, sympy.core.function.AppliedUndef):
+        return f'sympy.Function("{type(form).__name__}")'
+    if isinstance(form, sympy.Function):
+        return f"sympy.{type(form).__name__}"
+    return f'sympy.Lambda({operands!s}, sympy.sympify("{form}"))'.replace("(a,)", "sympy.symbols('a,')").replace(
+        "(a, b)", "sympy.symbols('a b')"
+    )

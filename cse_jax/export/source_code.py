@@ -1,0 +1,225 @@
+"""Formulas as self-contained Python files for JAX, NumPy and PyTorch."""
+
+import re
+import textwrap
+from collections import Counter
+
+import jax
+import numpy as np
+
+from cse_jax import program as programs
+from cse_jax.expression import Expression
+from cse_jax.operators import EPS, OPERATORS
+
+MODULES = {"jax": "jnp", "numpy": "np", "pytorch": "torch"}
+_IMPORTS = {
+    "jax": ["import jax", "import jax.numpy as jnp"],
+    "numpy": ["import numpy as np"],
+    "pytorch": ["import torch"],
+}
+
+# Numerically stable functions of one operand, beside the operators'.
+_STABLE = {
+    "log_sigmoid": {
+        "jax": "jax.nn.log_sigmoid(a)",
+        "numpy": "-np.logaddexp(0.0, -a)",
+        "pytorch": "torch.nn.functional.logsigmoid(a)",
+    },
+    "log_softmax": {
+        "jax": "jax.nn.log_softmax(a, axis=-1)",
+        "numpy": "a - np.logaddexp.reduce(a, axis=-1, keepdims=True)",
+        "pytorch": "torch.nn.functional.log_softmax(a, dim=-1)",
+    },
+}
+
+# A formula as nested tuples ``(operator, *operands)``; leaves are tokens, numbers are floats.
+_Node = tuple | str | float
+
+
+def _tree(expression: Expression) -> _Node:
+    """The formula with constant parts evaluated and stable functions where a pattern has one."""
+
+    def leaf(token: str) -> _Node:
+        return token if token in expression.variables else float(token)
+
+    def node(name: str, *operands: _Node) -> _Node:
+        if all(isinstance(operand, float) for operand in operands):
+            with jax.enable_x64(True):
+                arrays = [np.full((1,), operand) for operand in operands]
+                return float(np.asarray(OPERATORS[name].fn(*arrays)).reshape(-1)[0])
+        return _stable(name, *operands)
+
+    return expression.fold(leaf, node)
+
+
+def _stable(name: str, *operands: _Node) -> _Node:
+    inside = operands[0]
+    if name != "Log" or not isinstance(inside, tuple):
+        return (name, *operands)
+    if inside[0] == "Softmax":
+        return ("log_softmax", inside[1])
+    if inside[0] == "Sig":
+        return ("log_sigmoid", inside[1])
+    terms = set()
+    if inside[0] == "Sub":
+        terms = {inside[1], ("Neg", inside[2])}
+    elif inside[0] == "Add":
+        terms = set(inside[1:])
+    for term in terms - {1.0}:
+        negated = term[1] if 1.0 in terms and isinstance(term, tuple) and term[0] == "Neg" else None
+        if isinstance(negated, tuple) and negated[0] == "Sig":
+            return ("log_sigmoid", ("Neg", negated[1]))
+    return (name, *operands)
+
+
+def is_stabilised(expression: Expression) -> bool:
+    """Whether exported code uses a stable function in place of an operator of an operator."""
+
+    def found(node: _Node) -> bool:
+        return isinstance(node, tuple) and (node[0] in _STABLE or any(found(operand) for operand in node[1:]))
+
+    return found(_tree(expression))
+
+
+def _helper(name: str, framework: str) -> tuple[str, str, str]:
+    """Name, parameters and body of an operator's function."""
+    if name in _STABLE:
+        return name, "a", _STABLE[name][framework]
+    row = OPERATORS[name]
+    code = row.code if isinstance(row.code, str) else row.code[framework]
+    return row.symbol, "a" if row.arity == 1 else "a, b", code.replace("xp.", MODULES[framework] + ".")
+
+
+class _Writer:
+    """Writes one formula as assignments and a final expression."""
+
+    def __init__(self, expression: Expression, framework: str) -> None:
+        self.framework = framework
+        self.symbols = {v.name: v.symbol for v in expression.space.variables}
+        self.functions: dict[str, None] = {}
+        self.assignments: list[str] = []
+        self.named: dict[_Node, str] = {}
+        root = _tree(expression)
+        counts: Counter = Counter()
+        self._count(root, counts)
+        self.repeated = {node for node, count in counts.items() if count > 1 and isinstance(node, tuple)}
+        self.result = self._write(root)[0]
+
+    def _count(self, node: _Node, counts: Counter) -> None:
+        counts[node] += 1
+        if isinstance(node, tuple) and counts[node] == 1:
+            for operand in node[1:]:
+                self._count(operand, counts)
+
+    def _write(self, node: _Node) -> tuple[str, int]:
+        """Text, and how tightly it binds."""
+        tightest = 9
+        if isinstance(node, float):
+            text = str(int(node)) if node.is_integer() and abs(node) < 1e15 else repr(node)
+            return (text, tightest) if node >= 0 else (f"({text})", tightest)
+        if isinstance(node, str):
+            return self.symbols[node], tightest
+        if node in self.named:
+            return self.named[node], tightest
+        text, binding = self._apply(node)
+        if node in self.repeated:
+            name = f"t{len(self.named) + 1}"
+            self.named[node] = name
+            self.assignments.append(f"{name} = {text}")
+            return name, tightest
+        return text, binding
+
+    def _apply(self, node: tuple) -> tuple[str, int]:
+        name, *operands = node
+        row = OPERATORS.get(name)
+        written = [self._write(operand) for operand in operands]
+        if row is None or row.precedence is None:
+            self.functions[name] = None
+            self._needs_log_softmax(name)
+            return f"{_helper(name, self.framework)[0]}({', '.join(text for text, _ in written)})", 9
+        own = row.precedence
+        if row.arity == 1:
+            return f"-{_wrap(written[0], own)}", own
+        if name == "Div":
+            return f"{_wrap(written[0], own)} / ({_wrap(written[1], 1)} + EPS)", own
+        return f"{_wrap(written[0], own)} {row.symbol} {_wrap(written[1], own + 1)}", own
+
+    def _needs_log_softmax(self, name: str) -> None:
+        if "log_softmax(" in _helper(name, self.framework)[2] and name != "log_softmax" and self.framework == "numpy":
+            self.functions["log_softmax"] = None
+
+
+def _wrap(written: tuple[str, int], at_least: int) -> str:
+    text, binding = written
+    return text if binding >= at_least else f"({text})"
+
+
+def function(
+    expression: Expression, framework: str, *, name: str, docstring: str, preamble: tuple[str, ...] = ()
+) -> str:
+    """Imports, helper functions and the loss as a function of the space's variables.
+
+    Args:
+      expression: the formula.
+      framework: ``"jax"``, ``"numpy"`` or ``"pytorch"``.
+      name: of the function.
+      docstring: of the function.
+      preamble: lines after the imports.
+    """
+    space, writer, module = expression.space, _Writer(expression, framework), MODULES[framework]
+    body = [_over_lines(assignment) for assignment in writer.assignments]
+    if space.per_row:
+        axis = "dim" if framework == "pytorch" else "axis"
+        body.append(f"return {module}.sum({writer.result}, {axis}=-1)")
+    elif space.class_axis and not bool(programs.compile_expression(expression).wide):
+        shape = f"{space.variables[0].symbol}.shape"
+        body.append(f"return {module}.broadcast_to(({writer.result}) / {shape}[-1], {shape})")
+    else:
+        body.append(_over_lines(f"return {writer.result}"))
+    helpers = [_helper(function, framework) for function in writer.functions]
+    code = "\n".join([*(text for _, _, text in helpers), *body])
+    lines = ["import math", ""] if "math." in code else []
+    lines += [line for line in _IMPORTS[framework] if line != "import jax" or "jax." in code]
+    lines += ["", *preamble] if preamble else []
+    if "EPS" in code:
+        lines += ["", f"EPS = {EPS:g}"]
+    for helper, parameters, text in helpers:
+        lines += ["", "", f"def {helper}({parameters}):", f"    return {text}"]
+    parameters = ", ".join(v.symbol for v in space.variables)
+    lines += ["", "", f"def {name}({parameters}):", f'    """{docstring}"""']
+    return "\n".join([*lines, textwrap.indent("\n".join(body), "    "), ""])
+
+
+def _over_lines(statement: str) -> str:
+    """A long sum, one term a line."""
+    if len(statement) <= 110:
+        return statement
+    start, rest = re.match(r"(return |t\d+ = )(.*)", statement).groups()
+    terms, depth = [""], 0
+    for k, character in enumerate(rest):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0 and rest[k : k + 3] in (" + ", " - "):
+            terms.append("")
+        terms[-1] += character
+    return "\n".join([f"{start}(", *(f"    {term.strip()}" for term in terms), ")"])
+
+
+def source_file(expression: Expression, framework: str, *, title: str, weight: float, notes: str) -> str:
+    """A self-contained file: docstring with formula, space, units and provenance, helpers, and ``loss``."""
+    docstring = description(expression, title=title, notes=notes)
+    what = "The loss per row." if expression.space.per_row else "The loss per element."
+    preamble = (f"WEIGHT = {weight!r}  # what the loss was trained with; multiply by it",)
+    return f"{docstring}\n\n{function(expression, framework, name='loss', docstring=what, preamble=preamble)}"
+
+
+def description(expression: Expression, *, title: str, notes: str) -> str:
+    """The docstring of an exported file."""
+    space = expression.space
+    shape = "per row, summed over the classes" if space.per_row else "per element"
+    inputs = [
+        textwrap.fill(f"{v.symbol}: {v.meaning}", 110, initial_indent="  ", subsequent_indent="    ")
+        for v in space.variables
+    ]
+    formula = textwrap.fill(str(expression), 110, initial_indent="    ", subsequent_indent="    ")
+    parts = [f'"""{title}', "", formula, "", f"Search space {space.name}; the loss {shape}, unreduced, of"]
+    return "\n".join([*parts, *inputs, "", f"{notes}", '"""'])
