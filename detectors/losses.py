@@ -1,18 +1,22 @@
-"""Where a candidate loss enters a detector: formulas as data, applied to logits, labels and boxes.
+"""Where a loss enters a detector: formulas as data or losses of the library, applied to logits, labels and boxes.
 
-All functions are differentiable in the predictions and traceable in the loss, so a training step that takes
-``DetectionLosses`` as an input is compiled once and then trains with any loss of the same spaces.
+All functions are differentiable in the predictions.  A formula is traced, so a training step that takes
+``DetectionLosses`` as an input is compiled once and then trains with any formula of the same spaces; it is compiled
+again for each library loss, but never for a weight.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cse_jax import program, spaces, zoo
 from cse_jax.expression import Expression
+from cse_jax.parsing import FormulaError
 from cse_jax.program import Program
 from cse_jax.spaces import Space
+from detectors import named_losses
+from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 
 AREA_EPS = 1e-7  # added to union and enclosure, as in the authors' code
@@ -28,8 +32,8 @@ class LossTerm(NamedTuple):
 class DetectionLosses(NamedTuple):
     """The two losses of a detector's final head; a region proposal network keeps its own."""
 
-    cls: LossTerm
-    box: LossTerm
+    cls: LossTerm | NamedLoss
+    box: LossTerm | NamedLoss
 
 
 def term(expression: Expression, weight: float = 1.0) -> LossTerm:
@@ -47,30 +51,108 @@ def default_losses(cls_space: Space, *, box_weight: float = 1.0) -> DetectionLos
     return DetectionLosses(term(zoo.default(cls_space)), term(zoo.default(spaces.BOX), box_weight))
 
 
-def binary_class_loss(
-    loss: LossTerm,
+def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLoss:
+    """The loss that a text names.
+
+    Args:
+      text: a library loss with or without hyper-parameters (``varifocal_loss``, ``focal_loss(gamma=1.5)``), a loss of
+        ``cse_jax.zoo`` (``CEI``), or a formula.
+      space: the space that it must belong to.
+      weight: factor on the loss.
+
+    Raises:
+      ValueError: none of these; the message says what was expected and names the nearest loss.
+    """
+    named = named_losses.read(text, space, weight)
+    if named is not None:
+        return named
+    try:
+        return term(zoo.find(text.strip(), space), weight)
+    except FormulaError as error:
+        hint = named_losses.hint(text, space)
+        if not hint:
+            raise
+        formulas = ", ".join(zoo.known(space))
+        message = f"{text.strip()!r} names no loss: {hint}; formulas by name are {formulas}.\nAs a formula: {error}"
+        raise LossError(message) from error
+
+
+def resolve_pair(
+    cls_space: Space,
     *,
-    logits: Float[Array, "n c"],
-    quality: Float[Array, "n c"],
-    labels: Float[Array, "n c"],
+    cls: str = "",
+    box: str = "",
+    cls_weight: float = 1.0,
+    box_weight: float | None = None,
+    usual_box_weight: float = 1.0,
+) -> DetectionLosses:
+    """The losses of a detector, by name or formula.
+
+    Args:
+      cls_space: the detector's classification space.
+      cls, box: as ``resolve`` reads them; the defaults of the spaces if empty.
+      cls_weight, box_weight: factors; without ``box_weight``, 1 for losses on encoded offsets and else the usual one.
+      usual_box_weight: the detector's, for losses on decoded boxes.
+
+    Raises:
+      ValueError: a text names no loss of its space.
+    """
+    cls, box = cls or zoo.default_name(cls_space), box or zoo.default_name(spaces.BOX)
+    if box_weight is None:
+        named = named_losses.read(box, spaces.BOX)
+        box_weight = 1.0 if named and named.on_offsets else usual_box_weight
+    return DetectionLosses(resolve(cls, cls_space, cls_weight), resolve(box, spaces.BOX, box_weight))
+
+
+def binary_class_loss(
+    loss: LossTerm | NamedLoss,
+    *,
+    logits: Float[Array, "*b n c"],
+    quality: Float[Array, "*b n c"],
+    labels: Float[Array, "*b n c"],
+    mask: Bool[Array, "*b n"] | None = None,
     alpha: float = 0.25,
-) -> Float[Array, "n c"]:
+) -> Float[Array, "*b n c"]:
     """Sigmoid classification loss per element, in a one-stage head.
 
     Args:
-      loss: formula of ``spaces.BINARY_CLASS``.
-      logits: class scores.
+      loss: formula or library loss of ``spaces.BINARY_CLASS``.
+      logits: class scores; finite in masked rows too.
       quality: detached IoU of the decoded box with its target at the ground-truth class, 0 elsewhere.
       labels: 1 at the ground-truth class, 0 elsewhere.
-      alpha: weight of positives, ``1 - alpha`` of negatives; it multiplies outside the formula (authors' code).
+      mask: rows that count; the others give 0.
+      alpha: weight of positives, ``1 - alpha`` of negatives, for formulas only: it multiplies outside of them (authors'
+        code).  A library loss has its own balance, or none.
     """
+    if isinstance(loss, NamedLoss):
+        return named_losses.evaluate(loss, {"logits": logits, "quality": quality, "labels": labels}, mask)
     inputs = {"X": logits, "Q": quality, "PY": labels, "NY": 1.0 - labels}
     balance = alpha * labels + (1.0 - alpha) * (1.0 - labels)
-    return program.evaluate(spaces.BINARY_CLASS, loss.program, inputs) * balance * loss.weight
+    values = program.evaluate(spaces.BINARY_CLASS, loss.program, inputs) * balance * loss.weight
+    return values if mask is None else jnp.where(mask[..., None], values, 0.0)
+
+
+def binary_class_divisor(
+    loss: LossTerm | NamedLoss, *, usual: Float[Array, ""], mask: Bool[Array, "*b n"], classes: int
+) -> Float[Array, ""]:
+    """What the sum of ``binary_class_loss`` is divided by: as usual, or by all entries for a loss that is a mean (GHM).
+
+    GHM-C weights every entry with 1 on average, most of them easy negatives: divided by the few positives it would be
+    hundreds of times the loss of its paper.
+
+    Args:
+      loss: the loss.
+      usual: what the detector divides by.
+      mask: rows that count.
+      classes: entries of a row.
+    """
+    if isinstance(loss, NamedLoss) and loss.is_mean:
+        return jnp.maximum(mask.sum() * classes, 1).astype(jnp.float32)
+    return usual
 
 
 def multi_class_loss(
-    loss: LossTerm,
+    loss: LossTerm | NamedLoss,
     *,
     logits: Float[Array, "n k"],
     labels: Float[Array, "n k"],
@@ -79,23 +161,40 @@ def multi_class_loss(
     """Softmax classification loss per RoI, in a two-stage head.
 
     Args:
-      loss: formula of ``spaces.MULTI_CLASS``.
+      loss: formula or library loss of ``spaces.MULTI_CLASS``.
       logits: class scores; ``k`` is the number of classes and one for the background, which comes last.
       labels: one-hot.
       iou: detached IoU of the decoded box with its target; 1 for background rows (authors' code).
     """
+    if isinstance(loss, NamedLoss):
+        return named_losses.evaluate(loss, {"logits": logits, "labels": labels, "iou": iou})
     inputs = {"X": logits, "Y": labels, "Z": jnp.broadcast_to(iou[:, None], logits.shape)}
     return program.evaluate(spaces.MULTI_CLASS, loss.program, inputs).sum(-1) * loss.weight
 
 
-def box_loss(loss: LossTerm, *, predicted: Float[Array, "n 4"], target: Float[Array, "n 4"]) -> Float[Array, " n"]:
+def box_loss(
+    loss: LossTerm | NamedLoss,
+    *,
+    predicted: Float[Array, "*b n 4"],
+    target: Float[Array, "*b n 4"],
+    predicted_offsets: Float[Array, "*b n 4"],
+    target_offsets: Float[Array, "*b n 4"],
+    mask: Bool[Array, "*b n"],
+) -> Float[Array, "*b n"]:
     """Box regression loss per box.
 
     Args:
-      loss: formula of ``spaces.BOX``.
+      loss: formula or library loss of ``spaces.BOX``; a loss per coordinate is summed over the four.
       predicted: boxes, in the unit that the detector feeds its loss (pixels, or strides for FCOS).
       target: boxes, in the same unit.
+      predicted_offsets: the same boxes as the head encodes them, for L1 and its kin.
+      target_offsets: likewise.
+      mask: rows that count; the others give 0.
     """
+    if isinstance(loss, NamedLoss):
+        pair = (predicted_offsets, target_offsets) if loss.on_offsets else (predicted, target)
+        values = named_losses.evaluate(loss, dict(zip(("predictions", "targets"), pair, strict=True)), mask)
+        return values.sum(-1) if values.ndim > mask.ndim else values
     intersection, union, enclosure = box_ops.overlap(predicted, target)
     inputs = {"I": intersection, "U": union + AREA_EPS, "E": enclosure + AREA_EPS}
-    return program.evaluate(spaces.BOX, loss.program, inputs) * loss.weight
+    return jnp.where(mask, program.evaluate(spaces.BOX, loss.program, inputs) * loss.weight, 0.0)

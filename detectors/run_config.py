@@ -1,4 +1,4 @@
-"""The config of a search: everything that its result depends on."""
+"""The configs of a search and of a training: everything that their results depend on."""
 
 import dataclasses
 
@@ -49,6 +49,55 @@ class FCOSRun:
 @dataclasses.dataclass
 class FasterRCNNRun(FCOSRun):
     """A search with Faster R-CNN."""
+
+    name: str = "faster_rcnn"
+    detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """The losses of a training.
+
+    Attributes:
+      cls: name with or without hyper-parameters (``varifocal_loss``, ``focal_loss(gamma=1.5)``), or a formula; empty
+        for the detector's usual.
+      box: likewise.
+      cls_weight: factor on the classification loss.
+      box_weight: factor on the box loss; None for the detector's usual.
+    """
+
+    cls: str = ""
+    box: str = ""
+    cls_weight: float = 1.0
+    box_weight: float | None = None
+
+
+@dataclasses.dataclass
+class TrainRun:
+    """A training of FCOS.
+
+    Attributes:
+      name: of the run's folder.
+      loss: classification and box loss.
+      detector, train, data: model, optimisation and images.
+      steps: length of the training.
+      save_every: steps between the checkpoints from which an interrupted training goes on; 0 for none.
+      seed: of weights and batches.
+    """
+
+    name: str = "fcos"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    detector: FCOSConfig = dataclasses.field(default_factory=fcos_tiny)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    steps: int = 700
+    save_every: int = 100
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class FasterRCNNTrainRun(TrainRun):
+    """A training of Faster R-CNN."""
 
     name: str = "faster_rcnn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)

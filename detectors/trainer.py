@@ -1,10 +1,11 @@
-"""Trains one detector under any losses, for each purpose of a search, with one compiled step."""
+"""Trains one detector under any losses: once, or for each purpose of a search with one compiled step."""
 
 import dataclasses
 import hashlib
 import json
 import pathlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,38 +92,25 @@ class DetectorTrainer:
         """
         train_source, eval_source = self._splits[purpose]
         folder = self._checkpoints / self._name(losses, purpose, seed)
-        state = self._fit(losses, train_source, self.steps(purpose), seed, folder.with_suffix(".partial"), stop)
+        partial = folder.with_suffix(".partial")
+        state = fit(
+            self._compiled,
+            DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight)),
+            train_source,
+            steps=self.steps(purpose),
+            seed=seed,
+            batch_size=self._batch_size,
+            flip=self._flip,
+            partial=partial,
+            save_every=self._schedule.save_every,
+            stop=stop,
+        )
         if purpose == "final":
             checkpoint.save(folder, (state.params, state.rest))
         metrics = self._evaluate(state, eval_source)
-        checkpoint.delete(folder.with_suffix(".partial"))
+        checkpoint.delete(partial)
         described = metrics._asdict() | ({"checkpoint": folder.name} if purpose == "final" else {})
         return metrics.ap, jax.tree.map(lambda v: v if isinstance(v, str) or np.isfinite(v) else None, described)
-
-    def _fit(
-        self, losses: LossPair, source: Source, steps: int, seed: int, partial: pathlib.Path, stop: threading.Event
-    ) -> TrainState:
-        state = self._compiled.init(seed)
-        if checkpoint.exists(partial):
-            state = checkpoint.restore(partial, state)
-        as_data = DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight))
-        start = int(state.step)
-        batches = train_batches(source, batch_size=self._batch_size, seed=seed, flip=self._flip, start_step=start)
-        length, seed = jnp.int32(steps), jnp.int32(seed)
-        unseen: list[dict[str, jax.Array]] = []
-        for step in range(start, steps):
-            if stop.is_set():
-                raise Stopped(f"stopped at step {step}")
-            state, metrics = self._compiled.step(state, next(batches), as_data, length, seed)
-            unseen.append(metrics)
-            last = step + 1 == steps
-            if len(unseen) == CHECK_EVERY or last:
-                _raise_if_diverged(unseen, step + 1)
-                unseen = []
-            if self._schedule.save_every and (step + 1) % self._schedule.save_every == 0 and not last:
-                _raise_if_diverged(unseen, step + 1)
-                checkpoint.save(partial, state)
-        return state
 
     def _evaluate(self, state: TrainState, source: Source) -> Metrics:
         def predict(image, image_size):
@@ -136,8 +124,67 @@ class DetectorTrainer:
         return f"{purpose}-seed{seed}-{digest}"
 
 
-def _raise_if_diverged(metrics: list[dict[str, jax.Array]], steps_done: int) -> None:
-    for ago, values in zip(range(len(metrics) - 1, -1, -1), jax.device_get(metrics), strict=True):
+def fit(
+    compiled: Compiled,
+    losses: DetectionLosses,
+    source: Source,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    flip: float,
+    partial: pathlib.Path,
+    save_every: int = 0,
+    stop: threading.Event | None = None,
+    progress: Callable[[int, dict[str, Any]], None] | None = None,
+) -> TrainState:
+    """Trains from scratch, or from the checkpoint of the same training that was interrupted.
+
+    Args:
+      compiled: the detector's functions.
+      losses: of its head.
+      source: images to train on.
+      steps: length of the training.
+      seed: of weights, batches and sampling.
+      batch_size: images per step.
+      flip: probability of mirroring an image.
+      partial: where the state is saved meanwhile; the caller deletes it when it has what it wants.
+      save_every: steps between saves; 0 for none.
+      stop: set by another thread to give the training up.
+      progress: called with the steps done and the last one's metrics, at least every ``CHECK_EVERY`` steps.
+
+    Raises:
+      TrainingDiverged: loss or gradient became non-finite; names the step and the parts of the loss.
+      Stopped: ``stop`` was set.
+    """
+    state = compiled.init(seed)
+    if checkpoint.exists(partial):
+        state = checkpoint.restore(partial, state)
+    start = int(state.step)
+    batches = train_batches(source, batch_size=batch_size, seed=seed, flip=flip, start_step=start)
+    length, seed = jnp.int32(steps), jnp.int32(seed)
+    unseen: list[dict[str, jax.Array]] = []
+    for done in range(start + 1, steps + 1):
+        if stop is not None and stop.is_set():
+            raise Stopped(f"stopped at step {done - 1}")
+        state, metrics = compiled.step(state, next(batches), losses, length, seed)
+        unseen.append(metrics)
+        save = save_every and done % save_every == 0 and done < steps
+        if len(unseen) == CHECK_EVERY or save or done == steps:
+            last = _finite(unseen, done)
+            unseen = []
+            if progress:
+                progress(done, last)
+        if save:
+            checkpoint.save(partial, state)
+    return state
+
+
+def _finite(metrics: list[dict[str, jax.Array]], steps_done: int) -> dict[str, Any]:
+    """The last of the steps' metrics; raises if a step diverged."""
+    fetched = jax.device_get(metrics)
+    for ago, values in zip(range(len(fetched) - 1, -1, -1), fetched, strict=True):
         if not values["finite"]:
             parts = ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values) if name != "finite")
             raise TrainingDiverged(f"not finite at step {steps_done - ago}: {parts}")
+    return fetched[-1]

@@ -134,7 +134,7 @@ class FasterRCNN(nnx.Module):
 
         Args:
           batch: images and padded ground truth.
-          losses: classification and box losses of the second stage, as data.
+          losses: classification and box losses of the second stage.
           key: of the sampling of anchors and RoIs.
         """
         features = self.fpn(self.backbone(batch.image))
@@ -188,13 +188,21 @@ class FasterRCNN(nnx.Module):
         decoded = box_ops.decode_deltas(rois, own, self.config.roi.stds)
         predicted = jnp.where(positive[..., None], decoded, rois)
         iou = jax.lax.stop_gradient(jnp.where(positive, box_ops.iou(predicted, targets), 1.0))
-        flat = [a.reshape(-1, *a.shape[2:]) for a in (logits, labels, iou, predicted, targets)]
-        logits, labels, iou, predicted, targets = flat
+        encoded = box_ops.encode_deltas(rois, targets, self.config.roi.stds)
+        flat = [a.reshape(-1, *a.shape[2:]) for a in (logits, labels, iou, predicted, targets, own, encoded, positive)]
+        logits, labels, iou, predicted, targets, own, encoded, positive = flat
         count = jnp.maximum(valid.sum(), 1)
         per_roi = multi_class_loss(losses.cls, logits=logits, labels=jax.nn.one_hot(labels, classes + 1), iou=iou)
-        per_box = box_loss(losses.box, predicted=predicted, target=targets)
+        per_box = box_loss(
+            losses.box,
+            predicted=predicted,
+            target=targets,
+            predicted_offsets=own,
+            target_offsets=encoded,
+            mask=positive,
+        )
         cls = jnp.where(valid.reshape(-1), per_roi, 0.0).sum() / count
-        box = jnp.where(positive.reshape(-1), per_box, 0.0).sum() / count
+        box = per_box.sum() / count
         return cls, box
 
     def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:

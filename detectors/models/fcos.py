@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cse_jax import spaces
-from detectors.losses import DetectionLosses, binary_class_loss, box_loss
+from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.ops import boxes as box_ops
@@ -138,12 +138,12 @@ class FCOS(nnx.Module):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Total loss and its parts.
 
-        Classification is normalised by positives + images, box regression by the sum of its weights (the IoU of each
-        prediction with its target), centreness by positives; all over the whole batch.
+        Classification is normalised by positives + images (GHM-C by all entries), box regression by the sum of its
+        weights (the IoU of each prediction with its target), centreness by positives; all over the whole batch.
 
         Args:
           batch: images and padded ground truth.
-          losses: classification and box losses, as data.
+          losses: classification and box losses.
           key: unused: FCOS samples nothing.
         """
         del key
@@ -163,13 +163,27 @@ class FCOS(nnx.Module):
 
         one_hot = jax.nn.one_hot(targets.labels, config.classes) * positive[..., None]
         per_class = binary_class_loss(
-            losses.cls, logits=logits, quality=quality[..., None] * one_hot, labels=one_hot, alpha=config.alpha
+            losses.cls,
+            logits=logits,
+            quality=quality[..., None] * one_hot,
+            labels=one_hot,
+            mask=inside,
+            alpha=config.alpha,
         )
         count = positive.sum().astype(jnp.float32)
-        cls = jnp.where(inside[..., None], per_class, 0.0).sum() / (count + logits.shape[0])
+        cls = per_class.sum() / binary_class_divisor(
+            losses.cls, usual=count + logits.shape[0], mask=inside, classes=config.classes
+        )
 
         weights = quality if config.weight_by_quality else positive.astype(jnp.float32)
-        per_box = jnp.where(positive, box_loss(losses.box, predicted=predicted, target=target), 0.0)
+        per_box = box_loss(
+            losses.box,
+            predicted=predicted,
+            target=target,
+            predicted_offsets=distances,
+            target_offsets=box_ops.encode_ltrb(centres, target),
+            mask=positive,
+        )
         box = (per_box * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
 
         cross_entropy = jnp.where(positive, jax.nn.softplus(centreness) - centreness * quality, 0.0)

@@ -1,0 +1,11 @@
+"""Faster R-CNN on digit scenes: 500 steps of 8 images.
+
+python launch/train.py --config=configs/train/faster_rcnn_digits.py
+python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box=l1_loss
+"""
+
+from detectors.run_config import FasterRCNNTrainRun, training_in_seconds
+
+
+def get_config() -> FasterRCNNTrainRun:
+    return FasterRCNNTrainRun(name="faster_rcnn_digits", train=training_in_seconds(learning_rate=0.0015), steps=500)

@@ -1,0 +1,103 @@
+"""The training script as a user runs it: named losses, a kill, another config, and bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = [
+    "--config.steps=30",
+    "--config.save_every=10",
+    "--config.data.digit_scenes.train_images=40",
+    "--config.data.digit_scenes.select_images=10",
+    "--config.data.digit_scenes.test_images=12",
+]
+LOSSES = ["--config.loss.cls=varifocal_loss(alpha=0.5)", "--config.loss.box=diou_loss", "--config.loss.box_weight=2"]
+TWO_STAGE = ["--config=configs/train/faster_rcnn_digits.py", "--config.loss.box=l1_loss", "--config.loss.cls=CEI"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def start(*arguments, data_dir="/nonexistent"):
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "launch/train.py", *arguments]
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **output)
+
+
+def finish(process, timeout=240):
+    with process:
+        output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def signalled(number, *arguments, workdir, data_dir):
+    """Sends a signal as soon as there is a checkpoint to go on from."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        process = start(*arguments, f"--workdir={workdir}", data_dir=data_dir)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    deadline = time.monotonic() + 120.0
+    while not (workdir / "partial").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    return finish(process)
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_the_same(tmp_path, data_dir):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, output = finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))
+    assert code == 0, output
+    assert "varifocal_loss(alpha=0.5) (weight 1), box diou_loss (weight 2)" in output
+    assert "step 30/30: loss " in output and "images/s" in output and "test split: AP " in output
+
+    code, output = signalled(signal.SIGKILL, *SMALL, *LOSSES, workdir=killed, data_dir=data_dir)
+    assert code == -signal.SIGKILL and not (killed / "result.json").exists(), output
+    code, output = finish(start(*SMALL, *LOSSES, f"--workdir={killed}", data_dir=data_dir))
+    assert code == 0, output
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]
+    expected = {"cls": "varifocal_loss(alpha=0.5)", "box": "diou_loss", "cls_weight": 1.0, "box_weight": 2.0}
+    assert results[0]["losses"] == expected and 0.0 <= results[0]["ap"] <= 1.0
+    assert (whole / "model").is_dir() and not (killed / "partial").exists()
+
+    assert "is finished" in finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))[1]
+    code, output = finish(start(*SMALL, *LOSSES, "--config.seed=1", f"--workdir={whole}", data_dir=data_dir))
+    assert code == 1 and "config.seed: 0 -> 1" in output and "another --workdir" in output
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tmp_path, data_dir):
+    """In Faster R-CNN's training under a loss on encoded offsets."""
+    options = [*TWO_STAGE, *SMALL, "--config.steps=100000"]
+    code, output = signalled(signal.SIGINT, *options, workdir=tmp_path / "run", data_dir=data_dir)
+    assert code == 130 and "The same command goes on" in output and "Traceback" not in output, output
+    assert "CEI (weight 1), box l1_loss (weight 1)" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.loss.cls=varifocl_loss"], "did you mean the loss 'varifocal_loss'"),
+        (["--config.loss.box=1 - i / v"], "space box has no variable 'v'"),
+        (["--config.loss.cls=focal_loss(gama=1)"], "no hyper-parameter 'gama'; did you mean 'gamma'"),
+        (["--workdir=/proc/nowhere"], "cannot write to the work folder /proc/nowhere"),
+        (["stray"], "unknown argument 'stray'"),
+    ],
+)
+def test_bad_input_is_named(arguments, said):
+    code, output = finish(start(*arguments))
+    assert code != 0 and said in output and "Traceback" not in output, output
