@@ -1,8 +1,7 @@
 """Convergence property verification: which formulas can train a detector at all, judged without one.
 
-Whole batches of compiled candidates are judged under ``jax.vmap``: the loss and its derivative along every path of
-its space are reduced to a verdict, and to a fingerprint that two losses share if their slopes agree up to a
-positive factor.
+Whole batches of candidates are judged at once: the loss and its slope along every path of its space are reduced to a
+verdict, and to a fingerprint that two losses share if their slopes agree up to a positive factor.
 """
 
 import dataclasses
@@ -10,17 +9,22 @@ import enum
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float, Int
 
-from cse_jax import program as programs
+from cse_jax import dag as dags
+from cse_jax.dag import Dag
 from cse_jax.expression import Expression
-from cse_jax.program import Program
-from cse_jax.spaces import Space, Trajectories, trajectories
+from cse_jax.spaces import Space, trajectories
 
-BATCH = 256
+BATCH = 2048  # formulas in one graph
+TILE = 32  # rows of a tile
+PASSES = (4, 5, 3, 2, 1)  # parts of the grid, so that the rows of a part stay in the cache; the first that divides it
 SLOPE_TOLERANCE = 1e-6  # of the largest slope on the path: far below any real dip
 ROUNDING = 1e-12  # of the largest magnitude on the path: a slope below it is noise of float64
 MIN_RISE = 1e-3  # of the largest magnitude on the path
@@ -77,6 +81,31 @@ class Verdict:
         return self.failed not in VALIDITY
 
 
+class Judged(NamedTuple):
+    """Verdicts of ``n`` formulas as arrays; the second axis is the formula's sign (+, -).
+
+    Attributes:
+      failed: the first failed property, as ``Property``.
+      place: path and point where it failed, as an index into both.
+      value: what was found there.
+      rise: the smallest rise of a path that must rise, as a share of its largest magnitude.
+      start_slope: the largest slope at the good end of a path where it must vanish, as a share of the path's steepest.
+      fingerprint: projections of the slopes.
+    """
+
+    failed: Int[np.ndarray, "n 2"]
+    place: Int[np.ndarray, "n 2"]
+    value: Float[np.ndarray, "n 2"]
+    rise: Float[np.ndarray, "n 2"]
+    start_slope: Float[np.ndarray, "n 2"]
+    fingerprint: Float[np.ndarray, "n k"]
+
+    def passed(self, *, sign_flip: bool) -> Bool[np.ndarray, " n"]:
+        """Which formulas pass, or pass with their sign flipped."""
+        good = self.failed == Property.NONE
+        return good.any(1) if sign_flip else good[:, 0]
+
+
 def verify(
     expressions: Sequence[Expression], space: Space, *, sign_flip: bool = False, units: str = "pixels"
 ) -> list[Verdict]:
@@ -94,42 +123,60 @@ def verify(
     for expression in expressions:
         if expression.space != space:
             raise ValueError(f"the formula {expression} belongs to space {expression.space}, not {space}")
-    verdicts: list[Verdict] = []
-    for start in range(0, len(expressions), BATCH):
-        chunk = expressions[start : start + BATCH]
-        compiled = [programs.compile_expression(e) for e in chunk]
-        batch = programs.stack(compiled + compiled[-1:] * (BATCH - len(chunk)))
+    judged = judge(dags.to_tokens(expressions, space), space, units=units)
+    return [_verdict(judged, k, space, units, sign_flip) for k in range(len(expressions))]
+
+
+def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels") -> Judged:
+    """Judges formulas, given as prefix tokens by number, on the full grid of the space.
+
+    Args:
+      tokens: one formula a row (see ``cse_jax.dag``).
+      space: their search space.
+      units: unit of length, one of ``space.units``.
+    """
+    parts = []
+    for start in range(0, max(len(tokens), 1), BATCH):
+        chunk = tokens[start : start + BATCH]
+        dag, roots, wide = dags.from_tokens(chunk, space, width=TILE)
+        missing = BATCH - len(chunk)
         with jax.enable_x64(True):
-            judged = jax.device_get(_judge_batch(space, units, batch))
-        verdicts += [_verdict(judged, k, space, units, sign_flip) for k in range(len(chunk))]
-    return verdicts
+            judged = _judge_batch(space, units, dag, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
+            parts.append([array[: len(chunk)] for array in jax.device_get(judged)])
+    return Judged(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _judge_batch(space: Space, units: str, batch: Program) -> dict[str, jax.Array]:
+def _judge_batch(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> Judged:
     paths = trajectories(space, units)
-    return jax.vmap(functools.partial(_judge, space, paths))(batch)
-
-
-def _judge(space: Space, paths: Trajectories, program: Program) -> dict[str, jax.Array]:
-    """Judges one candidate and its negation; the first axis of the results is the sign (+, -)."""
-    inputs = {v.name: jnp.asarray(paths.inputs[k]) for k, v in enumerate(space.variables)}
-    values, gradients = programs.value_and_gradients(space, program, inputs)
-    tangents = {v.name: jnp.asarray(paths.tangents[k]) for k, v in enumerate(space.variables)}
-    per_class = sum(gradients[name] * tangents[name] for name in space.differentiable)
-    largest = jnp.stack([jnp.abs(g) for g in gradients.values()]).max(0)
+    variables, shape = paths.inputs.shape[0], paths.inputs.shape[1:3]
+    points = (-1, *paths.inputs.shape[3:])
+    leaves = dags.leaf_values(space, paths.inputs.reshape(variables, *points))
+    passes = next(parts for parts in PASSES if leaves.shape[1] % parts == 0)
+    along, everywhere = np.zeros_like(leaves), np.zeros_like(leaves)
+    along[:variables] = paths.tangents.reshape(variables, *points)
+    for k, variable in enumerate(space.variables):
+        if variable.name in space.differentiable:  # unlike everywhere, so that no parts cancel
+            everywhere[k] = 1.0 + np.random.default_rng(k).random(leaves.shape[1:])
+    results = dags.evaluate(space, dag, roots, leaves, along, everywhere, passes=passes)
     if space.class_axis:
-        values, slopes, largest = values.sum(-1), per_class.sum(-1), largest.max(-1)
-    else:
-        slopes = per_class
-    checked = [_check(paths, sign * values, sign * slopes, largest) for sign in (1.0, -1.0)]
-    result = jax.tree.map(lambda *signs: jnp.stack(signs), *checked)
-    return result | {"fingerprint": _project(slopes)}
+        results = [jnp.where(wide[:, None], a.sum(-1), a[..., 0]) for a in results]
+    results = [a.reshape(-1, *shape) for a in results]
+    return jax.vmap(functools.partial(_judge, *lax.optimization_barrier((paths.gated, paths.vanishing))))(*results)
 
 
-def _check(paths: Trajectories, values: jax.Array, slopes: jax.Array, largest: jax.Array) -> dict[str, jax.Array]:
+def _judge(
+    gated: jax.Array, vanishing: jax.Array, values: jax.Array, slopes: jax.Array, gradients: jax.Array
+) -> Judged:
+    """Judges one candidate and its negation, from values, slopes and slopes in a general direction, all [t, p]."""
+    plain, negated = (_check(gated, vanishing, sign * values, sign * slopes, gradients) for sign in (1.0, -1.0))
+    return Judged(*jax.tree.map(lambda *signs: jnp.stack(signs), plain, negated), _project(slopes))
+
+
+def _check(
+    gated: jax.Array, vanishing: jax.Array, values: jax.Array, slopes: jax.Array, gradients: jax.Array
+) -> tuple[jax.Array, ...]:
     """The first failed property with the path, the point on it, and the offending value."""
-    gated, vanishing = jnp.asarray(paths.gated), jnp.asarray(paths.vanishing)
     points = values.shape[1]
     steepest = jnp.abs(slopes).max(1)
     magnitude = jnp.abs(values).max(1)
@@ -143,7 +190,7 @@ def _check(paths: Trajectories, values: jax.Array, slopes: jax.Array, largest: j
     vanished = jnp.abs(slopes[:, 0]) <= VANISHED * steepest
     failures = [  # in the order of Property: where it fails [t, p], and what is reported there
         (~(jnp.abs(values) < LARGEST), values),
-        (~(largest < LARGEST), largest),
+        (~(jnp.abs(slopes) + jnp.abs(gradients) < LARGEST), gradients),
         (jnp.broadcast_to(steepest.max() == 0.0, values.shape), jnp.zeros_like(values)),
         ((worst < 0.0) & (worst == worst.min()), jnp.where(dips < 0.0, slopes, steps)),
         (_at_point(gated & ~enough, points - 1, points), jnp.broadcast_to(rise[:, None], values.shape)),
@@ -153,7 +200,11 @@ def _check(paths: Trajectories, values: jax.Array, slopes: jax.Array, largest: j
     places = jnp.stack([where.reshape(-1).argmax() for where, _ in failures])
     reported = jnp.stack([what.reshape(-1)[place] for (_, what), place in zip(failures, places, strict=True)])
     which = jnp.minimum(failed, len(failures) - 1)
-    return {"failed": failed, "place": places[which], "value": reported[which]}
+    shares = (
+        jnp.where(gated, rise / magnitude, jnp.inf).min(),
+        jnp.where(vanishing, jnp.abs(slopes[:, 0]) / steepest, 0.0),
+    )
+    return failed, places[which], reported[which], shares[0], shares[1].max()
 
 
 def _at_point(paths_failed: jax.Array, point: int, points: int) -> jax.Array:
@@ -170,17 +221,20 @@ def _project(slopes: jax.Array) -> jax.Array:
     return jnp.asarray(weights) @ jnp.arcsinh(slopes / scale).reshape(-1)
 
 
-def _verdict(judged: dict[str, np.ndarray], k: int, space: Space, units: str, sign_flip: bool) -> Verdict:
-    plain, negated = (Property(int(p)) for p in judged["failed"][k])
+def _verdict(judged: Judged, k: int, space: Space, units: str, sign_flip: bool) -> Verdict:
+    plain, negated = (Property(int(p)) for p in judged.failed[k])
     flipped = sign_flip and plain is not Property.NONE and negated is Property.NONE
     failed = Property.NONE if flipped else plain
-    sign = -1.0 if flipped else 1.0
-    projections = np.round(sign * judged["fingerprint"][k], 8) + 0.0
-    fingerprint = hashlib.blake2b(projections.astype("<f8").tobytes(), digest_size=12).hexdigest()
     reason = ""
     if failed is not Property.NONE:
-        reason = _explain(failed, int(judged["place"][k, 0]), float(judged["value"][k, 0]), space, units)
-    return Verdict(failed is Property.NONE, reason, failed, flipped, fingerprint)
+        reason = _explain(failed, int(judged.place[k, 0]), float(judged.value[k, 0]), space, units)
+    return Verdict(failed is Property.NONE, reason, failed, flipped, fingerprint(judged, k, flipped=flipped))
+
+
+def fingerprint(judged: Judged, k: int, *, flipped: bool) -> str:
+    """Equal for formulas whose slopes are equal up to a positive factor (after the flip)."""
+    projections = np.round((-1.0 if flipped else 1.0) * judged.fingerprint[k], 8) + 0.0
+    return hashlib.blake2b(projections.astype("<f8").tobytes(), digest_size=12).hexdigest()
 
 
 def _explain(failed: Property, place: int, value: float, space: Space, units: str) -> str:

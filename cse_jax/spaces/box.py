@@ -12,8 +12,8 @@ from cse_jax.spaces.space import Path, PredictionTask, Space, Variable
 
 AREA_EPS = 1e-7  # added to union and enclosure, as in the authors' code
 SIDES = {  # of targets on the verification paths, and limits of those in the prediction task
-    "pixels": ((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0), (8.0, 64.0)),
-    "strides": ((0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 8.0)),
+    "pixels": ((1.0, 4.0, 16.0, 64.0, 128.0), (8.0, 64.0)),
+    "strides": ((0.25, 1.0, 4.0, 8.0, 16.0), (1.0, 8.0)),
 }
 _STEPS = np.linspace(0.0, 1.0, 13)
 _RIGHT = 1e-7  # tangents are taken from the right: areas have kinks where edges meet, perfect overlap among them

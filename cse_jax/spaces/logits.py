@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-SWEEP = np.linspace(12.0, -12.0, 25)
-OTHERS = ((0.0, 0.0, 0.0), (1.0, -2.0, 0.5), (-4.0, -3.0, -5.0), (3.0, -1.0, 2.0))
+SWEEP = np.linspace(12.0, -12.0, 13)
+OTHERS = ((0.0, 0.0), (1.0, -2.0), (-4.0, -3.0), (3.0, 2.0))
 RATE = 0.5  # logits a step of gradient descent
 ROWS, CLASSES = 64, 4
 

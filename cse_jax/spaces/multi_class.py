@@ -11,7 +11,7 @@ from cse_jax.spaces.space import Path, PredictionTask, Space, Variable
 def _paths(units: str) -> list[Path]:
     """One logit sweeps: the label's or another class's, on foreground and background rows, under several others."""
     del units
-    classes, background = 4, 3
+    classes, background = 3, 2
     paths = []
     for label in (0, background):
         for others in shared.OTHERS:

@@ -1,0 +1,140 @@
+"""Screens random formulas by the hundred million: batch after batch, from the rough to the fine.
+
+A batch is a function of the seed and its number.  It is grown and judged roughly on the device; the few that may pass
+come back as tokens, are judged on more points, and in the end on the full grid.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections import deque
+from collections.abc import Container, Iterable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt64
+
+from cse_jax import dag as dags
+from cse_jax.coarse import FINER, ROUGH, coarse_grid, may_pass
+from cse_jax.gate import Judged, judge
+from cse_jax.growth import Grown, grow, tokens_of
+from cse_jax.spaces import Space
+
+CHUNK = 1024  # formulas judged finely at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What became of one batch.
+
+    Attributes:
+      number: of the batch.
+      candidates: formulas it had.
+      tokens: those that pass the gate, or whose negation does, as prefix tokens by number; each once, and none that
+        had been seen.
+      hashes: of these formulas.
+      judged: their verdicts.
+    """
+
+    number: int
+    candidates: int
+    tokens: Int[np.ndarray, "n m"]
+    hashes: UInt64[np.ndarray, " n"]
+    judged: Judged
+
+
+def screen_batches(
+    space: Space,
+    numbers: Iterable[int],
+    *,
+    seen: Container[int] = (),
+    seed: int = 0,
+    units: str = "pixels",
+    per_operator: int = 4,
+    max_nodes: int = 40,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Screens batches, in order.
+
+    Args:
+      space: the search space.
+      numbers: of the batches.
+      seen: hashes of formulas that need not be judged again; it may grow meanwhile.
+      seed: of all batches.
+      units: unit of length, one of ``space.units``.
+      per_operator: tiles of each operator at each height; the size of a batch.
+      max_nodes: nodes that no formula may exceed.
+      workers: batches in work at once, in threads.
+    """
+    one = functools.partial(
+        screen_batch, space, seen=seen, seed=seed, units=units, per_operator=per_operator, max_nodes=max_nodes
+    )
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: deque[concurrent.futures.Future[Batch]] = deque()
+        try:
+            for number in numbers:
+                pending.append(pool.submit(one, number))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def screen_batch(
+    space: Space,
+    number: int,
+    *,
+    seen: Container[int],
+    seed: int,
+    units: str,
+    per_operator: int,
+    max_nodes: int,
+) -> Batch:
+    """Screens one batch."""
+    with jax.enable_x64(True):
+        grown, rough = _grow_and_reject(space, units, per_operator, max_nodes, seed, number)
+        tokens = tokens_of(grown, np.flatnonzero(rough), space)
+        candidates = int(np.asarray(grown.candidate).sum())
+    hashes, first = np.unique(dags.hashes(tokens, space), return_index=True)
+    new = np.array([value not in seen for value in hashes.tolist()], bool)
+    hashes, tokens = hashes[new], tokens[first[new]]
+    finer = reject(tokens, space, units)
+    judged = judge(tokens[finer], space, units=units)
+    passed = judged.passed(sign_flip=True)
+    judged = Judged(*(array[passed] for array in judged))
+    return Batch(number, candidates, tokens[finer][passed], hashes[finer][passed], judged)
+
+
+def reject(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:
+    """Which formulas may pass, by their values on the finer of the coarse grids."""
+    grid = coarse_grid(space, units, *FINER)
+    keep = [np.zeros(0, bool)]
+    for start in range(0, len(tokens), CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        dag, roots, wide = dags.from_tokens(chunk, space, width=64)
+        missing = CHUNK - len(chunk)
+        roots, wide = np.pad(roots, (0, missing)), np.pad(wide, (0, missing))
+        with jax.enable_x64(True):
+            keep.append(np.asarray(_may_pass(space, units, dag, roots, wide, grid.leaves))[: len(chunk)])
+    return np.concatenate(keep)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _may_pass(space: Space, units: str, dag: dags.Dag, roots, wide, leaves) -> Bool[Array, " n"]:
+    (values,) = dags.evaluate(space, dag, roots, leaves)
+    return may_pass(space, coarse_grid(space, units, *FINER).steps, values, wide)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _grow_and_reject(
+    space: Space, units: str, per_operator: int, max_nodes: int, seed: int, number: int
+) -> tuple[Grown, Bool[Array, " r"]]:
+    grid = coarse_grid(space, units, *ROUGH)
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    grown = grow(key, space, per_operator=per_operator, max_nodes=max_nodes)
+    everyone = np.arange(len(grown.candidate))
+    (values,) = dags.evaluate(space, grown.dag, everyone, grid.leaves)
+    return grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)

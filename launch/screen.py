@@ -1,0 +1,135 @@
+"""Screens random formulas by the million and keeps those that converge.
+
+    python launch/screen.py --space=box --count=10000000
+    python launch/screen.py --space=docs/examples/centreness.py --count=1000000 --out=runs/centreness
+
+Each behaviour is kept once, with its shortest formula, in Parquet files under --out.  Interrupted at any moment, the
+same command goes on where it stopped.  Several processes share the work:
+
+    python launch/screen.py --space=box --coordinator=host:1234 --processes=2 --process=0
+    python launch/screen.py --space=box --coordinator=host:1234 --processes=2 --process=1
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # batches run side by side instead
+
+import jax
+from absl import app, flags, logging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from cse_jax import spaces
+from cse_jax.stream import screen_batches
+from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
+
+_SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
+_COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder of the survivors; runs/screen_<space> by default.")
+_UNITS = flags.DEFINE_enum(
+    "units", "pixels", ["pixels", "strides"], "Unit of length that the detector feeds its losses."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of all formulas.")
+_MAX_NODES = flags.DEFINE_integer("max_nodes", 40, "Nodes that no formula may exceed.", lower_bound=3, upper_bound=64)
+_PER_OPERATOR = flags.DEFINE_integer(
+    "per_operator",
+    None,
+    "Size of a batch, in tiles of each operator; 16 by default, 512 on accelerators.",
+    lower_bound=1,
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0 where several share the work.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes share the work.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
+_BATCHES = flags.DEFINE_integer(
+    "batches", None, "Screen this many batches, instead of --count formulas.", lower_bound=1
+)
+_FLUSH_SECONDS = flags.DEFINE_float("flush_seconds", 20.0, "How often survivors are written.", lower_bound=0.0)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
+        raise app.UsageError("several processes need --coordinator, --processes and a --process below it")
+    logging.set_verbosity(logging.WARNING)
+    console = Console(file=sys.stdout)
+    try:
+        space = spaces.find(_SPACE.value)
+        if _PROCESSES.value > 1:
+            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        folder = pathlib.Path(_OUT.value or f"runs/screen_{space.name}")
+        _screen(space, folder, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. What is on disk is kept: the same command goes on.", markup=False)
+        sys.exit(130)
+    except (SurvivorsError, ValueError, OSError) as error:
+        console.print(f"The screening stopped: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
+    size = _PER_OPERATOR.value or (16 if jax.default_backend() == "cpu" else 512)
+    settings = {
+        "space": space.name,
+        "units": _UNITS.value,
+        "seed": _SEED.value,
+        "max_nodes": _MAX_NODES.value,
+        "per_operator": size,
+        "processes": _PROCESSES.value,
+    }
+    survivors = Survivors(folder, space, settings, process=_PROCESS.value)
+    share = -(-_COUNT.value // _PROCESSES.value)
+    started, before, flushed = time.monotonic(), survivors.candidates, time.monotonic()
+
+    def done(number: int) -> bool:
+        return number >= _BATCHES.value if _BATCHES.value else survivors.candidates >= share
+
+    def numbers():
+        number = survivors.next_batch
+        while not done(number):
+            yield number
+            number += _PROCESSES.value
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    batches = screen_batches(
+        space,
+        numbers(),
+        seen=survivors.seen,
+        seed=_SEED.value,
+        units=_UNITS.value,
+        per_operator=size,
+        max_nodes=_MAX_NODES.value,
+        workers=max(2, jax.local_device_count()),
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"{space.name}: compiling", total=share, completed=survivors.candidates)
+            for batch in batches:
+                if done(batch.number):
+                    break
+                survivors.add(batch, batch.number + _PROCESSES.value)
+                if survivors.full or time.monotonic() - flushed > _FLUSH_SECONDS.value:
+                    survivors.flush()
+                    flushed = time.monotonic()
+                rate = (survivors.candidates - before) / (time.monotonic() - started)
+                what = f"{space.name}: {rate / 1e6:.2f} M/s, {survivors.behaviours:,} convergent behaviours"
+                progress.update(task, completed=min(survivors.candidates, share), description=what)
+    finally:
+        batches.close()
+        survivors.flush()
+    console.print(
+        f"{survivors.candidates:,} formulas of {space.name}: {len(survivors.seen):,} distinct ones converge, with "
+        f"{survivors.behaviours:,} behaviours, in {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if _PROCESS.value == 0:
+        for row in read_survivors(folder)[:5]:
+            console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,310 @@
+"""Screening in bulk: the graph engine against formulas one by one, and long runs against interruption."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cse_jax import dag as dags
+from cse_jax import zoo
+from cse_jax.coarse import FINER, ROUGH, coarse_grid
+from cse_jax.expression import Expression
+from cse_jax.gate import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
+from cse_jax.generation import Shape, offspring, random_expression
+from cse_jax.growth import grow, tokens_of
+from cse_jax.spaces import BOX, MULTI_CLASS, SPACES, trajectories
+from cse_jax.stream import _grow_and_reject, reject, screen_batches
+from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """A random graph and the formulas of its candidates, for each space."""
+    found = {}
+    with jax.enable_x64(True):
+        for space in SPACES.values():
+            grown = grow(jax.random.key(11), space, per_operator=1)
+            tokens = tokens_of(grown, np.flatnonzero(grown.candidate), space)
+            found[space.name] = grown, tokens, dags.to_expressions(tokens, space)
+    return found
+
+
+def mixed_population(space, count):
+    """Random formulas and descendants of known losses, so that many converge and many don't."""
+    rng = random.Random(4)
+    parents = list(zoo.known(space).values())
+    return parents + offspring(rng, parents, count, Shape(), crossover_rate=0.4, mutation_rate=0.4)
+
+
+@ALL_SPACES
+def test_grown_formulas_are_random_formulas_with_the_prediction(space, graphs):
+    grown, tokens, expressions = graphs[space.name]
+    assert len(expressions) > 0.7 * (len(grown.candidate) - len(space.leaves)) * 5 / 6
+    assert all(e.variables & set(space.differentiable) for e in expressions)
+    assert max(map(len, expressions)) <= 40 and {e.height for e in expressions} >= {2, 3, 4, 5, 6}
+    assert {t for e in expressions for t in e.tokens} >= set(space.operators) | {"1", "2", "3"}
+    by_hand = [random_expression(random.Random(k), space, Shape()) for k in range(3000)]
+    sizes = np.mean([len(e) for e in expressions]), np.mean([len(e) for e in by_hand])
+    assert 0.7 < sizes[0] / sizes[1] < 1.1
+    again = grow(jax.random.key(11), space, per_operator=1)
+    np.testing.assert_array_equal(again.dag.left, grown.dag.left)
+    other = grow(jax.random.key(12), space, per_operator=1)
+    assert (np.asarray(other.dag.left) != np.asarray(grown.dag.left)).mean() > 0.3
+
+
+@ALL_SPACES
+def test_graphs_evaluate_what_formulas_do(space, graphs):
+    """As grown, and rebuilt from tokens with equal parts shared: the same values as each formula alone."""
+    grown, tokens, expressions = graphs[space.name]
+    grid = trajectories(space)
+    points = grid.inputs[:, ::5, ::6].reshape(len(space.variables), -1, *grid.inputs.shape[3:])
+    chosen = np.random.default_rng(0).permutation(len(expressions))[:150]
+    with jax.enable_x64(True):
+        leaves = dags.leaf_values(space, points)
+        rows = np.flatnonzero(grown.candidate)[chosen]
+        (as_grown,) = dags.evaluate(space, grown.dag, rows, leaves)
+        dag, roots, wide = dags.from_tokens(tokens[chosen], space)
+        (rebuilt,) = dags.evaluate(space, dag, roots, leaves)
+        np.testing.assert_array_equal(as_grown, rebuilt)
+        np.testing.assert_array_equal(np.asarray(grown.wide)[rows], wide)
+        inputs = {v.name: jnp.asarray(points[k]) for k, v in enumerate(space.variables)}
+        for k, row in zip(chosen, as_grown, strict=True):
+            value = np.asarray(jnp.broadcast_to(expressions[k].evaluate(inputs), row.shape))
+            stable = np.abs(value) < 1e9
+            np.testing.assert_allclose(np.asarray(row)[stable], value[stable], rtol=1e-6, atol=1e-9)
+
+
+def test_tokens_round_trip(graphs):
+    for space in SPACES.values():
+        _, tokens, expressions = graphs[space.name]
+        again = dags.to_tokens(expressions, space)
+        np.testing.assert_array_equal(again, tokens[:, : again.shape[1]])
+    with pytest.raises(ValueError, match="lacks"):
+        dags.to_expressions(np.array([[len(BOX.leaves), 0, dags.PAD]]), BOX)  # a binary operator with one operand
+
+
+@ALL_SPACES
+def test_hashes_tell_formulas_apart_but_not_operand_order(space, graphs):
+    def swapped(name, *operands):
+        order = operands[::-1] if name in ("Add", "Mul", "Dot") else operands
+        return (name, *sum(order, ()))
+
+    _, tokens, expressions = graphs[space.name]
+    mirrored = [Expression(e.fold(lambda t: (t,), swapped), space) for e in expressions]
+    np.testing.assert_array_equal(dags.hashes(tokens, space), dags.hashes(dags.to_tokens(mirrored, space), space))
+    ordered = {e.fold(lambda t: t, lambda n, *o: (n, *(sorted(o, key=str) if n in ("Add", "Mul", "Dot") else o)))
+               for e in expressions}  # fmt: skip
+    assert len(set(dags.hashes(tokens, space).tolist())) == len(ordered)
+
+
+@pytest.mark.slow
+@ALL_SPACES
+def test_verdicts_agree_with_each_formula_alone(space):
+    """A gate written down directly: one formula at a time, reverse mode, partial derivatives and all."""
+    population = mixed_population(space, 150)
+    verdicts = verify(population, space, sign_flip=True)
+    plain = [_passes(expression) for expression in population]
+    decided = [(str(e), v.passed, p) for e, v, p in zip(population, verdicts, plain, strict=True) if p is not None]
+    assert not [text for text, ours, theirs in decided if ours != theirs]
+    assert len(decided) > 0.9 * len(population) and 20 < sum(p for _, _, p in decided) < 150
+
+
+def _passes(expression):
+    """Whether a formula passes; None where the gradient meets 0 times infinity, which is 0 to the gate."""
+    space, grid = expression.space, trajectories(expression.space)
+    inputs = {v.name: grid.inputs[k] for k, v in enumerate(space.variables)}
+    tangents = {v.name: grid.tangents[k] for k, v in enumerate(space.variables)}
+    with jax.enable_x64(True):
+        moving = {n: jnp.asarray(inputs[n]) for n in space.differentiable}
+        values, pullback = jax.vjp(lambda m: expression.evaluate(inputs | m), moving)
+        (gradients,) = pullback(jnp.ones_like(values))
+        values = np.asarray(values)
+        gradients = {n: np.asarray(g) for n, g in gradients.items()}
+    if np.isfinite(values).all() and any(np.isnan(g).any() for g in gradients.values()):
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        slopes = sum(gradients[n] * tangents[n] for n in space.differentiable)
+    if space.class_axis:
+        values, slopes = values.sum(-1), slopes.sum(-1)
+    values = np.broadcast_to(values, grid.inputs.shape[1:3])
+    if not (np.abs(values) < LARGEST).all() or not all((np.abs(g) < LARGEST).all() for g in gradients.values()):
+        return False
+    return any(_converges(sign * values, sign * slopes, grid) for sign in (1.0, -1.0))
+
+
+def _converges(values, slopes, grid):
+    steepest = np.abs(slopes).max(1, keepdims=True)
+    magnitude = np.abs(values).max(1, keepdims=True)
+    if steepest.max() == 0.0:
+        return False
+    for k in np.flatnonzero(grid.gated):
+        noise = 1e-12 * magnitude[k]
+        if (slopes[k] < -1e-6 * steepest[k] - noise).any():
+            return False
+        if (np.diff(values[k]) < -1e-6 * np.ptp(values[k]) - noise).any():
+            return False
+        if not values[k, -1] - values[k, 0] > MIN_RISE * magnitude[k]:
+            return False
+    return all(abs(slopes[k, 0]) <= VANISHED * steepest[k] for k in np.flatnonzero(grid.vanishing))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "units"),
+    [(SPACES["multi_class"], "pixels"), (SPACES["binary_class"], "pixels"), (BOX, "pixels"), (BOX, "strides")],
+    ids=str,
+)
+def test_coarse_to_fine_loses_nothing(space, units):
+    """Verdicts of everyone on the full grid, against those of the few that the coarse grids let through."""
+    with jax.enable_x64(True):
+        grown, rough = _grow_and_reject(space, units, 1, 40, 5, 0)
+        rows = np.flatnonzero(grown.candidate)
+        tokens = tokens_of(grown, rows, space)
+        kept = np.asarray(rough)[rows].copy()
+    kept[kept] = reject(tokens[kept], space, units)
+    passed = judge(tokens, space, units=units).passed(sign_flip=True)
+    assert passed.sum() > 20 and not (passed & ~kept).any()
+    assert kept.mean() < 0.1
+
+
+@ALL_SPACES
+def test_coarse_to_fine_keeps_descendants_of_known_losses(space):
+    tokens = dags.to_tokens(mixed_population(space, 400), space)
+    kept = reject(tokens, space, "strides")
+    passed = judge(tokens, space, units="strides").passed(sign_flip=True)
+    assert passed.sum() > 50 and not (passed & ~kept).any()
+
+
+def test_coarse_grids_are_part_of_the_full_grid():
+    for paths, points in (ROUGH, FINER):
+        grid = coarse_grid(MULTI_CLASS, "pixels", paths, points)
+        full = dags.leaf_values(MULTI_CLASS, trajectories(MULTI_CLASS).inputs.reshape(3, -1, 3))
+        assert grid.leaves.shape == (6, paths * points, 3) and grid.steps[0] == 0 and grid.steps[-1] == 12
+        known = {column.tobytes() for column in np.moveaxis(full, 1, 0)}
+        assert all(np.ascontiguousarray(column).tobytes() in known for column in np.moveaxis(grid.leaves, 1, 0))
+
+
+def collect(space, count, **options):
+    seen, found = set(), []
+    for batch in screen_batches(space, range(count), per_operator=1, seen=seen, **options):
+        seen.update(batch.hashes.tolist())
+        found.append((batch.number, batch.candidates, batch.hashes.tolist()))
+    return found, seen
+
+
+def test_batches_come_in_order_whatever_the_workers():
+    (one, seen_one), (three, seen_three) = (collect(BOX, 5, workers=w) for w in (1, 3))
+    assert seen_one == seen_three and len(seen_one) > 100
+    assert [b[:2] for b in one] == [b[:2] for b in three] and [b[0] for b in one] == list(range(5))
+    other, _ = collect(BOX, 1, seed=1)
+    assert other[0][2] != one[0][2]
+
+
+def test_survivors_on_disk(tmp_path):
+    survivors = Survivors(tmp_path, BOX, {"seed": 0})
+    for batch in screen_batches(BOX, range(3), per_operator=1):
+        survivors.add(batch, batch.number + 1)
+        survivors.flush()
+    rows = read_survivors(tmp_path)
+    assert len(rows) == survivors.behaviours == len({row["fingerprint"] for row in rows}) > 100
+    assert [row["nodes"] for row in rows] == sorted(row["nodes"] for row in rows)
+    for row, verdict in zip(rows[:40], verify([zoo.find(r["authors"], BOX) for r in rows[:40]], BOX), strict=True):
+        assert verdict.passed and verdict.fingerprint == row["fingerprint"], row
+        assert row["formula"] == str(zoo.find(row["authors"], BOX)) and row["rise"] > MIN_RISE
+    again = Survivors(tmp_path, BOX, {"seed": 0})
+    assert (again.next_batch, again.candidates, again.seen) == (3, survivors.candidates, survivors.seen)
+    with pytest.raises(SurvivorsError, match="screened with seed=0, not 1"):
+        Survivors(tmp_path, BOX, {"seed": 1})
+    next(tmp_path.glob("*.parquet")).write_bytes(b"broken")
+    with pytest.raises(SurvivorsError, match="can't be read"):
+        Survivors(tmp_path, BOX, {"seed": 0})
+    with pytest.raises(SurvivorsError, match="holds no survivors"):
+        read_survivors(pathlib.Path(__file__).parent)
+
+
+def start(*flags):
+    command = [sys.executable, str(ROOT / "launch" / "screen.py"), "--space=box", "--per_operator=1", *flags]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=dict(os.environ)
+    )
+
+
+def survivors_of(folder):
+    return [(row["authors"], row["fingerprint"], row["batch"]) for row in read_survivors(folder)]
+
+
+@pytest.mark.slow
+def test_a_killed_screening_ends_the_same(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ("--count=300000", "--flush_seconds=0.2")
+    process = start(*flags, f"--out={whole}")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "behaviours" in out, out
+    for _ in range(2):
+        process = start(*flags, f"--out={killed}")
+        files = len(list(killed.glob("*.parquet"))) if killed.exists() else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if killed.exists() and len(list(killed.glob("*.parquet"))) > files:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert list(killed.glob("*.parquet"))
+    process = start(*flags, f"--out={killed}")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert survivors_of(killed) == survivors_of(whole)
+    process = start(*flags, f"--out={killed}", "--seed=1")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "screened with seed=0, not 1" in out
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    process = start("--batches=8", f"--out={alone}")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = ("--batches=8", f"--out={together}", f"--coordinator={address}", "--processes=2")
+    processes = [start(*flags, f"--process={k}") for k in range(2)]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    assert survivors_of(together) == survivors_of(alone)
+
+
+def test_unknown_flags_and_spaces_are_refused():
+    for flags, message in (
+        (("--spaces=box",), "Unknown command line flag"),
+        (("--space=boxes",), "no search space 'boxes'"),
+        (("--processes=2",), "need --coordinator"),
+        (("more",), "unknown argument 'more'"),
+    ):
+        process = start(*flags)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode != 0 and message in out, out
+
+
+def test_margins_are_reported_for_the_sign_that_passes():
+    loss = zoo.find("GIoU", BOX)
+    judged = judge(dags.to_tokens([loss, Expression(("Neg", *loss.tokens), BOX)], BOX), BOX)
+    assert judged.failed.tolist()[0][0] == judged.failed.tolist()[1][1] == Property.NONE
+    np.testing.assert_allclose(judged.rise[0, 0], judged.rise[1, 1])
+    assert dataclasses.is_dataclass(coarse_grid(BOX, "pixels", *ROUGH))
