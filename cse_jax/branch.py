@@ -5,7 +5,9 @@ recalled from the ledger.  A search that was interrupted therefore goes on where
 """
 
 import dataclasses
+import itertools
 import math
+import pathlib
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from cse_jax.parsing import parse
 from cse_jax.printing import to_authors
 from cse_jax.screening import STAGES, Candidate, screen
 from cse_jax.spaces import Space
+from cse_jax.survivors import read_survivors
 from cse_jax.trials import LossPair, Trials
 
 
@@ -36,6 +39,7 @@ class BranchConfig:
       parents: P, members of the hall of fame that breed.
       crossover, mutation: shares of offspring made by each; the rest is new random formulas.
       seed_known: whether hand-made losses are the parents of a part of the first population.
+      screened: folder of ``launch/screen.py`` whose shortest losses are a half of the first population; empty for none.
     """
 
     generations: int = 3
@@ -47,6 +51,7 @@ class BranchConfig:
     crossover: float = 0.3
     mutation: float = 0.3
     seed_known: bool = True
+    screened: str = ""
 
 
 @dataclasses.dataclass
@@ -174,14 +179,24 @@ class Branch:
         rng = random.Random(f"{self.seed}/{self.space.name}/{generation}")
         rates = {"crossover_rate": self.config.crossover, "mutation_rate": self.config.mutation}
         if generation == 0:
-            known = list(zoo.hand_made(self.space).values())
+            screened = self._screened()
+            count = self.config.population - len(screened)
             if self.config.seed_known:
-                return offspring(rng, known, self.config.population, self.shape, **rates)
-            return [random_expression(rng, self.space, self.shape) for _ in range(self.config.population)]
+                known = list(zoo.hand_made(self.space).values())
+                return screened + offspring(rng, known, count, self.shape, **rates)
+            return screened + [random_expression(rng, self.space, self.shape) for _ in range(count)]
         parents = [famous.formula for famous in self.fame[: self.config.parents]]
         if not parents:
             return [random_expression(rng, self.space, self.shape) for _ in range(self.config.offspring)]
         return offspring(rng, parents, self.config.offspring, self.shape, **rates)
+
+    def _screened(self) -> list[Expression]:
+        """The shortest losses of a screening of this space, at most half a population."""
+        if not self.config.screened:
+            return []
+        rows = read_survivors(pathlib.Path(self.config.screened), self.space)
+        formulas = (parse(row["authors"], self.space) for row in rows)
+        return list(itertools.islice(filter(self.shape.allows, formulas), self.config.population // 2))
 
     def _optimise(self, generation: int, candidates: list[Candidate]) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""

@@ -132,17 +132,20 @@ class Survivors:
         return len(self._rows) >= _ROW_LIMIT
 
 
-def read_survivors(folder: pathlib.Path) -> list[dict[str, Any]]:
+def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
     """Each behaviour once, with the shortest formula that has it, the first of them; shortest first.
 
     Raises:
-      SurvivorsError: the folder holds no survivors.
+      SurvivorsError: the folder holds no survivors, or those of another space.
     """
     import pyarrow.parquet as parquet
 
-    paths = list(_parts(folder))
+    paths = list(_parts(folder)) if folder.is_dir() else []
     if not paths:
         raise SurvivorsError(f"{folder} holds no survivors; run launch/screen.py --out={folder}")
+    screened = json.loads((folder / "settings.json").read_text())["space"]
+    if screened != space.name:
+        raise SurvivorsError(f"{folder} holds losses of space {screened}, not {space.name}")
     rows = [row for path in paths for row in parquet.read_table(path).to_pylist()]
     rows.sort(key=lambda row: (row["nodes"], row["batch"], row["authors"]))
     first: dict[str, dict[str, Any]] = {}

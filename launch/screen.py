@@ -127,7 +127,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         soft_wrap=True,
     )
     if _PROCESS.value == 0:
-        for row in read_survivors(folder)[:5]:
+        for row in read_survivors(folder, space)[:5]:
             console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
 
 

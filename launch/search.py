@@ -18,6 +18,7 @@ from rich.console import Console
 from cse_jax import report, search, workdir
 from cse_jax.ledger import Ledger, LedgerError
 from cse_jax.monitor import Monitor
+from cse_jax.survivors import SurvivorsError
 from detectors.data.pipeline import open_dataset
 from detectors.models import build_detector
 from detectors.trainer import DetectorTrainer
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Nothing finished is lost: the same command goes on from {folder}.", markup=False)
         sys.exit(130)
-    except (workdir.WorkdirError, LedgerError, search.SearchFailed, OSError) as error:
+    except (workdir.WorkdirError, LedgerError, SurvivorsError, search.SearchFailed, OSError) as error:
         console.print(f"\nThe search stopped: {error}", style="red", markup=False, soft_wrap=True)
         console.print(f"What was finished is kept in {folder}.", markup=False)
         sys.exit(1)

@@ -17,11 +17,13 @@ import pytest
 
 from cse_jax import dag as dags
 from cse_jax import zoo
+from cse_jax.branch import Branch, BranchConfig
 from cse_jax.coarse import FINER, ROUGH, coarse_grid
 from cse_jax.expression import Expression
 from cse_jax.gate import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
 from cse_jax.generation import Shape, offspring, random_expression
 from cse_jax.growth import grow, tokens_of
+from cse_jax.printing import to_authors
 from cse_jax.spaces import BOX, MULTI_CLASS, SPACES, trajectories
 from cse_jax.stream import _grow_and_reject, reject, screen_batches
 from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
@@ -214,11 +216,11 @@ def test_batches_come_in_order_whatever_the_workers():
 
 
 def test_survivors_on_disk(tmp_path):
-    survivors = Survivors(tmp_path, BOX, {"seed": 0})
+    survivors = Survivors(tmp_path, BOX, {"seed": 0, "space": "box"})
     for batch in screen_batches(BOX, range(3), per_operator=1):
         survivors.add(batch, batch.number + 1)
         survivors.flush()
-    rows = read_survivors(tmp_path)
+    rows = read_survivors(tmp_path, BOX)
     assert len(rows) == survivors.behaviours == len({row["fingerprint"] for row in rows}) > 100
     assert [row["nodes"] for row in rows] == sorted(row["nodes"] for row in rows)
     for row, verdict in zip(rows[:40], verify([zoo.find(r["authors"], BOX) for r in rows[:40]], BOX), strict=True):
@@ -232,7 +234,22 @@ def test_survivors_on_disk(tmp_path):
     with pytest.raises(SurvivorsError, match="can't be read"):
         Survivors(tmp_path, BOX, {"seed": 0})
     with pytest.raises(SurvivorsError, match="holds no survivors"):
-        read_survivors(pathlib.Path(__file__).parent)
+        read_survivors(tmp_path / "nowhere", BOX)
+    with pytest.raises(SurvivorsError, match="holds losses of space box, not multi_class"):
+        read_survivors(tmp_path, MULTI_CLASS)
+
+
+def test_a_search_begins_with_screened_losses(tmp_path):
+    survivors = Survivors(tmp_path, BOX, {"space": "box"})
+    for batch in screen_batches(BOX, range(1), per_operator=1):
+        survivors.add(batch, 1)
+    survivors.flush()
+    branch = Branch.__new__(Branch)
+    branch.space, branch.seed, branch.shape = BOX, 0, Shape(max_nodes=12)
+    branch.config = BranchConfig(population=60, screened=str(tmp_path))
+    population = branch._population(0)
+    shortest = [row["authors"] for row in read_survivors(tmp_path, BOX) if row["nodes"] <= 12][:30]
+    assert [to_authors(e) for e in population[:30]] == shortest and len(population) == 60
 
 
 def start(*flags):
@@ -243,7 +260,7 @@ def start(*flags):
 
 
 def survivors_of(folder):
-    return [(row["authors"], row["fingerprint"], row["batch"]) for row in read_survivors(folder)]
+    return [(row["authors"], row["fingerprint"], row["batch"]) for row in read_survivors(folder, BOX)]
 
 
 @pytest.mark.slow

@@ -1,0 +1,71 @@
+"""Measures this project beside what else one could use, in one run of one process.
+
+    python launch/benchmark.py --suite=losses
+    python launch/benchmark.py --suite=losses --size=full
+    python launch/benchmark.py --suite=screening
+
+Medians over alternating rounds; ratios are what to compare between machines.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false" if "--suite=screening" in sys.argv else "")
+
+import jax
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from benchmarks import losses, screening
+
+SUITES = {"losses": losses.measure, "screening": screening.measure}
+
+_SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.", required=True)
+_SIZE = flags.DEFINE_enum(
+    "size",
+    None,
+    ["smallest", "small", "full"],
+    "small: the detectors and populations of a search (default on CPU); full: R50 at 800 x 1344 (default elsewhere); "
+    "smallest: only to see that it runs.",
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    logging.set_verbosity(logging.WARNING)
+    console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
+    size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
+    device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+    console.print(f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}", markup=False)
+    tables = SUITES[_SUITE.value](size=size, rounds=_ROUNDS.value, say=lambda text: console.print(text, markup=False))
+    for title, rows in tables.items():
+        table = Table(title=title, title_justify="left")
+        for column in rows[0]:
+            table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+        for row in rows:
+            table.add_row(*(_shown(value) for value in row.values()))
+        console.print(table)
+    if _JSON.value:
+        about = {"suite": _SUITE.value, "size": size, "device": device, "jax": jax.__version__}
+        pathlib.Path(_JSON.value).write_text(json.dumps(about | {"tables": tables}, indent=1))
+
+
+def _shown(value) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    app.run(main)

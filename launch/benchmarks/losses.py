@@ -1,0 +1,212 @@
+"""A loss as data beside the same loss traced as code: time and memory of a training step, and what a new loss costs."""
+
+import contextlib
+import random
+import time
+import types
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import detectors.losses
+from benchmarks.timing import alternate, milliseconds, ratio
+from cse_jax import program, spaces, zoo
+from cse_jax.expression import Expression
+from cse_jax.generation import Shape, random_expression
+from cse_jax.spaces import Space
+from detectors.losses import DetectionLosses, binary_class_loss, box_loss, multi_class_loss, term
+from detectors.models import build_detector
+from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
+from detectors.models.fcos import FCOSConfig, fcos_tiny
+from detectors.structures import Batch
+from detectors.training import TrainConfig, compile_detector
+
+_LONG = Shape(min_height=6, max_height=9, max_nodes=40)
+_HEADS = {  # rows, classes
+    "smallest": {"binary_class": (256, 8), "multi_class": (64, 9)},
+    "small": {"binary_class": (2 * 22_400, 80), "multi_class": (1024, 81)},
+    "full": {"binary_class": (2 * 22_400, 80), "multi_class": (1024, 81)},
+}
+
+
+def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+    """All tables of the suite."""
+    heads, steps, switches = [], [], []
+    for space in (spaces.BINARY_CLASS, spaces.MULTI_CLASS):
+        for name, cls, box in _pairs(space):
+            say(f"{space.name}: {name}")
+            heads.append(_head(space, name, cls, box, size, rounds))
+            row, switch = _step(space, name, cls, box, size, rounds)
+            steps.append(row | {"loss, share of the step": heads[-1]["as data, ms"] / row["as data, ms"]})
+            switches.append(switch)
+    if size == "small":
+        for row in steps:  # the heads above have another size
+            del row["loss, share of the step"]
+    return {
+        "Loss and gradient alone, at the head's size": heads,
+        "Training step": steps,
+        "Going over to another loss": switches,
+    }
+
+
+def _pairs(space: Space) -> list[tuple[str, Expression, Expression]]:
+    box, rng = spaces.BOX, random.Random(0)
+    default = f"{zoo.default_name(space)} + {zoo.default_name(box)}"
+    cls_name, box_name = ("B_cls", "B_reg") if space == spaces.BINARY_CLASS else ("A_cls", "A_reg")
+    long = max((random_expression(rng, space, _LONG) for _ in range(200)), key=len)
+    return [
+        (default, zoo.default(space), zoo.default(box)),
+        (f"{cls_name} + {box_name}", zoo.find(cls_name, space), zoo.find(box_name, box)),
+        (f"random, {len(long)} nodes + GIoU", long, zoo.default(box)),
+    ]
+
+
+@contextlib.contextmanager
+def _traced(*expressions: Expression) -> Iterator[None]:
+    """While a step is traced inside, its losses become the code of these formulas."""
+    by_space = {e.space.name: e for e in expressions}
+
+    def evaluate(space: Space, program_: program.Program, inputs: spaces.Inputs) -> jax.Array:
+        del program_
+        value, shape = by_space[space.name].evaluate(inputs), inputs[space.variables[0].name].shape
+        narrow = space.class_axis and value.shape[-1] == 1
+        return jnp.broadcast_to(value / shape[-1] if narrow else value, shape)
+
+    before = detectors.losses.program
+    detectors.losses.program = types.SimpleNamespace(evaluate=evaluate, compile_expression=before.compile_expression)
+    try:
+        yield
+    finally:
+        detectors.losses.program = before
+
+
+def _bytes(compiled) -> float:
+    memory = compiled.memory_analysis()
+    return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
+
+
+def _head(space: Space, name: str, cls: Expression, box: Expression, size: str, rounds: int) -> dict:
+    rows, classes = _HEADS[size][space.name]
+    rng = np.random.default_rng(0)
+    positive = rng.random(rows) < (0.01 if space == spaces.BINARY_CLASS else 0.25)
+    labels = np.where(positive, rng.integers(0, classes - 1, rows), classes - 1)
+    one_hot = np.eye(classes, dtype=np.float32)[labels]
+    if space == spaces.BINARY_CLASS:
+        one_hot[~positive] = 0.0
+    iou = np.where(positive, rng.uniform(0.2, 1.0, rows), 1.0).astype(np.float32)
+    boxes = np.sort(rng.uniform(0.0, 20.0, (rows, 2, 2)), 1).reshape(rows, 4).astype(np.float32)
+    logits = rng.normal(-4.0, 1.0, (rows, classes)).astype(np.float32)
+    given = tuple(map(jnp.asarray, (one_hot, iou, boxes, positive)))
+
+    def total(moving, losses, one_hot, iou, target, positive):
+        logits, predicted = moving
+        if space == spaces.BINARY_CLASS:
+            quality = iou[:, None] * one_hot
+            per_row = binary_class_loss(losses.cls, logits=logits, quality=quality, labels=one_hot)
+        else:
+            per_row = multi_class_loss(losses.cls, logits=logits, labels=one_hot, iou=iou)
+        per_box = box_loss(
+            losses.box,
+            predicted=predicted,
+            target=target,
+            predicted_offsets=predicted,
+            target_offsets=target,
+            mask=positive,
+        )
+        return per_row.sum() + per_box.sum()
+
+    moving = jnp.asarray(logits), jnp.asarray(boxes + 1.0)
+    losses = DetectionLosses(term(cls), term(box))
+    as_data = jax.jit(jax.value_and_grad(total)).lower(moving, losses, *given).compile()
+    with _traced(cls, box):
+        as_code = jax.jit(jax.value_and_grad(lambda *args: total(*args))).lower(moving, losses, *given).compile()
+    seconds = alternate(
+        {"data": lambda: as_data(moving, losses, *given), "code": lambda: as_code(moving, losses, *given)}, rounds
+    )
+    return {
+        "loss": name,
+        "size": f"{rows:,} x {classes}",
+        "as data, ms": milliseconds(seconds["data"]),
+        "as code, ms": milliseconds(seconds["code"]),
+        "as data, MiB": _bytes(as_data),
+        "as code, MiB": _bytes(as_code),
+    }
+
+
+def _detector(space: Space, size: str):
+    """A detector's functions and a batch for it."""
+    if space == spaces.BINARY_CLASS:
+        config = FCOSConfig() if size == "full" else fcos_tiny()
+    else:
+        config = FasterRCNNConfig() if size == "full" else faster_rcnn_tiny()
+    images, height, width = {"full": (2, 800, 1344), "small": (8, 96, 96), "smallest": (1, 96, 96)}[size]
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0.0, 0.6, (images, 8, 2))
+    high = low + rng.uniform(0.1, 0.4, (images, 8, 2))
+    scale = np.array([width, height, width, height])
+    batch = Batch(
+        image=rng.normal(size=(images, height, width, 3)).astype(np.float32),
+        image_size=np.tile(np.float32([height, width]), (images, 1)),
+        boxes=(np.concatenate([low, high], -1) * scale).astype(np.float32),
+        labels=rng.integers(0, config.classes, (images, 8)).astype(np.int32),
+        valid=np.ones((images, 8), bool),
+        image_id=np.arange(images, dtype=np.int32),
+        real=np.ones(images, bool),
+    )
+    _, build = build_detector(config)
+    return lambda: compile_detector(build, config.backbone, TrainConfig(learning_rate=1e-5)), batch
+
+
+def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, rounds: int) -> tuple[dict, dict]:
+    make, batch = _detector(space, size)
+    as_data, as_code = make(), make()
+    losses = DetectionLosses(term(cls), term(box))
+    states = {"data": as_data.init(0), "code": as_code.init(0)}
+    rest = batch, losses, jnp.int32(1000), jnp.int32(0)
+
+    def advance(which: str, compiled, losses=losses):
+        states[which], metrics = compiled.step(states[which], batch, losses, *rest[2:])
+        return metrics["loss"]
+
+    memory = _bytes(as_data.step.lower(states["data"], *rest).compile())
+    with _traced(cls, box):
+        started = time.perf_counter()
+        lowered = as_code.step.lower(states["code"], *rest)
+        code_memory = _bytes(lowered.compile())
+        compiling = time.perf_counter() - started
+        jax.block_until_ready(advance("code", as_code))
+    seconds = alternate({"data": lambda: advance("data", as_data), "code": lambda: advance("code", as_code)}, rounds)
+    median, spread = ratio(seconds, "data", "code")
+    before = as_data.step._cache_size()
+    rng = random.Random(1)
+    others = [random_expression(rng, space, Shape()) for _ in range(max(3, rounds))]
+    switching = {
+        "switch": lambda: advance("data", as_data, DetectionLosses(term(others[0]), term(box))),
+        "stay": lambda: advance("data", as_data),
+    }
+    extra = []
+    for other in others:
+        others[0] = other
+        timed = alternate(switching, 1)
+        extra.append(timed["switch"][0] - timed["stay"][0])
+    compilations = as_data.step._cache_size() - before
+    if compilations:
+        raise SystemExit(f"{compilations} compilations on going over to another loss as data; there must be none")
+    row = {
+        "loss": name,
+        "images": len(batch.image),
+        "as data, ms": milliseconds(seconds["data"]),
+        "as code, ms": milliseconds(seconds["code"]),
+        "ratio": median,
+        "ratio, each round": spread,
+        "as data, MiB": memory,
+        "as code, MiB": code_memory,
+    }
+    return row, {
+        "loss": name,
+        "as data, ms": float(np.median(extra) * 1e3),
+        "compilations": compilations,
+        "as code: compile, s": compiling,
+    }

@@ -1,0 +1,117 @@
+"""Candidates judged per second: ours, everyone on the full grid or coarse to fine, and the peers on the same ones."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from benchmarks import screening_peers as peers
+from cse_jax import dag as dags
+from cse_jax.gate import judge
+from cse_jax.growth import grow, tokens_of
+from cse_jax.spaces import SPACES, Space, trajectories
+from cse_jax.stream import screen_batches
+
+_SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches streamed
+    "smallest": (64, 16, 8, 1, 1),
+    "small": (8192, 2000, 256, 16, 16),
+    "full": (65536, 2000, 256, 16, 256),
+}
+
+
+def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+    """All tables of the suite."""
+    rates, shares = [], []
+    for space in SPACES.values():
+        say(f"{space.name}")
+        rows, share = _space(space, size, rounds)
+        rates += rows
+        shares.append(share)
+    return {"Candidates per second, judged in float64": rates, "The work": shares}
+
+
+def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
+    everyone, one_by_one, few, batches, per_operator = _SIZES[size]
+    with jax.enable_x64(True):
+        grown = grow(jax.random.key(1), space)
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(grown.candidate))[:everyone]
+        tokens = tokens_of(grown, rows, space)
+    expressions = dags.to_expressions(tokens[:one_by_one], space)
+    verdicts = judge(tokens, space).passed(sign_flip=True)
+    full = _median_rate(lambda: judge(tokens, space), len(tokens), rounds)
+
+    list(screen_batches(space, range(2), per_operator=per_operator, seed=1))
+
+    def stream() -> int:
+        return sum(batch.candidates for batch in screen_batches(space, range(batches), per_operator=per_operator))
+
+    streams = []
+    for _ in range(max(1, rounds // 2)):
+        started = time.perf_counter()
+        streams.append(stream() / (time.perf_counter() - started))
+    growing = _median_rate(
+        lambda: jax.block_until_ready(grow(jax.random.key(2), space, per_operator=per_operator).dag),
+        int(np.asarray(grow(jax.random.key(2), space, per_operator=per_operator).candidate).sum()),
+        rounds,
+    )
+    found = {
+        "ours: generation": (growing, None, ""),
+        "ours: full grid for everyone": (full, None, ""),
+        "ours: end to end, coarse to fine": (statistics.median(streams), None, "generation included"),
+    }
+    authors = peers.authors_route(expressions, space)
+    found["DEAP + PyTorch, one at a time"] = _peer(authors, verdicts)
+    generated = peers.authors_generate(one_by_one, space)
+    if generated.seconds:
+        found["DEAP: generation"] = (len(generated.expressions) / generated.seconds, None, generated.note)
+    for name, peer in (("vmapped lax.switch", peers.vmapped_switch), ("kozax", peers.kozax)):
+        found[name] = _peer(peer(expressions[:few], space), verdicts)
+    base = found["DEAP + PyTorch, one at a time"][0]
+    table = [
+        {"space": space.name, "engine": name, "per second": rate, "ratio": rate / base if rate and base else None}
+        | {"same verdicts": agreement, "note": note}
+        for name, (rate, agreement, note) in found.items()
+    ]
+    dag, _, _ = dags.from_tokens(tokens, space)
+    distinct = int((np.asarray(dag.left)[: int(dag.count)] != 0).sum())
+    operators = int((tokens >= len(space.leaves)).sum())
+    points = trajectories(space).inputs[0].size
+    return table, {
+        "space": space.name,
+        "numbers a row": points,
+        "candidates": len(tokens),
+        "operator nodes each": operators / len(tokens),
+        "distinct, share": min(1.0, distinct / operators),
+        "node-numbers/s, full grid": full * operators / len(tokens) * points,
+        "of it actually computed": full * distinct / len(tokens) * points,
+        "limit: multiply-adds/s": _limit(),
+    }
+
+
+def _peer(result, verdicts) -> tuple[float | None, str | None, str]:
+    if result.passed is None:
+        return None, None, result.note
+    judged = result.judged
+    same = int((result.passed[judged] == verdicts[: len(judged)][judged]).sum())
+    return result.rate, f"{same:,} of {int(judged.sum()):,}", result.note
+
+
+def _median_rate(run: Callable[[], object], count: int, rounds: int) -> float:
+    run()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return count / statistics.median(seconds)
+
+
+def _limit() -> float:
+    """Float64 multiply-adds a second on data that stays in the cache, all cores: an upper bound for any node."""
+    with jax.enable_x64(True):
+        rows = jax.numpy.ones((64, 1024))
+        steps = 2000
+        run = jax.jit(lambda a: jax.lax.fori_loop(0, steps, lambda _, c: c * 0.999 + a, a))
+        return _median_rate(lambda: jax.block_until_ready(run(rows)), rows.size * steps, 3)
