@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cse_jax import spaces
 from cse_jax.stream import screen_batches
 from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
+from cse_jax.workdir import leave_interrupted
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
 _COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
         _screen(space, folder, console)
     except KeyboardInterrupt:
         console.print("\nInterrupted. What is on disk is kept: the same command goes on.", markup=False)
-        sys.exit(130)
+        leave_interrupted()
     except (SurvivorsError, ValueError, OSError) as error:
         console.print(f"The screening stopped: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
             _search(config, folder, console, started)
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Nothing finished is lost: the same command goes on from {folder}.", markup=False)
-        sys.exit(130)
+        workdir.leave_interrupted()
     except (workdir.WorkdirError, LedgerError, SurvivorsError, search.SearchFailed, OSError) as error:
         console.print(f"\nThe search stopped: {error}", style="red", markup=False, soft_wrap=True)
         console.print(f"What was finished is kept in {folder}.", markup=False)

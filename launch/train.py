@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             _train(config, folder, detector, build, losses)
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same command goes on from the last checkpoint in {folder}.")
-        sys.exit(130)
+        workdir.leave_interrupted()
     except TrainingDiverged as error:
         sys.exit(f"The training diverged: {error}. Try a smaller --config.loss weight or another loss.")
     except (workdir.WorkdirError, OSError) as error:
