@@ -11,7 +11,7 @@ from benchmarks import screening_peers as peers
 from cse_jax import dag as dags
 from cse_jax.gate import judge
 from cse_jax.growth import grow, tokens_of
-from cse_jax.spaces import SPACES, Space, trajectories
+from cse_jax.spaces import BOX, SPACES, Space, trajectories
 from cse_jax.stream import screen_batches
 
 _SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches streamed
@@ -24,7 +24,7 @@ _SIZES = {  # candidates judged by everyone's full grid, by peers one at a time,
 def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
     """All tables of the suite."""
     rates, shares = [], []
-    for space in SPACES.values():
+    for space in [BOX] if size == "smallest" else SPACES.values():
         say(f"{space.name}")
         rows, share = _space(space, size, rounds)
         rates += rows

@@ -1,0 +1,42 @@
+"""The benchmarks run, in their smallest size; what they print is no claim here."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def benchmark(path, *flags):
+    command = [sys.executable, "launch/benchmark.py", "--size=smallest", "--rounds=1", f"--json={path}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=600)
+    return done, json.loads(path.read_text())["tables"] if path.exists() else {}
+
+
+@pytest.mark.slow
+def test_losses(tmp_path):
+    done, tables = benchmark(tmp_path / "out.json", "--suite=losses")
+    assert done.returncode == 0, done.stderr
+    assert [row["loss"] for row in tables["Training step"]] == ["focal + GIoU", "CE + GIoU"]
+    for row in tables["Going over to another loss"]:
+        assert row["compilations"] == 0 and row["as code: compile, s"] > 0.1
+    assert all(row["ratio"] > 0 for row in tables["Training step"]) and "as data, MiB" in done.stdout
+
+
+@pytest.mark.slow
+def test_screening(tmp_path):
+    done, tables = benchmark(tmp_path / "out.json", "--suite=screening")
+    assert done.returncode == 0, done.stderr
+    rates = {row["engine"]: row for row in tables["Candidates per second, judged in float64"]}
+    assert rates["ours: end to end, coarse to fine"]["per second"] > 0
+    peer = rates["DEAP + PyTorch, one at a time"]
+    assert peer["same verdicts"] == "16 of 16" if peer["per second"] else "pip install" in peer["note"]
+
+
+def test_unknown_suites_are_refused(tmp_path):
+    done, _ = benchmark(tmp_path / "out.json", "--suite=speed")
+    assert done.returncode != 0 and "losses" in done.stderr + done.stdout
