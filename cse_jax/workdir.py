@@ -81,8 +81,8 @@ def device() -> str:
 def leave_interrupted() -> NoReturn:
     """Ends the process with the exit status of an interruption, at once.
 
-    Where the interruption met a compilation, jaxlib crashes in an orderly exit.  Everything that must be closed has been
-    by the time the script's outermost handler runs.
+    Where the interruption met a compilation, jaxlib crashes in an orderly exit.  Everything that must be closed has
+    been by the time the script's outermost handler runs.
     """
     sys.stdout.flush()
     sys.stderr.flush()
