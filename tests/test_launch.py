@@ -139,9 +139,9 @@ def test_export_prints_the_winner(finished):
     for branch in branches:
         best = result["hall_of_fame"][branch][0]
         assert best["text"] in output and best["authors"] in output and best["latex"] in output
-        code, output = finish(start("export", f"--workdir={workdir}", f"--space={branch}", "--format=numpy"))
-        assert code == 0 and f"WEIGHT = {best['weight']!r}" in output and "def loss(" in output, output
-        assert f"rank 1 of the {branch} branch" in output
+        code, source = finish(start("export", f"--workdir={workdir}", f"--space={branch}", "--format=numpy"))
+        assert code == 0 and f"WEIGHT = {best['weight']!r}" in source and "def loss(" in source, source
+        assert f"rank 1 of the {branch} branch" in source
     code, output = finish(start("export", f"--workdir={workdir}", "--rank=99"))
     assert code != 0 and "--rank=99 is beyond" in output
 
