@@ -98,7 +98,8 @@ def _value_and_slopes(
     slopes = []
     for k in range(row.arity):
         unit = tuple((jnp.ones_like if k == j else jnp.zeros_like)(operands[j]) for j in range(2))
-        slopes.append(jax.jvp(function, operands, unit)[1])
+        slope = jax.jvp(function, operands, unit)[1]
+        slopes.append(lax.optimization_barrier(slope))  # or XLA computes it again for each direction
 
     def along(*moving: jax.Array) -> jax.Array:
         parts = [

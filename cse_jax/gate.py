@@ -4,6 +4,7 @@ Whole batches of candidates are judged at once: the loss and its slope along eve
 verdict, and to a fingerprint that two losses share if their slopes agree up to a positive factor.
 """
 
+import concurrent.futures
 import dataclasses
 import enum
 import functools
@@ -23,6 +24,7 @@ from cse_jax.expression import Expression
 from cse_jax.spaces import Space, trajectories
 
 BATCH = 2048  # formulas in one graph
+WORKERS = 2  # graphs judged at once, in threads
 TILE = 32  # rows of a tile
 PASSES = (4, 5, 3, 2, 1)  # parts of the grid, so that the rows of a part stay in the cache; the first that divides it
 SLOPE_TOLERANCE = 1e-6  # of the largest slope on the path: far below any real dip
@@ -135,15 +137,18 @@ def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels"
       space: their search space.
       units: unit of length, one of ``space.units``.
     """
-    parts = []
-    for start in range(0, max(len(tokens), 1), BATCH):
-        chunk = tokens[start : start + BATCH]
-        dag, roots, wide = dags.from_tokens(chunk, space, width=TILE)
-        missing = BATCH - len(chunk)
-        with jax.enable_x64(True):
-            judged = _judge_batch(space, units, dag, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
-            parts.append([array[: len(chunk)] for array in jax.device_get(judged)])
+    chunks = [tokens[start : start + BATCH] for start in range(0, max(len(tokens), 1), BATCH)]
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        parts = list(pool.map(functools.partial(_judge_chunk, space, units), chunks))
     return Judged(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _judge_chunk(space: Space, units: str, tokens: Int[np.ndarray, "n m"]) -> list[np.ndarray]:
+    dag, roots, wide = dags.from_tokens(tokens, space, width=TILE)
+    missing = BATCH - len(tokens)
+    with jax.enable_x64(True):
+        judged = _judge_batch(space, units, dag, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
+        return [array[: len(tokens)] for array in jax.device_get(judged)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
