@@ -13,7 +13,8 @@ import pathlib
 import platform
 import sys
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false" if "--suite=screening" in sys.argv else "")
+if any("screening" in argument for argument in sys.argv):  # batches run side by side instead
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import jax
 from absl import app, flags, logging
