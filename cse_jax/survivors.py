@@ -1,9 +1,10 @@
-"""The survivors of a long screening, on disk: Parquet files that hold whole batches, so that a kill loses nothing.
+"""The survivors of a screening, on disk: Parquet files that hold whole batches or sizes, so that a kill loses nothing.
 
 A file appears complete or not at all, and its name says which batches it holds; going on means starting after them.
 Each behaviour is written when it is met first, and again when a shorter formula has it.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cse_jax import dag as dags
+from cse_jax.enumeration import SizeReport
 from cse_jax.expression import Expression
 from cse_jax.gate import Property, fingerprint
 from cse_jax.printing import to_authors, to_infix
@@ -109,27 +111,58 @@ class Survivors:
         Raises:
           OSError: it can't be written; nothing that is on disk is lost.
         """
-        import pyarrow
-        import pyarrow.parquet as parquet
-
         if self._first is None:
             return
         about = {"candidates": self.candidates, "next_batch": self.next_batch, "hashes": self._hashes}
-        table = pyarrow.Table.from_pylist(self._rows, schema=_schema(pyarrow))
-        table = table.replace_schema_metadata({"cse_jax": json.dumps(about)})
-        name = f"process{self.process}-batches-{self._first:09d}-{self._last:09d}.parquet"
-        temporary = self.folder / f".{name}.tmp"
-        try:
-            parquet.write_table(table, temporary)
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _write(
+            self.folder, f"process{self.process}-batches-{self._first:09d}-{self._last:09d}.parquet", self._rows, about
+        )
         self._first, self._rows = None, []
 
     @property
     def full(self) -> bool:
         """Whether enough has been added to be worth a file."""
         return len(self._rows) >= _ROW_LIMIT
+
+
+def write_size(folder: pathlib.Path, space: Space, report: SizeReport, settings: dict[str, Any]) -> None:
+    """Writes the losses of one size of an enumeration, to be read like survivors; the size takes the batch's place.
+
+    Raises:
+      SurvivorsError: the folder holds something else.
+      OSError: it can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / "settings.json", settings)
+    rows = [
+        {
+            "formula": to_infix(loss.expression),
+            "authors": to_authors(loss.expression),
+            "nodes": loss.nodes,
+            "height": loss.expression.height,
+            "fingerprint": loss.fingerprint,
+            "flipped": loss.flipped,
+            "batch": report.nodes,
+        }
+        for loss in report.losses
+    ]
+    counts = {name: value for name, value in dataclasses.asdict(report).items() if name != "losses"}
+    _write(folder, f"process0-batches-{report.nodes:09d}-{report.nodes:09d}.parquet", rows, counts)
+
+
+def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """A file that appears complete or not at all."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow))
+    table = table.replace_schema_metadata({"cse_jax": json.dumps(about)})
+    temporary = folder / f".{name}.tmp"
+    try:
+        parquet.write_table(table, temporary)
+        temporary.replace(folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:

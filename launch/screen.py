@@ -4,7 +4,12 @@
     python launch/screen.py --space=docs/examples/centreness.py --count=1000000 --out=runs/centreness
 
 Each behaviour is kept once, with its shortest formula, in Parquet files under --out.  Interrupted at any moment, the
-same command goes on where it stopped.  Several processes share the work:
+same command goes on where it stopped.  With --enumerate, all formulas up to --max_nodes are
+screened instead, in order of size:
+
+    python launch/screen.py --space=box --enumerate --max_nodes=7
+
+Several processes share the work of random screening:
 
     python launch/screen.py --space=box --coordinator=host:1234 --processes=2 --process=0
     python launch/screen.py --space=box --coordinator=host:1234 --processes=2 --process=1
@@ -23,8 +28,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cse_jax import spaces
+from cse_jax.enumeration import enumerate_losses
 from cse_jax.stream import screen_batches
-from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
+from cse_jax.survivors import Survivors, SurvivorsError, read_survivors, write_size
 from cse_jax.workdir import leave_interrupted
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
@@ -34,7 +40,13 @@ _UNITS = flags.DEFINE_enum(
     "units", "pixels", ["pixels", "strides"], "Unit of length that the detector feeds its losses."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all formulas.")
-_MAX_NODES = flags.DEFINE_integer("max_nodes", 40, "Nodes that no formula may exceed.", lower_bound=3, upper_bound=64)
+_MAX_NODES = flags.DEFINE_integer(
+    "max_nodes",
+    None,
+    "Nodes that no formula may exceed; 40 by default, 6 with --enumerate.",
+    lower_bound=1,
+    upper_bound=64,
+)
 _PER_OPERATOR = flags.DEFINE_integer(
     "per_operator",
     None,
@@ -44,6 +56,7 @@ _PER_OPERATOR = flags.DEFINE_integer(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0 where several share the work.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes share the work.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
+_ENUMERATE = flags.DEFINE_bool("enumerate", False, "Screen all formulas up to --max_nodes, not random ones.")
 _BATCHES = flags.DEFINE_integer(
     "batches", None, "Screen this many batches, instead of --count formulas.", lower_bound=1
 )
@@ -61,8 +74,9 @@ def main(argv: list[str]) -> None:
         space = spaces.find(_SPACE.value)
         if _PROCESSES.value > 1:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        folder = pathlib.Path(_OUT.value or f"runs/screen_{space.name}")
-        _screen(space, folder, console)
+        what = "atlas" if _ENUMERATE.value else "screen"
+        folder = pathlib.Path(_OUT.value or f"runs/{what}_{space.name}")
+        (_enumerate if _ENUMERATE.value else _screen)(space, folder, console)
     except KeyboardInterrupt:
         console.print("\nInterrupted. What is on disk is kept: the same command goes on.", markup=False)
         leave_interrupted()
@@ -71,13 +85,39 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
+def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
+    """All formulas, size by size; a file for each size."""
+    if _PROCESSES.value > 1:
+        raise app.UsageError("--enumerate runs in one process")
+    largest = _MAX_NODES.value or 6
+    settings = {"space": space.name, "units": _UNITS.value, "enumerated": True}
+    titles = ("nodes", "formulas", "behaviours", "dependent", "convergent", "seconds")
+    console.print("".join(f"{title:>13}" for title in titles))
+    started, total = time.monotonic(), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("compiling")
+
+        def show(nodes: int, done: int, everyone: int) -> None:
+            progress.update(task, description=f"{nodes} nodes", completed=done, total=everyone)
+
+        for report in enumerate_losses(space, largest, units=_UNITS.value, progress=show):
+            write_size(folder, space, report, settings)
+            total += len(report.losses)
+            figures = (report.nodes, report.formulas, report.behaviours, report.dependent, len(report.losses))
+            console.print("".join(f"{n:>13,}" for n in figures) + f"{time.monotonic() - started:>13.1f}")
+    console.print(f"{total:,} convergent behaviours in {folder}; the shortest:", markup=False, soft_wrap=True)
+    for row in read_survivors(folder, space)[:5]:
+        console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
+
+
 def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
     size = _PER_OPERATOR.value or (16 if jax.default_backend() == "cpu" else 512)
     settings = {
         "space": space.name,
         "units": _UNITS.value,
         "seed": _SEED.value,
-        "max_nodes": _MAX_NODES.value,
+        "max_nodes": _MAX_NODES.value or 40,
         "per_operator": size,
         "processes": _PROCESSES.value,
     }
@@ -102,7 +142,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         seed=_SEED.value,
         units=_UNITS.value,
         per_operator=size,
-        max_nodes=_MAX_NODES.value,
+        max_nodes=_MAX_NODES.value or 40,
         workers=max(2, jax.local_device_count()),
     )
     try:

@@ -307,6 +307,19 @@ def test_two_processes_find_what_one_finds(tmp_path):
     assert survivors_of(together) == survivors_of(alone)
 
 
+@pytest.mark.slow
+def test_enumeration_writes_an_atlas(tmp_path):
+    process = start("--enumerate", "--max_nodes=4", f"--out={tmp_path}")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "12,738" in out, out  # formulas of 4 nodes
+    rows = read_survivors(tmp_path, BOX)
+    assert "-(i / u)" in {row["formula"] for row in rows} and max(row["nodes"] for row in rows) <= 5
+    assert len(list(tmp_path.glob("*.parquet"))) == 4
+    process = start(f"--out={tmp_path}", "--batches=1")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "was screened with" in out
+
+
 def test_unknown_flags_and_spaces_are_refused():
     for flags, message in (
         (("--spaces=box",), "Unknown command line flag"),
