@@ -8,22 +8,28 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import random
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Int
 
 from cse_jax import zoo
 from cse_jax.expression import Expression
 from cse_jax.gate import verify
-from cse_jax.generation import Shape, offspring, random_expression
+from cse_jax.generation import Shape, random_population
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.parsing import parse
+from cse_jax.population import encode
 from cse_jax.printing import to_authors
-from cse_jax.screening import STAGES, Candidate, screen
+from cse_jax.screening import Candidate, Screened, passed, screen
 from cse_jax.spaces import Space
 from cse_jax.survivors import read_survivors
 from cse_jax.trials import LossPair, Trials
+from cse_jax.variation import offspring
 
 
 @dataclasses.dataclass
@@ -138,9 +144,9 @@ class Branch:
         """One turn of the loop; recorded in the ledger when it is complete."""
         started = time.monotonic()
         self.monitor.activity(f"{self.space.name} generation {generation}: screening")
-        population = self._population(generation)
-        candidates = screen(
-            population,
+        tokens = self._population(generation)
+        screened = screen(
+            tokens,
             self.space,
             reference=self.reference,
             seen=seen,
@@ -150,13 +156,13 @@ class Branch:
             units=self.units,
             seed=self.seed,
         )
-        each = (time.monotonic() - started) / len(population)
-        for candidate in candidates:
+        each = (time.monotonic() - started) / len(tokens)
+        for candidate in screened.candidates:
             candidate.seconds = each
-        self.monitor.counts(self.space.name, generation, _counts(candidates))
-        optimised = self._optimise(generation, candidates)
-        self._train(generation, optimised, candidates)
-        counts = _counts(candidates)
+        self.monitor.counts(self.space.name, generation, screened.counts())
+        optimised = self._optimise(generation, screened)
+        self._train(generation, optimised, screened)
+        counts = screened.counts()
         result = {
             "fame": [
                 {
@@ -166,29 +172,34 @@ class Branch:
                     "verify_ap": c.optimisation,
                     "generation": generation,
                 }
-                for c in candidates
+                for c in screened.candidates
                 if c.stage == "trained"
             ],
-            "fingerprints": {c.fingerprint: str(c.formula) for c in candidates if _passed(c, "distinct")},
+            "fingerprints": {c.fingerprint: str(c.formula) for c in screened.candidates if passed(c, "distinct")},
+            "rejected": screened.rejected,
         }
-        rows = [self._row(generation, number, candidate) for number, candidate in enumerate(candidates)]
+        rows = [self._row(generation, number, candidate) for number, candidate in enumerate(screened.candidates)]
         self.ledger.record_generation(self.space.name, generation, rows, counts, result)
         return counts, result
 
-    def _population(self, generation: int) -> list[Expression]:
-        rng = random.Random(f"{self.seed}/{self.space.name}/{generation}")
-        rates = {"crossover_rate": self.config.crossover, "mutation_rate": self.config.mutation}
-        if generation == 0:
-            screened = self._screened()
-            count = self.config.population - len(screened)
-            if self.config.seed_known:
-                known = list(zoo.hand_made(self.space).values())
-                return screened + offspring(rng, known, count, self.shape, **rates)
-            return screened + [random_expression(rng, self.space, self.shape) for _ in range(count)]
-        parents = [famous.formula for famous in self.fame[: self.config.parents]]
+    def _population(self, generation: int) -> Int[np.ndarray, "n m"]:
+        name = zlib.crc32(f"{self.space.name}/{generation}".encode())
+        key = jax.random.fold_in(jax.random.key(self.seed), np.uint32(name))
+        if generation:
+            parents, count = [famous.formula for famous in self.fame[: self.config.parents]], self.config.offspring
+            return self._bred(key, parents, count)
+        screened = self._screened()
+        known = list(zoo.hand_made(self.space).values()) if self.config.seed_known else []
+        bred = self._bred(key, known, self.config.population - len(screened))
+        return np.concatenate([encode(screened, self.space, width=bred.shape[1]), bred]) if screened else bred
+
+    def _bred(self, key: jax.Array, parents: list[Expression], count: int) -> Int[np.ndarray, "n m"]:
+        """Descendants of the parents, or random formulas where there are none."""
         if not parents:
-            return [random_expression(rng, self.space, self.shape) for _ in range(self.config.offspring)]
-        return offspring(rng, parents, self.config.offspring, self.shape, **rates)
+            return np.asarray(random_population(key, self.space, self.shape, count))
+        rates = {"crossover_rate": self.config.crossover, "mutation_rate": self.config.mutation}
+        tokens = encode(parents, self.space)
+        return np.asarray(offspring(key, tokens, self.space, self.shape, count, **rates))
 
     def _screened(self) -> list[Expression]:
         """The shortest losses of a screening of this space, at most half a population."""
@@ -198,7 +209,7 @@ class Branch:
         formulas = (parse(row["authors"], self.space) for row in rows)
         return list(itertools.islice(filter(self.shape.allows, formulas), self.config.population // 2))
 
-    def _optimise(self, generation: int, candidates: list[Candidate]) -> list[Candidate]:
+    def _optimise(self, generation: int, screened: Screened) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
         if self.fame:
             tolerance = self.cascade.later_tolerance
@@ -209,7 +220,7 @@ class Branch:
                 self.cascade.verify_tolerance * default.ap,
                 f"{self.cascade.verify_tolerance:g} of the default loss",
             )
-        waiting = [c for c in candidates if c.stage == "simulated"]
+        waiting = [c for c in screened.candidates if c.stage == "simulated"]
         for candidate in waiting[self.config.optimisations :]:
             candidate.reason = "not drawn: this generation's trainings on one image per category were used up"
         drawn = waiting[: self.config.optimisations]
@@ -221,11 +232,11 @@ class Branch:
                 )
             if not candidate.reason:
                 candidate.stage = "optimised"
-            self.monitor.counts(self.space.name, generation, _counts(candidates))
+            self.monitor.counts(self.space.name, generation, screened.counts())
         passed = [c for c in drawn if c.stage == "optimised"]
         return sorted(passed, key=lambda c: (-c.optimisation, len(c.formula), to_authors(c.formula)))
 
-    def _train(self, generation: int, optimised: list[Candidate], candidates: list[Candidate]) -> None:
+    def _train(self, generation: int, optimised: list[Candidate], screened: Screened) -> None:
         """Proxy task: trains the best."""
         for candidate in optimised[self.config.proxies :]:
             candidate.reason = f"not among the best {self.config.proxies} of its generation"
@@ -234,7 +245,7 @@ class Branch:
         for candidate in self._scored(chosen, "proxy", "proxy", what):
             if not candidate.reason:
                 candidate.stage = "trained"
-            self.monitor.counts(self.space.name, generation, _counts(candidates))
+            self.monitor.counts(self.space.name, generation, screened.counts())
 
     def _scored(self, candidates: list[Candidate], purpose: str, score: str, what: str) -> Iterator[Candidate]:
         """Trains the candidates and yields each with its score, or with the reason why it has none."""
@@ -259,13 +270,5 @@ class Branch:
         } | {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in vars(candidate).items()
-            if name not in ("generated", "formula")
+            if name != "formula"
         }
-
-
-def _passed(candidate: Candidate, stage: str) -> bool:
-    return STAGES.index(candidate.stage) >= STAGES.index(stage)
-
-
-def _counts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    return {stage: sum(_passed(c, stage) for c in candidates) for stage in STAGES}

@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt64
+from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax.expression import Expression
-from cse_jax.operators import OPERATORS, Operator
+from cse_jax.operators import Operator
+from cse_jax.population import PAD, arities
 from cse_jax.spaces import Space
-
-PAD = -1  # token after the end of a formula
 
 
 class Dag(NamedTuple):
@@ -55,8 +53,9 @@ def evaluate(
       The values, and the derivatives along each direction.  Rows without a class axis are repeated along it.
     """
     tiles, width = dag.left.shape
-    parts = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(len(a), passes, -1, *a.shape[2:]), 1, 0), (leaves, *directions)
+    parts = jax.tree.map(  # with the points last, over which all operators but a few run
+        lambda a: jnp.moveaxis(jnp.moveaxis(a, 1, -1).reshape(*a.shape[:1], *a.shape[2:], passes, -1), -2, 0),
+        (leaves, *directions),
     )
     branches = [functools.partial(_value_and_slopes if directions else _value, row) for row in space.table]
 
@@ -76,7 +75,7 @@ def evaluate(
 
     blank = tuple(jnp.zeros((len(space.leaves) + tiles * width, *a.shape[2:]), a.dtype) for a in parts)
     _, found = lax.scan(one_pass, blank, parts)
-    return tuple(jnp.moveaxis(a, 0, 1).reshape(len(roots), *leaves.shape[1:]) for a in found)
+    return tuple(jnp.moveaxis(jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], -1), -1, 1) for a in found)
 
 
 def _gather(rows: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -115,9 +114,10 @@ def _function(row: Operator, wide: jax.Array) -> Callable[[jax.Array, jax.Array]
     """The operator on rows; where there is no class axis, as over one of size 1."""
 
     def function(a: jax.Array, b: jax.Array) -> jax.Array:
-        result = row.fn(a) if row.arity == 1 else row.fn(a, b)
         if not row.class_axis:
-            return result
+            return row.fn(a) if row.arity == 1 else row.fn(a, b)
+        operands = [jnp.moveaxis(operand, 1, -1) for operand in (a, b)[: row.arity]]
+        result = jnp.moveaxis(row.fn(*operands), -1, 1)
         narrow = a * b if row.name == "Dot" else a - a + 1.0
         return jnp.where(wide[:, None, None], result, narrow)
 
@@ -132,61 +132,11 @@ def leaf_values(space: Space, variables: Float[np.ndarray, "v *p"]) -> Float[np.
     return np.concatenate([variables, constants]).astype(variables.dtype)
 
 
-def vocabulary(space: Space) -> tuple[str, ...]:
-    """Tokens by number: the leaves, then the operators."""
-    return (*space.leaves, *space.readable)
-
-
-def to_tokens(expressions: list[Expression], space: Space) -> Int[np.ndarray, "n m"]:
-    """Formulas as prefix tokens by number, one a row, filled up with ``PAD``."""
-    number = {token: k for k, token in enumerate(vocabulary(space))}
-    tokens = np.full((len(expressions), max(map(len, expressions), default=1)), PAD, np.int16)
-    for row, expression in zip(tokens, expressions, strict=True):
-        row[: len(expression)] = [number[token] for token in expression.tokens]
-    return tokens
-
-
-def to_expressions(tokens: Int[np.ndarray, "n m"], space: Space) -> list[Expression]:
-    """The formulas of rows of tokens."""
-    names = vocabulary(space)
-    return [Expression(tuple(names[k] for k in row if k != PAD), space) for row in tokens.tolist()]
-
-
-def arities(space: Space) -> Int[np.ndarray, " k"]:
-    """Number of operands of each token."""
-    return np.array([0] * len(space.leaves) + [OPERATORS[name].arity for name in space.readable], np.int8)
-
-
-def hashes(tokens: Int[np.ndarray, "n m"], space: Space) -> UInt64[np.ndarray, " n"]:
-    """A number for each formula, the same for operands of commutative operators in either order."""
-    count, length = tokens.shape
-    commutative = np.array([False] * len(space.leaves) + [row.commutative for row in space.table] + [False])
-    each, size, arity = np.arange(count), *_sizes(tokens, space)
-    salt = np.random.default_rng(0).integers(1, 2**63, len(commutative), dtype=np.uint64) | np.uint64(1)
-    value = np.zeros((count, length + 1), np.uint64)
-    for at in range(length - 1, -1, -1):
-        token = tokens[:, at]
-        first = value[:, at + 1]
-        second = value[each, np.minimum(at + 1 + size[:, at + 1], length)]
-        second = np.where(arity[:, at] == 2, second, np.uint64(0))
-        ordered = _mix(first + np.uint64(0x9E3779B97F4A7C15)) + second
-        below = np.where(commutative[token], first + second, ordered)
-        value[:, at] = _mix(salt[token] + np.where(arity[:, at] > 0, _mix(below), np.uint64(0)))
-    return value[:, 0]
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """Scrambles 64 bits (the finaliser of splitmix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
 def _sizes(tokens: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of the sub-formula at each place, and operands of the token there; one more place than tokens."""
     count, length = tokens.shape
     padded = np.concatenate([tokens, np.full((count, 1), PAD, tokens.dtype)], 1)
-    arity = np.append(arities(space), np.int8(0))[padded]  # PAD is the last entry
+    arity = arities(space)[padded]
     size = np.zeros((count, length + 1), np.int16)
     each = np.arange(count)
     for at in range(length - 1, -1, -1):

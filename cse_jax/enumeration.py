@@ -31,6 +31,7 @@ from cse_jax import dag as dags
 from cse_jax.coarse import ROUGH, coarse_grid, may_pass
 from cse_jax.expression import Expression
 from cse_jax.gate import Property, fingerprint, judge
+from cse_jax.population import PAD, arities, decode
 from cse_jax.spaces import Space, trajectories
 from cse_jax.stream import reject
 
@@ -459,7 +460,7 @@ def _losses(levels: list[_Level], space: Space, units: str, named: set[str]) -> 
         count += len(tokens)
         judged = judge(tokens, space, units=units)
         passed = np.flatnonzero(judged.passed(sign_flip="Neg" in space.readable))
-        for k, expression in zip(passed.tolist(), dags.to_expressions(tokens[passed], space), strict=True):
+        for k, expression in zip(passed.tolist(), decode(tokens[passed], space), strict=True):
             flipped = bool(judged.failed[k, 0] != Property.NONE)
             if flipped:
                 expression = Expression(("Neg", *expression.tokens), space)
@@ -476,8 +477,8 @@ def _losses(levels: list[_Level], space: Space, units: str, named: set[str]) -> 
 def _tokens(levels: list[_Level], chosen: Int[np.ndarray, " n"], space: Space) -> Int[np.ndarray, "n m"]:
     """Formulas of the last size, as prefix tokens by number; all at once, one height after another."""
     starts = np.cumsum([0] + [len(level.token) for level in levels])
-    arity = dags.arities(space)
-    tokens = np.full((len(chosen), len(levels)), dags.PAD, np.int16)
+    arity = arities(space)
+    tokens = np.full((len(chosen), len(levels)), PAD, np.int16)
     which, at, row = np.arange(len(chosen)), np.zeros(len(chosen), int), chosen + starts[-2]
     while len(row):
         size = np.searchsorted(starts, row, side="right")  # of the formula of each row, in nodes

@@ -5,7 +5,7 @@ Prefix order keeps every sub-formula contiguous, so walking, replacing and hashi
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
@@ -66,10 +66,6 @@ class Expression:
             position += 1
         return position
 
-    def replace(self, start: int, new: tuple[str, ...]) -> "Expression":
-        """The formula with the sub-formula at token ``start`` replaced."""
-        return Expression(self.tokens[:start] + new + self.tokens[self.end(start) :], self.space)
-
     def fold(self, leaf: Callable[[str], T], node: Callable[..., T]) -> T:
         """Computes bottom-up: ``leaf(token)`` at leaves, ``node(token, *operand_results)`` above them."""
         stack: list[T] = []
@@ -110,9 +106,3 @@ class Expression:
 
     def __str__(self) -> str:
         return to_infix(self)
-
-
-def subformulas(expression: Expression) -> Iterator[tuple[int, int]]:
-    """Yields ``(start, end)`` of every sub-formula, the whole first."""
-    for start in range(len(expression.tokens)):
-        yield start, expression.end(start)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from cse_jax.dag import PAD, Dag, arities
+from cse_jax.dag import Dag
+from cse_jax.population import PAD, arities
 from cse_jax.spaces import Space
 
 HEIGHTS = 6

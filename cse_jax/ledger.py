@@ -1,4 +1,4 @@
-"""The search's memory: every candidate, every training and every finished generation, in one SQLite file.
+"""The search's memory, in one SQLite file: every candidate that passed the gate, training and finished generation.
 
 All writes are transactions, so a search that is killed at any moment finds here what it had finished, and nothing
 half-written.  Given the ledger, a search replays without repeating a training.
@@ -11,14 +11,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists candidates (
   branch text not null, generation integer not null, number integer not null,
   formula text not null, authors text not null, flipped integer not null, nodes integer not null,
-  fingerprint text not null, duplicates integer not null,
+  fingerprint text not null, copies integer not null, duplicates integer not null,
   stage text not null, reason text not null,
   prediction real, optimisation real, proxy real, weight real,
   seed integer not null, seconds real not null,
@@ -37,8 +37,8 @@ create table if not exists generations (
 """
 
 CANDIDATE_FIELDS = (
-    "branch", "generation", "number", "formula", "authors", "flipped", "nodes", "fingerprint", "duplicates",
-    "stage", "reason", "prediction", "optimisation", "proxy", "weight", "seed", "seconds",
+    "branch", "generation", "number", "formula", "authors", "flipped", "nodes", "fingerprint", "copies",
+    "duplicates", "stage", "reason", "prediction", "optimisation", "proxy", "weight", "seed", "seconds",
 )  # fmt: skip
 
 

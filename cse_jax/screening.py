@@ -3,11 +3,15 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import numpy as np
+from jaxtyping import Int
+
+from cse_jax import gate, population
 from cse_jax.canonical import canonical
 from cse_jax.expression import Expression
-from cse_jax.gate import Verdict, verify
+from cse_jax.gate import Property
 from cse_jax.prediction import Simulation, simulate
 from cse_jax.spaces import Space
 
@@ -16,24 +20,26 @@ STAGES = ("generated", "valid", "verified", "distinct", "simulated", "optimised"
 
 @dataclasses.dataclass
 class Candidate:
-    """One formula of a generation and how far it came.
+    """One formula that passed the gate, and how far it came.
 
     Attributes:
-      generated: the formula as it was generated.
       formula: what is trained: in canonical form, with the sign flipped if only the negation converges.
       stage: the last of ``STAGES`` that it passed.
       reason: why it went no further; empty while it goes on.
+      flipped: whether its sign was flipped.
+      fingerprint: the gate's.
+      copies: how many of its generation are this formula, up to trivial rewrites.
       duplicates: how many others of its generation had the same fingerprint.
       weight: factor that matches its gradient to the default loss's.
       prediction, optimisation, proxy: its scores; NaN where it was not scored.
     """
 
-    generated: Expression
     formula: Expression
-    stage: str = "generated"
+    stage: str = "verified"
     reason: str = ""
     flipped: bool = False
     fingerprint: str = ""
+    copies: int = 1
     duplicates: int = 0
     weight: float = 1.0
     prediction: float = math.nan
@@ -42,8 +48,35 @@ class Candidate:
     seconds: float = 0.0
 
 
+@dataclasses.dataclass
+class Screened:
+    """A screened population.
+
+    Attributes:
+      generated: formulas it had.
+      rejected: how many of them failed each property first.
+      candidates: those that passed the gate, each once, in order of appearance.
+    """
+
+    generated: int
+    rejected: dict[str, int]
+    candidates: list[Candidate]
+
+    def counts(self) -> dict[str, int]:
+        """How many passed each stage; up to the gate with all their copies."""
+        invalid = sum(self.rejected.get(p.name.lower(), 0) for p in gate.VALIDITY)
+        counts = {"generated": self.generated, "valid": self.generated - invalid}
+        counts["verified"] = sum(c.copies for c in self.candidates)
+        return counts | {stage: sum(passed(c, stage) for c in self.candidates) for stage in STAGES[3:]}
+
+
+def passed(candidate: Candidate, stage: str) -> bool:
+    """Whether a candidate came at least so far."""
+    return STAGES.index(candidate.stage) >= STAGES.index(stage)
+
+
 def screen(
-    population: Sequence[Expression],
+    tokens: Int[np.ndarray, "n m"],
     space: Space,
     *,
     reference: Expression,
@@ -53,11 +86,11 @@ def screen(
     min_gain: float,
     units: str,
     seed: int,
-) -> list[Candidate]:
+) -> Screened:
     """Screens a population.
 
     Args:
-      population: formulas of ``space``.
+      tokens: its formulas (see ``cse_jax.population``).
       space: their search space.
       reference: the default loss; simulated gains and gradients are measured against its own.
       seen: fingerprints that are not new, with the name or formula that each belongs to.
@@ -68,32 +101,28 @@ def screen(
       seed: of the simulated predictions.
 
     Returns:
-      One candidate per formula, in order.  Those that passed everything have stage ``simulated`` and no reason.
+      The population; candidates that passed everything have stage ``simulated`` and no reason.
     """
-    candidates = [Candidate(formula, canonical(formula)) for formula in population]
-    unique = list({c.formula.tokens: c.formula for c in candidates}.values())
-    verdicts = dict(
-        zip((e.tokens for e in unique), verify(unique, space, sign_flip=sign_flip, units=units), strict=True)
-    )
-    for candidate in candidates:
-        _apply_verdict(candidate, verdicts[candidate.formula.tokens])
-    distinct = _distinct([c for c in candidates if c.stage == "verified"], seen)
+    tokens = np.asarray(tokens)
+    _, first, copies = np.unique(population.hashes(tokens, space), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    first, copies = first[order], copies[order]
+    judged = gate.judge(tokens[first], space, units=units)
+    good = judged.passed(sign_flip=sign_flip)
+    failed = Counter[str]()
+    for code, count in zip(judged.failed[~good, 0].tolist(), copies[~good].tolist(), strict=True):
+        failed[Property(code).name.lower()] += count
+    candidates = []
+    for k, formula in zip(np.flatnonzero(good).tolist(), population.decode(tokens[first[good]], space), strict=True):
+        flipped = bool(judged.failed[k, 0] != Property.NONE)
+        formula = canonical(Expression(("Neg", *formula.tokens), space) if flipped else formula)
+        name = gate.fingerprint(judged, k, flipped=flipped)
+        candidates.append(Candidate(formula, flipped=flipped, fingerprint=name, copies=int(copies[k])))
+    distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
         _apply_simulation(candidate, simulation, simulations[0], min_gain, match_gradient)
-    return candidates
-
-
-def _apply_verdict(candidate: Candidate, verdict: Verdict) -> None:
-    candidate.fingerprint, candidate.flipped = verdict.fingerprint, verdict.flipped
-    if not verdict.passed:
-        candidate.stage = "valid" if verdict.valid else "generated"
-        candidate.reason = verdict.reason
-        return
-    candidate.stage = "verified"
-    if verdict.flipped:
-        formula = candidate.formula
-        candidate.formula = canonical(Expression(("Neg", *formula.tokens), formula.space))
+    return Screened(len(tokens), dict(failed), candidates)
 
 
 def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candidate]:
@@ -103,7 +132,9 @@ def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candid
         best = shortest.get(candidate.fingerprint)
         if best is None or len(candidate.formula) < len(best.formula):
             shortest[candidate.fingerprint] = candidate
-    counts = Counter(candidate.fingerprint for candidate in verified)
+    counts = Counter[str]()
+    for candidate in verified:
+        counts[candidate.fingerprint] += candidate.copies
     for candidate in verified:
         best = shortest[candidate.fingerprint]
         if candidate.fingerprint in seen:

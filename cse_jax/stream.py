@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt64
 
 from cse_jax import dag as dags
+from cse_jax import population
 from cse_jax.coarse import FINER, ROUGH, coarse_grid, may_pass
 from cse_jax.gate import Judged, judge
 from cse_jax.growth import Grown, grow, tokens_of
 from cse_jax.spaces import Space
 
-CHUNK = 1024  # formulas judged finely at once
+CHUNK = 4096  # formulas judged finely at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Batch:
       candidates: formulas it had.
       tokens: those that pass the gate, or whose negation does, as prefix tokens by number; each once, and none that
         had been seen.
-      hashes: of these formulas.
+      hashes: of these formulas and their sizes.
       judged: their verdicts.
     """
 
@@ -98,14 +99,15 @@ def screen_batch(
         grown, rough = _grow_and_reject(space, units, per_operator, max_nodes, seed, number)
         tokens = tokens_of(grown, np.flatnonzero(rough), space)
         candidates = int(np.asarray(grown.candidate).sum())
-    hashes, first = np.unique(dags.hashes(tokens, space), return_index=True)
+    tokens = tokens[reject(tokens, space, units)]
+    sizes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
+    hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
     new = np.array([value not in seen for value in hashes.tolist()], bool)
     hashes, tokens = hashes[new], tokens[first[new]]
-    finer = reject(tokens, space, units)
-    judged = judge(tokens[finer], space, units=units)
+    judged = judge(tokens, space, units=units)
     passed = judged.passed(sign_flip=True)
     judged = Judged(*(array[passed] for array in judged))
-    return Batch(number, candidates, tokens[finer][passed], hashes[finer][passed], judged)
+    return Batch(number, candidates, tokens[passed], hashes[passed], judged)
 
 
 def reject(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:

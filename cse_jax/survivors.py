@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from cse_jax import dag as dags
 from cse_jax.enumeration import SizeReport
 from cse_jax.expression import Expression
 from cse_jax.gate import Property, fingerprint
+from cse_jax.population import PAD, decode
 from cse_jax.printing import to_authors, to_infix
 from cse_jax.spaces import Space
 from cse_jax.stream import Batch
@@ -76,7 +76,7 @@ class Survivors:
         if self._first is None:
             self._first, self._hashes = batch.number, []
         self.candidates += batch.candidates
-        sizes = (batch.tokens != dags.PAD).sum(1)
+        sizes = (batch.tokens != PAD).sum(1)
         for k, value in enumerate(batch.hashes.tolist()):
             if value in self.seen:
                 continue
@@ -90,7 +90,7 @@ class Survivors:
         self._last, self.next_batch = batch.number, next_batch
 
     def _row(self, batch: Batch, k: int, name: str, flipped: int) -> dict[str, Any]:
-        (expression,) = dags.to_expressions(batch.tokens[k : k + 1], self.space)
+        (expression,) = decode(batch.tokens[k : k + 1], self.space)
         if flipped:
             expression = Expression(("Neg", *expression.tokens), self.space)
         return {

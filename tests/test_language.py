@@ -1,5 +1,6 @@
 """The loss language against golden values, and the parser against whatever can be typed."""
 
+import functools
 import json
 import random
 
@@ -14,10 +15,13 @@ import cse_jax
 from cse_jax import program as programs
 from cse_jax import zoo
 from cse_jax.canonical import canonical
-from cse_jax.expression import Expression
-from cse_jax.generation import Shape, crossover, mutate, offspring, random_expression
+from cse_jax.expression import Expression, arity
+from cse_jax.generation import Shape
 from cse_jax.operators import OPERATORS
+from cse_jax.population import decode, encode, hashes
 from cse_jax.spaces import SPACES
+from cse_jax.variation import MUTATIONS, crossover, mutate
+from populations import descendants, random_expressions
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 
@@ -32,8 +36,8 @@ def float64():
 def expressions(draw, space=None):
     """Random formulas with any readable operator of a space."""
     space = space or draw(st.sampled_from(list(SPACES.values())))
-    rng = draw(st.randoms(use_true_random=False))
-    return random_expression(rng, space, Shape(min_height=0, max_height=7))
+    pool = random_expressions(space, 4096, shape=Shape(min_height=0, max_height=7))
+    return sorted(pool, key=len)[draw(st.integers(0, len(pool) - 1))]
 
 
 def inputs_for(space, rng):
@@ -231,14 +235,13 @@ def test_tokens_must_form_one_formula():
 def test_programs_equal_traced_formulas(space):
     """1e-9 relative leaves room for another order of operations in float64.
 
-    Compared are the entries that float64 determines: finite, the same when the inputs change in their 15th digit, and
-    without a square root of almost 0.
+    Compared are the entries that float64 determines: finite in value and gradient, the same when the inputs change in
+    their 15th digit, without a square root of almost 0, and with no part above 1e15, as what is divided by 0 has.
     """
-    source = random.Random(0)
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
     run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
-    formulas = [random_expression(source, space, shape) for _ in range(1000)]
+    formulas = random_expressions(space, 1000, shape=shape)
     assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
     noise = np.random.default_rng(1)
     off = {
@@ -248,14 +251,13 @@ def test_programs_equal_traced_formulas(space):
     with_nearby = {n: jnp.concatenate([a[None], off[n]]) for n, a in inputs.items()}
     checked = 0
     for expression in formulas:
-        if _at_a_kink(expression, inputs):
-            continue
+        determined = _determined(expression, inputs)
         value, gradients = run(programs.compile_expression(expression))
         if space.class_axis and _narrow(expression):
             value = value.sum(-1, keepdims=True)
         expected, expected_gradients = _traced(expression, with_nearby)
         for ours, theirs in [(value, expected)] + [(gradients[n], expected_gradients[n]) for n in space.differentiable]:
-            stable = np.isfinite(theirs[0]) & (np.abs(theirs[0]) < 1e12)
+            stable = np.isfinite(theirs[0]) & (np.abs(theirs[0]) < 1e12) & determined
             stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
             np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
             checked += stable.mean() / (1 + len(space.differentiable))
@@ -268,16 +270,21 @@ def _traced(expression, inputs):
     return jax.device_get((value, pullback(jnp.ones_like(value))[0]))
 
 
-def _at_a_kink(expression, inputs):
-    small = []
+def _determined(expression, inputs):
+    """By row, and by class where no operator joins them."""
+    good = [np.ones(next(iter(inputs.values())).shape, bool)]
 
     def node(name, *operands):
+        value = OPERATORS[name].fn(*operands)
+        good.append(~(np.abs(value) > 1e15) & np.isfinite(value))
         if name == "Sqrt":
-            small.append(bool((np.abs(operands[0]) < 1e-12).any()))
-        return OPERATORS[name].fn(*operands)
+            good.append(np.asarray(operands[0]) > 1e-12)
+        return value
 
     expression.fold(lambda token: inputs[token] if token in inputs else jnp.full((1,), float(token)), node)
-    return any(small)
+    everywhere = functools.reduce(np.logical_and, good)
+    joined = any(OPERATORS[token].class_axis for token in expression.tokens if token in OPERATORS)
+    return everywhere.all(-1, keepdims=True) if joined else everywhere
 
 
 def _narrow(expression):
@@ -328,9 +335,8 @@ def test_no_gradient_out_of_masked_infinities():
 
 @ALL_SPACES
 def test_a_batch_of_programs_equals_each_alone(space):
-    source = random.Random(1)
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(1)).items()}
-    batch = [programs.compile_expression(random_expression(source, space, Shape())) for _ in range(12)]
+    batch = [programs.compile_expression(expression) for expression in random_expressions(space, 12, seed=1)]
 
     def both(program):
         gradient = jax.grad(lambda moving: programs.evaluate(space, program, inputs | moving).sum())
@@ -352,21 +358,119 @@ def test_too_long_a_formula_names_the_capacity():
 def test_variation_keeps_limits_and_seed(space):
     shape = Shape(max_nodes=25, height_limit=7)
     parents = [e for e in zoo.known(space).values() if shape.allows(e)]
-    rates = {"crossover_rate": 0.4, "mutation_rate": 0.4}
-    first, second = (offspring(random.Random(7), parents, 300, shape, **rates) for _ in range(2))
+    first, second = (descendants(parents, 300, 7, shape) for _ in range(2))
     assert first == second
-    assert all(shape.allows(child) for child in first)
+    assert all(shape.allows(child) and child.variables & set(space.differentiable) for child in first)
     assert len({child.tokens for child in first}) > 150
-    assert offspring(random.Random(8), parents, 300, shape, **rates) != first
+    assert descendants(parents, 300, 8, shape) != first
 
 
 @ALL_SPACES
 def test_crossover_and_mutation_change_the_parent(space):
-    rng = random.Random(3)
     mother, father = list(zoo.hand_made(space).values())[:2]
-    for _ in range(50):
-        assert crossover(rng, mother, father, Shape()) != mother
-        assert mutate(rng, mother, Shape()) != mother
+    mothers, fathers = (np.repeat(encode([parent], space), 400, axis=0) for parent in (mother, father))
+    crossed = decode(crossover(jax.random.key(3), mothers, fathers, space, Shape()), space)
+    assert mother not in crossed and len(set(crossed)) > 20
+    for child in crossed:  # what differs is one sub-formula of the father, unless the mother was mutated
+        head = next(k for k, (a, b) in enumerate(zip(child.tokens, mother.tokens, strict=False)) if a != b)
+        assert any(_at(child.tokens, start) in _parts(father) for start in range(head + 1))
+    mutated = decode(mutate(jax.random.key(3), mothers, space, Shape()), space)
+    assert mother not in mutated and len(set(mutated)) > 100
+
+
+def _parts(expression):
+    return {_at(expression.tokens, start) for start in range(len(expression))}
+
+
+def _at(tokens, start):
+    """The sub-formula that starts at a token."""
+    missing, end = 1, start
+    while missing:
+        missing += arity(tokens[end]) - 1
+        end += 1
+    return tokens[start:end]
+
+
+@ALL_SPACES
+def test_each_kind_of_mutation_does_what_it_says(space):
+    """Found by what a child has in common with its parent, a formula with constants and distinct parts."""
+    text = {"box": "1 - i / u + exp(e / (u + 2))"}.get(space.name, "w * 2 - dot(x, exp(x) + 1)")
+    text = {"binary_class": "q * 2 - y * (exp(x) + 1)"}.get(space.name, text)
+    parent = cse_jax.parse(text, space)
+    parents = np.repeat(encode([parent], space), 600, axis=0)
+    for kind in MUTATIONS:
+        children = set(decode(mutate(jax.random.key(0), parents, space, Shape(), kinds=(kind,)), space))
+        lengths = {len(child) - len(parent) for child in children}
+        changed = [sum(a != b for a, b in zip(child.tokens, parent.tokens, strict=False)) for child in children]
+        if kind in ("point", "constant"):
+            assert lengths == {0} and set(changed) == {1}
+        if kind == "constant":
+            assert {t for c in children for t in c.tokens} - set(parent.tokens) <= set(map(str, space.constants))
+            assert len(children) == 2 * (len(space.constants) - 1)
+        if kind == "hoist":
+            own = [set(c.tokens) <= set(parent.tokens) and len(c) < len(parent) for c in children]
+            assert np.mean(own) > 0.9  # the others are new, after as many attempts as there may be
+        if kind == "wrap":
+            assert lengths == {1, 2}
+        if kind == "subtree":
+            assert min(lengths) < 0 < max(lengths) <= 15
+
+
+@ALL_SPACES
+def test_random_formulas_follow_ramped_half_and_half_growth(space):
+    """Against the same law written for one formula at a time."""
+    rng, shape = random.Random(0), Shape()
+    by_hand = [_grown_by_hand(rng, space, shape) for _ in range(20_000)]
+    by_hand = [tokens for tokens in by_hand if set(tokens) & set(space.differentiable)]
+    ours = [e.tokens for e in random_expressions(space, 20_000)]
+    for share in (
+        lambda tokens: len(tokens) / 40,
+        lambda tokens: len(tokens) > 20,
+        lambda tokens: tokens[0] in ("Add", "Sub", "Mul", "Div", "Dot"),
+        lambda tokens: sum(t in space.leaves[: len(space.variables)] for t in tokens) / len(tokens),
+        lambda tokens: sum(t in space.leaves[len(space.variables) :] for t in tokens) / len(tokens),
+    ):
+        one, two = ([share(tokens) for tokens in formulas] for formulas in (ours, by_hand))
+        error = np.hypot(np.std(one) / np.sqrt(len(one)), np.std(two) / np.sqrt(len(two)))
+        assert abs(np.mean(one) - np.mean(two)) < 5.0 * error
+    assert {t for tokens in ours for t in tokens} == {*space.leaves, *space.operators}
+
+
+def _grown_by_hand(rng, space, shape):
+    height, full = rng.randint(shape.min_height, shape.max_height), rng.random() < 0.5
+    share = len(space.leaves) / (len(space.leaves) + len(space.operators))
+    tokens, pending = [], [height]
+    while pending and len(tokens) < shape.max_nodes:
+        left = pending.pop()
+        if left == 0 or (not full and tokens and rng.random() < share):
+            variable = rng.random() < 0.8
+            tokens.append(rng.choice(space.variables).name if variable else str(rng.choice(space.constants)))
+        else:
+            tokens.append(rng.choice(space.operators))
+            pending += [left - 1] * arity(tokens[-1])
+    return () if pending else tuple(tokens)
+
+
+@ALL_SPACES
+def test_hashes_are_those_of_the_canonical_form(space):
+    """Joined are only formulas whose canonical forms differ by a sign below ``abs`` or in a product."""
+    formulas = random_expressions(space, 20_000)[:6000]
+    forms = [canonical(e) for e in formulas]
+    of_formulas, of_forms = (hashes(encode(each, space), space).tolist() for each in (formulas, forms))
+    assert of_formulas == of_forms
+    by_hash = {}
+    for value, form in zip(of_forms, forms, strict=True):
+        by_hash.setdefault(value, set()).add(form)
+    joined = [group for group in by_hash.values() if len(group) > 1]
+    assert len(by_hash) > 3000 and len(joined) < 10
+    inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
+    for group in joined:
+        values = [np.asarray(e.evaluate(inputs)) for e in group]
+        for value in values[1:]:
+            np.testing.assert_allclose(value, values[0], rtol=1e-12)
+    other = [cse_jax.parse(text, space) for text in ("1 + 2 - 2", "1", "1 - 2", "2 - 1", "-(2 - 1)")]
+    first, *rest, last = hashes(encode(other, space), space).tolist()
+    assert len({first, *rest}) == 4 and last == rest[1]
 
 
 def test_golden_file_is_complete(golden):

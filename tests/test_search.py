@@ -16,6 +16,7 @@ from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig, Row, conclusion
 from cse_jax.ledger import Ledger, LedgerError, read_fame
 from cse_jax.monitor import Monitor
+from cse_jax.population import encode
 from cse_jax.prediction import simulate
 from cse_jax.screening import STAGES, screen
 from cse_jax.trials import LossPair, TrainingDiverged, Trials
@@ -93,12 +94,14 @@ def test_the_hall_of_fame_is_new_sorted_and_verified(finished):
         assert len(set(found)) == len(found) and not known & set(found)
 
 
-def test_every_candidate_is_in_the_ledger_with_its_reason(finished):
+def test_what_passed_the_gate_is_in_the_ledger_with_its_reason(finished):
     path, result = finished
     with contextlib.closing(sqlite3.connect(path / "ledger.sqlite")) as db:
         db.row_factory = sqlite3.Row
         rows = db.execute("select * from candidates").fetchall()
-    assert len(rows) == 2 * (400 + 200)
+        results = [json.loads(text) for (text,) in db.execute("select result from generations")]
+    rejected = sum(sum(result["rejected"].values()) for result in results)
+    assert sum(row["copies"] for row in rows) + rejected == 2 * (400 + 200) and len(rows) > 100
     for row in rows:
         assert row["stage"] in STAGES
         assert (row["reason"] == "") == (row["stage"] == "trained"), dict(row)
@@ -221,36 +224,39 @@ def screened(texts, space=spaces.BOX, **changes):
     options = dict(
         reference=zoo.default(space), seen={}, sign_flip=True, match_gradient=True, min_gain=0.5, units="pixels", seed=0
     )
-    return screen([cse_jax.parse(text, space) for text in texts], space, **(options | changes))
+    return screen(encode([cse_jax.parse(text, space) for text in texts], space), space, **(options | changes))
 
 
 def test_duplicates_keep_the_shortest_formula():
-    candidates = screened(["3 * (2 - i / u)", "1 - i / u", "-(i / u)", "i / u"])
-    kept = [c for c in candidates if c.stage == "simulated"]
-    assert [str(c.formula) for c in kept] == ["-(i / u)"] and kept[0].duplicates == 3
-    assert all("same gradient as -(i / u)" in c.reason for c in candidates if c is not kept[0])
+    found = screened(["3 * (2 - i / u)", "1 - i / u", "-(i / u)", "1 + -(i / u)", "i / u"])
+    kept = [c for c in found.candidates if c.stage == "simulated"]
+    assert [str(c.formula) for c in kept] == ["-(i / u)"] and kept[0].duplicates == 4
+    assert all("same gradient as -(i / u)" in c.reason for c in found.candidates if c is not kept[0])
+    assert [c.copies for c in found.candidates] == [1, 2, 1, 1]
+    assert found.counts() | {"verified": 5, "distinct": 1, "simulated": 1} == found.counts()
 
 
 def test_known_losses_are_not_discoveries():
     import cse_jax
 
     fingerprint = cse_jax.verify([zoo.hand_made(spaces.BOX)["IoU"]], spaces.BOX)[0].fingerprint
-    (candidate,) = screened(["2 - i / u"], seen={fingerprint: "IoU"})
+    (candidate,) = screened(["2 - i / u"], seen={fingerprint: "IoU"}).candidates
     assert candidate.stage == "verified" and candidate.reason == "same gradient as IoU"
 
 
 def test_the_sign_flip_is_an_option():
-    (flipped,) = screened(["i / e"])
+    (flipped,) = screened(["i / e"]).candidates
     assert flipped.flipped and flipped.stage == "simulated" and str(flipped.formula) == "-(i / e)"
-    (rejected,) = screened(["i / e"], sign_flip=False)
-    assert not rejected.flipped and "not monotone" in rejected.reason
+    rejected = screened(["i / e", "sqrt(-u)", "i / e"], sign_flip=False)
+    assert not rejected.candidates and rejected.rejected == {"monotone": 2, "finite_value": 1}
+    assert rejected.counts() | {"generated": 3, "valid": 2, "verified": 0} == rejected.counts()
 
 
 def test_matched_weights_ignore_the_scale_of_a_formula():
-    weights = [screened([text])[0].weight for text in ("1 - i / u", "3 * (1 - i / u)")]
+    weights = [screened([text]).candidates[0].weight for text in ("1 - i / u", "3 * (1 - i / u)")]
     assert weights[0] == pytest.approx(3.0 * weights[1], rel=1e-3)
-    assert screened(["1 - i / u"], match_gradient=False)[0].weight == 1.0
-    (default,) = screened(["1 - i / u + (e - u) / e"])
+    assert screened(["1 - i / u"], match_gradient=False).candidates[0].weight == 1.0
+    (default,) = screened(["1 - i / u + (e - u) / e"]).candidates
     assert default.weight == 1.0
 
 

@@ -104,6 +104,8 @@ def _tokens(formula, expression: Expression) -> tuple[str, ...]:
         return name
 
     def number(value) -> tuple[str, ...]:
+        if value == 0:
+            raise _Inexpressible(value)
         if value < 0:
             return (require("Neg"), *number(-value))
         if value.q == 1:

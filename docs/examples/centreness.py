@@ -7,15 +7,13 @@ Everything that is particular to the space stands in this file: an operator of i
 ways in which a prediction gets worse, and a set of bare predictions to improve.  Nothing else is told about it.
 """
 
-import random
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import cse_jax
 from cse_jax import operators, zoo
-from cse_jax.generation import Shape, random_expression
+from cse_jax.generation import Shape, random_population
 from cse_jax.screening import screen
 from cse_jax.spaces import Path, PredictionTask, Space, Variable
 
@@ -79,9 +77,8 @@ SPACE = Space(
 def main() -> None:
     for name, verdict in zip(SPACE.losses, cse_jax.verify(list(zoo.known(SPACE).values()), SPACE), strict=True):
         print(f"{name}: {'passes' if verdict.passed else verdict.reason}")
-    rng = random.Random(0)
-    population = [random_expression(rng, SPACE, Shape()) for _ in range(20_000)]
-    candidates = screen(
+    population = random_population(jax.random.key(0), SPACE, Shape(), 20_000)
+    screened = screen(
         population,
         SPACE,
         reference=zoo.default(SPACE),
@@ -92,7 +89,7 @@ def main() -> None:
         units="pixels",
         seed=0,
     )
-    survivors = [c for c in candidates if c.stage == "simulated"]
+    survivors = [c for c in screened.candidates if c.stage == "simulated"]
     print(f"{len(survivors)} of {len(population)} random formulas converge and improve predictions; the shortest:")
     for candidate in sorted(survivors, key=lambda c: len(c.formula))[:5]:
         print(f"  {candidate.formula}    gain {candidate.prediction:.2f}, weight {candidate.weight:g}")

@@ -1,7 +1,6 @@
 """A loss as data beside the same loss traced as code: time and memory of a training step, and what a new loss costs."""
 
 import contextlib
-import random
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ import detectors.losses
 from benchmarks.timing import alternate, milliseconds, ratio
 from cse_jax import program, spaces, zoo
 from cse_jax.expression import Expression
-from cse_jax.generation import Shape, random_expression
+from cse_jax.generation import Shape, random_population
+from cse_jax.population import decode
 from cse_jax.spaces import Space
 from detectors.losses import DetectionLosses, binary_class_loss, box_loss, multi_class_loss, term
 from detectors.models import build_detector
@@ -52,10 +52,10 @@ def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
 
 
 def _pairs(space: Space) -> list[tuple[str, Expression, Expression]]:
-    box, rng = spaces.BOX, random.Random(0)
+    box = spaces.BOX
     default = f"{zoo.default_name(space)} + {zoo.default_name(box)}"
     cls_name, box_name = ("B_cls", "B_reg") if space == spaces.BINARY_CLASS else ("A_cls", "A_reg")
-    long = max((random_expression(rng, space, _LONG) for _ in range(200)), key=len)
+    long = max(decode(random_population(jax.random.key(0), space, _LONG, 200), space), key=len)
     return [
         (default, zoo.default(space), zoo.default(box)),
         (f"{cls_name} + {box_name}", zoo.find(cls_name, space), zoo.find(box_name, box)),
@@ -180,8 +180,7 @@ def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, 
     seconds = alternate({"data": lambda: advance("data", as_data), "code": lambda: advance("code", as_code)}, rounds)
     median, spread = ratio(seconds, "data", "code")
     before = as_data.step._cache_size()
-    rng = random.Random(1)
-    others = [random_expression(rng, space, Shape()) for _ in range(max(3, rounds))]
+    others = decode(random_population(jax.random.key(1), space, Shape(), max(3, rounds)), space)
     switching = {
         "switch": lambda: advance("data", as_data, DetectionLosses(term(others[0]), term(box))),
         "stay": lambda: advance("data", as_data),

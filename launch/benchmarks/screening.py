@@ -11,6 +11,7 @@ from benchmarks import screening_peers as peers
 from cse_jax import dag as dags
 from cse_jax.gate import judge
 from cse_jax.growth import grow, tokens_of
+from cse_jax.population import decode
 from cse_jax.spaces import BOX, SPACES, Space, trajectories
 from cse_jax.stream import screen_batches
 
@@ -38,7 +39,7 @@ def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
         grown = grow(jax.random.key(1), space)
         rows = np.random.default_rng(0).permutation(np.flatnonzero(grown.candidate))[:everyone]
         tokens = tokens_of(grown, rows, space)
-    expressions = dags.to_expressions(tokens[:one_by_one], space)
+    expressions = decode(tokens[:one_by_one], space)
     verdicts = judge(tokens, space).passed(sign_flip=True)
     full = _median_rate(lambda: judge(tokens, space), len(tokens), rounds)
 
