@@ -106,6 +106,9 @@ class _Level(NamedTuple):
     flags: UInt8[np.ndarray, " n"]
 
 
+_NOTHING = _Level(*(np.zeros(0, dtype) for dtype in (np.int16, np.int32, np.int32, np.uint8)))
+
+
 class _Block(NamedTuple):
     """Operands, or pairs of them, and the digests of what each variant of an operator makes of them [m, k]."""
 
@@ -156,7 +159,7 @@ def enumerate_losses(
     for nodes in range(1, max_nodes + 1):
         last = nodes == max_nodes
         total = _candidates(space, [len(level.token) for level in levels])
-        kept, candidates, behaviours, dependent = [], 0, 0, 0
+        kept, candidates, behaviours, dependent = [_NOTHING], 0, 0, 0
         for blocks in _in_batches(_blocks(space, units, levels, values)):
             candidates += sum(block.flags.size for block in blocks)
             found = _settle(blocks, seen, space)
@@ -170,7 +173,8 @@ def enumerate_losses(
         levels.append(level)
         if nodes <= max_nodes - 2:
             chunks = [chunk[:count] for _, count, chunk in _recomputed(space, units, levels, values)]
-            values.append(np.concatenate(chunks))
+            blank = np.zeros((0, *_probes(space, units).leaves.shape[1:]))
+            values.append(np.concatenate([blank, *chunks]))
         judged, losses = _losses(levels, space, units, named)
         yield SizeReport(nodes, formulas[nodes - 1], candidates, behaviours, dependent, judged, losses)
 
@@ -260,7 +264,8 @@ def _blocks(space: Space, units: str, levels: list[_Level], values: list[np.ndar
             found = jax.device_get(_digests(space, units, arity, a, b, wide))
         return _Block(_variants(space, arity), left, right, *(array[:, : len(left)] for array in found))
 
-    tasks = (task for kind in ((unary, binary) if levels else (leaves,)) for task in kind())
+    kinds = [kind for arity, kind in ((1, unary), (2, binary)) if _variants(space, arity)] if levels else [leaves]
+    tasks = (task for kind in kinds for task in kind())
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         pending: deque[concurrent.futures.Future[_Block]] = deque()
         for task in tasks:

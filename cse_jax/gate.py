@@ -35,6 +35,7 @@ MIN_RISE = 1e-3  # of the largest magnitude on the path
 VANISHED = 0.05  # of the largest slope on the path
 LARGEST = float(np.finfo(np.float32).max)  # detectors train in float32
 _PROJECTIONS = 8
+_NOISE = 1e-9  # of the largest magnitude on a path: no steeper slope is a rounded 0
 
 
 class Property(enum.IntEnum):
@@ -205,7 +206,7 @@ def _judge_slopes(space: Space, units: str, dag: Dag, roots: jax.Array, wide: ja
         jnp.stack([_first(_of_slopes(paths, values, slopes, gradients, sign), values) for sign in (1.0, -1.0)], 1),
         jnp.stack([jnp.nanmin(sign * rise, 1) for sign in (1.0, -1.0)], 1),
         jnp.stack([start, start], 1),
-        jax.vmap(_project)(slopes),
+        jax.vmap(_project)(values, slopes),
     )
 
 
@@ -270,12 +271,15 @@ def _first(conditions: dict[Property, _Condition], values: jax.Array) -> Int[Arr
     return failed
 
 
-def _project(slopes: Float[Array, "s t"]) -> Float[Array, " k"]:
-    """Random projections of the slopes, divided by their geometric mean and compressed so that no point dominates."""
-    magnitude = jnp.abs(slopes)
-    nonzero = magnitude > 0.0
-    logs = jnp.where(nonzero, jnp.log(jnp.where(nonzero, magnitude, 1.0)), 0.0)
-    scale = jnp.exp(logs.sum() / jnp.maximum(nonzero.sum(), 1))
+def _project(values: Float[Array, "s t"], slopes: Float[Array, "s t"]) -> Float[Array, " k"]:
+    """Random projections of the slopes, in units of the paths' typical steepest one, compressed so that none dominates.
+
+    A path whose slopes are rounding only has no part in the unit.
+    """
+    steepest = jnp.abs(slopes).max(0)
+    moves = steepest > _NOISE * jnp.abs(values).max(0)
+    logs = jnp.where(moves, jnp.log(jnp.where(moves, steepest, 1.0)), 0.0)
+    scale = jnp.exp(logs.sum() / jnp.maximum(moves.sum(), 1))
     weights = np.random.default_rng(0).standard_normal((_PROJECTIONS, slopes.size)) / np.sqrt(slopes.size)
     return jnp.asarray(weights) @ jnp.arcsinh(slopes / scale).reshape(-1)
 

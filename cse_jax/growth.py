@@ -26,6 +26,7 @@ HEIGHTS = 6
 MIN_HEIGHT = 2
 _VARIABLE_SHARE = 0.8  # of random leaves
 _INDEPENDENT = 8  # one slot in so many is independent of the prediction
+_RARE = 1e-12  # nearly all of high nodes depend on the prediction
 
 
 class Grown(NamedTuple):
@@ -70,7 +71,9 @@ def _odds(space: Space, *, full: bool) -> list[_Odds]:
         leaf = 1.0 if height == 0 else 0.0 if full else share
         operand = leaf * of_leaves + (1.0 - leaf) * below
         below = (1.0 - binary) * operand + binary * (1.0 - (1.0 - operand) ** 2)
-        odds.append(_Odds(operand, leaf * of_leaves / operand, leaf * (1.0 - of_leaves) / (1.0 - operand), below))
+        odds.append(
+            _Odds(operand, leaf * of_leaves / operand, leaf * (1.0 - of_leaves) / max(1.0 - operand, _RARE), below)
+        )
     return odds
 
 
