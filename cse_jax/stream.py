@@ -1,17 +1,20 @@
 """Screens random formulas by the hundred million: batch after batch, from the rough to the fine.
 
-A batch is a function of the seed and its number.  It is grown and judged roughly on the device; the few that may pass
-come back as tokens, are judged on more points, and in the end on the full grid.
+A batch is a function of the seed and its number.  As many batches as there are devices are grown and judged roughly at
+once, one on each; the few formulas that may pass come back as tokens, are judged on more points, and in the end on the
+full grid.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, UInt64
 
 from cse_jax import dag as dags
@@ -65,40 +68,35 @@ def screen_batches(
       units: unit of length, one of ``space.units``.
       per_operator: tiles of each operator at each height; the size of a batch.
       max_nodes: nodes that no formula may exceed.
-      workers: batches in work at once, in threads.
+      workers: groups of batches in work at once, in threads; a group has a batch for each device.
     """
-    one = functools.partial(
-        screen_batch, space, seen=seen, seed=seed, units=units, per_operator=per_operator, max_nodes=max_nodes
-    )
+
+    def one(group: list[int]) -> list[Batch]:
+        with jax.enable_x64(True):
+            found = jax.device_get(_grow_and_reject(space, units, per_operator, max_nodes, seed, group))
+        graphs = (jax.tree.map(lambda a, k=k: a[k], found) for k in range(len(group)))
+        return [_judge_batch(space, n, *graph, seen, units) for n, graph in zip(group, graphs, strict=True)]
+
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending: deque[concurrent.futures.Future[Batch]] = deque()
+        pending: deque[concurrent.futures.Future[list[Batch]]] = deque()
+        waiting = iter(numbers)
         try:
-            for number in numbers:
-                pending.append(pool.submit(one, number))
+            while group := list(itertools.islice(waiting, jax.local_device_count())):
+                pending.append(pool.submit(one, group))
                 if len(pending) > workers:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
 
 
-def screen_batch(
-    space: Space,
-    number: int,
-    *,
-    seen: Container[int],
-    seed: int,
-    units: str,
-    per_operator: int,
-    max_nodes: int,
+def _judge_batch(
+    space: Space, number: int, grown: Grown, rough: Bool[np.ndarray, " r"], seen: Container[int], units: str
 ) -> Batch:
-    """Screens one batch."""
-    with jax.enable_x64(True):
-        grown, rough = _grow_and_reject(space, units, per_operator, max_nodes, seed, number)
-        tokens = tokens_of(grown, np.flatnonzero(rough), space)
-        candidates = int(np.asarray(grown.candidate).sum())
+    """Judges what a rough judgement left of a batch."""
+    tokens, candidates = tokens_of(grown, np.flatnonzero(rough), space), int(grown.candidate.sum())
     tokens = tokens[reject(tokens, space, units)]
     sizes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
     hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
@@ -130,9 +128,29 @@ def _may_pass(space: Space, units: str, dag: dags.Dag, roots, wide, leaves) -> B
     return may_pass(space, coarse_grid(space, units, *FINER).steps, values, wide)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _grow_and_reject(
-    space: Space, units: str, per_operator: int, max_nodes: int, seed: int, number: int
+    space: Space, units: str, per_operator: int, max_nodes: int, seed: int, numbers: list[int]
+) -> tuple[Grown, Bool[Array, "d r"]]:
+    """The random graphs of some batches, one for each device, and which of their rows may pass."""
+    missing = jax.local_device_count() - len(numbers)
+    padded = np.array([*numbers, *numbers[:1] * missing], np.int32)
+    return _on_all_devices(space, units, per_operator, max_nodes)(seed, padded)
+
+
+@functools.cache
+def _on_all_devices(space: Space, units: str, per_operator: int, max_nodes: int) -> Callable:
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+
+    def one(seed: jax.Array, numbers: jax.Array) -> tuple[Grown, Bool[Array, "1 r"]]:
+        found = _grow_one(space, units, per_operator, max_nodes, seed, numbers[0])
+        return jax.tree.map(lambda a: a[None], found)
+
+    specs = (PartitionSpec(), PartitionSpec("batch")), PartitionSpec("batch")
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False))
+
+
+def _grow_one(
+    space: Space, units: str, per_operator: int, max_nodes: int, seed: jax.Array, number: jax.Array
 ) -> tuple[Grown, Bool[Array, " r"]]:
     grid = coarse_grid(space, units, *ROUGH)
     key = jax.random.fold_in(jax.random.key(seed), number)

@@ -143,7 +143,6 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         units=_UNITS.value,
         per_operator=size,
         max_nodes=_MAX_NODES.value or 40,
-        workers=max(2, jax.local_device_count()),
     )
     try:
         with Progress(*columns, console=console) as progress:

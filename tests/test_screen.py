@@ -174,13 +174,13 @@ def _converges(values, slopes, grid):
 def test_coarse_to_fine_loses_nothing(space, units):
     """Verdicts of everyone on the full grid, against those of the few that the coarse grids let through."""
     with jax.enable_x64(True):
-        grown, rough = _grow_and_reject(space, units, 1, 40, 5, 0)
+        grown, rough = jax.tree.map(lambda a: a[0], _grow_and_reject(space, units, 6, 40, 5, [0]))
         rows = np.flatnonzero(grown.candidate)
         tokens = tokens_of(grown, rows, space)
         kept = np.asarray(rough)[rows].copy()
     kept[kept] = reject(tokens[kept], space, units)
     passed = judge(tokens, space, units=units).passed(sign_flip=True)
-    assert passed.sum() > 20 and not (passed & ~kept).any()
+    assert len(tokens) > 90_000 and passed.sum() > 100 and not (passed & ~kept).any()
     assert kept.mean() < 0.1
 
 
@@ -254,10 +254,10 @@ def test_a_search_begins_with_screened_losses(tmp_path):
     assert [to_authors(e) for e in decode(population[:30], BOX)] == shortest and len(population) == 60
 
 
-def start(*flags):
+def start(*flags, **environment):
     command = [sys.executable, str(ROOT / "launch" / "screen.py"), "--space=box", "--per_operator=1", *flags]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=dict(os.environ)
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=dict(os.environ) | environment
     )
 
 
@@ -290,6 +290,17 @@ def test_a_killed_screening_ends_the_same(tmp_path):
     process = start(*flags, f"--out={killed}", "--seed=1")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "screened with seed=0, not 1" in out
+
+
+@pytest.mark.slow
+def test_three_devices_find_what_one_finds(tmp_path):
+    """Also where the batches do not fill the devices."""
+    for folder, devices in (("one", 1), ("three", 3)):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        process = start("--batches=4", f"--out={tmp_path / folder}", XLA_FLAGS=flags)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    assert survivors_of(tmp_path / "three") == survivors_of(tmp_path / "one")
 
 
 @pytest.mark.slow
