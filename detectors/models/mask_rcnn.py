@@ -64,8 +64,8 @@ class _MaskHead(nnx.Module):
         inputs = [channels] + [config.channels] * (config.convs - 1)
         options = dict(padding=[(1, 1)] * 2, kernel_init=he, rngs=rngs)
         self.convs = nnx.List([nnx.Conv(n, config.channels, (3, 3), **options) for n in inputs])
-        # A transposed 2x2 convolution of stride 2, written as the product that it is: its outputs don't overlap.
-        self.double = nnx.LinearGeneral(config.channels, (2, 2, config.channels), kernel_init=he, rngs=rngs)
+        options = dict(padding="VALID", kernel_init=he, rngs=rngs)
+        self.double = nnx.ConvTranspose(config.channels, config.channels, (2, 2), 2, **options)
         self.logits = nnx.Linear(config.channels, classes, kernel_init=he, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b k s s c"]) -> Float[Array, "b k t t e"]:
@@ -74,7 +74,7 @@ class _MaskHead(nnx.Module):
         x = x.reshape(b * k, *x.shape[2:])
         for conv in self.convs:
             x = jax.nn.relu(conv(x))
-        x = jax.nn.relu(self.double(x)).transpose(0, 1, 3, 2, 4, 5)
+        x = jax.nn.relu(self.double(x))
         return self.logits(x.reshape(b, k, 2 * s, 2 * s, -1)).astype(jnp.float32)
 
 

@@ -38,7 +38,7 @@ def crop_masks(
 
 
 def _bin_weights(low: Float[Array, ""], high: Float[Array, ""], size: int, length: int) -> Float[Array, "size length"]:
-    """Weight of each pixel of an axis in each bin between ``low`` and ``high``, with ceil(bin's length) points in it."""
+    """Weight of each pixel of an axis in each bin from ``low`` to ``high``; a bin has ceil(its length) points."""
     most = -(-length // size)
     step = (high - low) / size
     points = jnp.clip(jnp.ceil(step), 1, most)

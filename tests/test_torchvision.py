@@ -1,0 +1,180 @@
+"""Our detectors with torchvision's weights and settings give torchvision's features, detections and losses."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torchvision_oracle  # noqa: F401  registers torchvision's operators; skips these tests without torch
+from flax import nnx
+
+from detectors import weights
+from detectors.models import torchvision_settings
+from detectors.models.backbone import ResNet, resnet50, resnet101
+from detectors.models.faster_rcnn import FasterRCNN
+from detectors.models.fcos import FCOS
+from detectors.models.mask_rcnn import MaskRCNN
+from detectors.ops.masks import paste_masks
+from detectors.structures import Batch
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+detection = pytest.importorskip("torchvision.models.detection")
+
+CLASSES = 5
+LANDSCAPE = [(100, 130), (200, 245), (150, 220), (90, 140), (128, 160)]  # all (97..128, 129..160) once resized
+PORTRAIT = [(width, height) for height, width in LANDSCAPE]
+SIZES = dict(min_size=128, max_size=160)
+PROPOSALS = 100
+DETECTORS = {
+    "fasterrcnn_resnet50_fpn": (FasterRCNN, weights.faster_rcnn_table),
+    "maskrcnn_resnet50_fpn": (MaskRCNN, weights.mask_rcnn_table),
+    "fcos_resnet50_fpn": (FCOS, lambda model: weights.FCOS_TABLE),
+}
+# Their layers with the spread and the middle that their outputs are given, so that random weights detect something.
+HEADS = {
+    "rpn.head.cls_logits": (2.0, 0.0),
+    "rpn.head.bbox_pred": (0.3, 0.0),
+    "roi_heads.box_predictor.cls_score": (2.0, 0.0),
+    "roi_heads.box_predictor.bbox_pred": (1.0, 0.0),
+    "roi_heads.mask_predictor.mask_fcn_logits": (2.0, 0.0),
+    "head.classification_head.cls_logits": (1.5, -3.0),
+    "head.regression_head.bbox_reg": (1.0, 2.0),
+    "head.regression_head.bbox_ctrness": (1.0, 0.0),
+}
+
+
+def arrays(module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def shake(module, seed: int) -> None:
+    """Random statistics and affine parts for every batch norm, small enough that depth does not multiply them."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for tensor, low, high in ((layer.weight, 0.4, 0.9), (layer.bias, -0.2, 0.2)):
+                tensor.data.uniform_(low, high, generator=generator)
+            layer.running_mean.uniform_(-0.2, 0.2, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def pictures(sizes):
+    """Blurred blobs with noise, (3, h, w) in 0..1."""
+    generator = torch.Generator().manual_seed(len(sizes) + sizes[0][0])
+    images = []
+    for size in sizes:
+        blobs = torch.rand(1, 3, 6, 7, generator=generator)
+        smooth = torch.nn.functional.interpolate(blobs, size=size, mode="bicubic")[0]
+        images.append((smooth + 0.1 * torch.randn(3, *size, generator=generator)).clamp(0, 1))
+    return images
+
+
+@functools.cache
+def theirs(name: str):
+    """torchvision's detector with random weights and heads that give detections of all classes."""
+    torch.manual_seed(3)
+    options = dict(rpn_post_nms_top_n_train=PROPOSALS, rpn_post_nms_top_n_test=PROPOSALS, box_detections_per_img=30)
+    if name.startswith("fcos"):
+        options = dict(detections_per_img=60)
+    build = getattr(detection, name)
+    model = build(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **SIZES, **options).eval()
+    shake(model, 4)
+    eps = 1e-5 if name.startswith("fcos") else 0.0
+    for layer in model.backbone.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eps = eps  # as torchvision sets it for its COCO weights
+    images = pictures(LANDSCAPE[:2])
+    for layer_name, layer in model.named_modules():
+        if layer_name in HEADS:
+            spread, middle = HEADS[layer_name]
+            outputs = []
+            handle = layer.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output))
+            with torch.no_grad():
+                model(images)
+                handle.remove()
+                std = torch.cat([output.flatten() for output in outputs]).std()
+                layer.weight *= spread / std
+                layer.bias.normal_().mul_(0.3).add_(middle)
+    if name.startswith("fcos"):
+        # Class 0 is the background, which training drives out; our detector has no output for it.
+        model.head.classification_head.cls_logits.bias.data[0] = -30.0
+    return model
+
+
+def ours(name: str, **changes):
+    """Our detector with torchvision's weights: its graph and state."""
+    detector, table = DETECTORS[name]
+    config = dataclasses.replace(getattr(torchvision_settings, name)(CLASSES), **changes)
+    if hasattr(config, "rpn"):
+        config.rpn = dataclasses.replace(config.rpn, train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+    config.max_detections = 60 if name.startswith("fcos") else 30
+    model = nnx.eval_shape(lambda: detector(config, rngs=nnx.Rngs(0)))
+    weights.assign(model, arrays(theirs(name)), table(model))
+    return nnx.split(model)
+
+
+def prepared(model, images, targets=None):
+    """Images (and ground truth) as torchvision's model resizes and pads them."""
+    listed, targets = model.transform(images, targets)
+    return listed.tensors.numpy().transpose(0, 2, 3, 1), np.float32(listed.image_sizes), targets
+
+
+@pytest.mark.parametrize(("name", "config"), [("resnet50", resnet50), ("resnet101", resnet101)])
+def test_resnet_features(name, config):
+    torch.manual_seed(0)
+    network = getattr(torchvision.models, name)(weights=None).eval()
+    shake(network, 1)
+    backbone = nnx.eval_shape(lambda: ResNet(config(outputs=(1, 2, 3, 4)), rngs=nnx.Rngs(0)))
+    weights.assign(backbone, arrays(network), weights.RESNET, skip=weights.CLASSIFIER)
+    graph, state = nnx.split(backbone)
+    image = np.random.default_rng(0).normal(size=(2, 96, 128, 3)).astype(np.float32)
+    features = jax.jit(lambda state, image: nnx.merge(graph, state)(image))(state, image)
+    with torch.no_grad():
+        x = torch.from_numpy(image.transpose(0, 3, 1, 2))
+        x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+        for stage, feature in zip("1234", features, strict=True):
+            x = getattr(network, f"layer{stage}")(x)
+            expected = x.numpy().transpose(0, 2, 3, 1)
+            assert expected.std() > 0.1
+            np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def detections(name, sizes, **changes):
+    """Ours and theirs on the same images, in the images' own pixels, and what did not fit our selection."""
+    model, images = theirs(name), pictures(sizes)
+    graph, state = ours(name, **changes)
+    with torch.no_grad():
+        expected = model(images)
+        batch, image_sizes, _ = prepared(model, images)
+    assert len({tuple(np.ceil(size / 32)) for size in image_sizes}) == 1  # no image sees another's padding
+    found = jax.jit(lambda state, *args: nnx.merge(graph, state).predict(*args))(state, batch, image_sizes)
+    for k, (size, their) in enumerate(zip(sizes, expected, strict=True)):
+        valid = np.asarray(found.valid[k])
+        scale = np.float32(size) / image_sizes[k]
+        boxes = np.asarray(found.boxes[k])[valid] * np.tile(scale[::-1], 2)
+        their = {key: value.numpy() for key, value in their.items()}
+        masks = None
+        if found.masks is not None:
+            masks = paste_masks(np.asarray(found.masks[k])[valid], boxes, size, whole_pixels=True)
+        yield (boxes, np.asarray(found.scores[k])[valid], np.asarray(found.labels[k])[valid] + 1, masks), their
+
+
+@pytest.mark.parametrize("sizes", [LANDSCAPE, PORTRAIT], ids=["landscape", "portrait"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detections(name, sizes):
+    labels_seen = set()
+    for (boxes, scores, labels, masks), their in detections(name, sizes):
+        assert len(their["scores"]) >= 10 and np.ptp(their["scores"]) > 0.1
+        np.testing.assert_array_equal(labels, their["labels"])
+        np.testing.assert_allclose(boxes, their["boxes"], atol=0.05, rtol=0)
+        np.testing.assert_allclose(scores, their["scores"], atol=1e-4, rtol=0)
+        labels_seen |= set(labels)
+        if masks is not None:
+            a, b = masks >= 0.5, their["masks"][:, 0] >= 0.5
+            assert b.any((1, 2)).mean() > 0.5
+            union = (a | b).sum((1, 2))
+            assert ((a & b).sum((1, 2)) >= 0.99 * union).all()
+    assert len(labels_seen) >= 3
