@@ -28,12 +28,13 @@ LANDSCAPE = [(100, 130), (200, 245), (150, 220), (90, 140), (128, 160)]  # all (
 PORTRAIT = [(width, height) for height, width in LANDSCAPE]
 SIZES = dict(min_size=128, max_size=160)
 PROPOSALS = 100
+EVERY_ANCHOR, EVERY_ROI = 20_000, 256  # samples per image: more than there are, so nothing is left to chance
 DETECTORS = {
     "fasterrcnn_resnet50_fpn": (FasterRCNN, weights.faster_rcnn_table),
     "maskrcnn_resnet50_fpn": (MaskRCNN, weights.mask_rcnn_table),
     "fcos_resnet50_fpn": (FCOS, lambda model: weights.FCOS_TABLE),
 }
-# Their layers with the spread and the middle that their outputs are given, so that random weights detect something.
+# Layers with the spread and the middle that each of their outputs is given, so that random weights detect something.
 HEADS = {
     "rpn.head.cls_logits": (2.0, 0.0),
     "rpn.head.bbox_pred": (0.3, 0.0),
@@ -55,8 +56,8 @@ def shake(module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            for tensor, low, high in ((layer.weight, 0.4, 0.9), (layer.bias, -0.2, 0.2)):
-                tensor.data.uniform_(low, high, generator=generator)
+            layer.weight.data.uniform_(0.4, 0.9, generator=generator)
+            layer.bias.data.uniform_(-0.2, 0.2, generator=generator)
             layer.running_mean.uniform_(-0.2, 0.2, generator=generator)
             layer.running_var.uniform_(0.5, 1.5, generator=generator)
 
@@ -76,7 +77,14 @@ def pictures(sizes):
 def theirs(name: str):
     """torchvision's detector with random weights and heads that give detections of all classes."""
     torch.manual_seed(3)
-    options = dict(rpn_post_nms_top_n_train=PROPOSALS, rpn_post_nms_top_n_test=PROPOSALS, box_detections_per_img=30)
+    options = dict(
+        rpn_post_nms_top_n_train=PROPOSALS,
+        rpn_post_nms_top_n_test=PROPOSALS,
+        rpn_batch_size_per_image=EVERY_ANCHOR,
+        box_batch_size_per_image=EVERY_ROI,
+        box_positive_fraction=0.5,
+        box_detections_per_img=30,
+    )
     if name.startswith("fcos"):
         options = dict(detections_per_img=60)
     build = getattr(detection, name)
@@ -95,9 +103,12 @@ def theirs(name: str):
             with torch.no_grad():
                 model(images)
                 handle.remove()
-                std = torch.cat([output.flatten() for output in outputs]).std()
-                layer.weight *= spread / std
-                layer.bias.normal_().mul_(0.3).add_(middle)
+                values = torch.cat([output.transpose(0, 1).flatten(1) for output in outputs], dim=1)
+                factor = spread / values.std(1)
+                layer.weight *= factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
+                layer.bias -= values.mean(1)
+                layer.bias *= factor
+                layer.bias += middle
     if name.startswith("fcos"):
         # Class 0 is the background, which training drives out; our detector has no output for it.
         model.head.classification_head.cls_logits.bias.data[0] = -30.0
@@ -109,7 +120,9 @@ def ours(name: str, **changes):
     detector, table = DETECTORS[name]
     config = dataclasses.replace(getattr(torchvision_settings, name)(CLASSES), **changes)
     if hasattr(config, "rpn"):
-        config.rpn = dataclasses.replace(config.rpn, train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+        proposals = dict(train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+        config.rpn = dataclasses.replace(config.rpn, samples=EVERY_ANCHOR, **proposals)
+        config.roi = dataclasses.replace(config.roi, samples=EVERY_ROI, positive_fraction=0.5)
     config.max_detections = 60 if name.startswith("fcos") else 30
     model = nnx.eval_shape(lambda: detector(config, rngs=nnx.Rngs(0)))
     weights.assign(model, arrays(theirs(name)), table(model))
@@ -178,3 +191,75 @@ def test_detections(name, sizes):
             union = (a | b).sum((1, 2))
             assert ((a & b).sum((1, 2)) >= 0.99 * union).all()
     assert len(labels_seen) >= 3
+
+
+def ground_truth(sizes):
+    """Four boxes an image with elliptic masks, as torchvision takes them: labels from 1."""
+    rng = np.random.default_rng(8)
+    targets = []
+    for height, width in sizes:
+        low = rng.uniform(0.0, 0.5, (4, 2)) * (width, height)
+        high = low + rng.uniform(0.25, 0.5, (4, 2)) * (width, height)
+        boxes = np.concatenate([low, high], 1).astype(np.float32)
+        y, x = np.mgrid[:height, :width] + 0.5
+        masks = []
+        for x1, y1, x2, y2 in boxes:
+            reach = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2
+            masks.append(reach <= 1.0)
+        labels = rng.integers(1, CLASSES + 1, 4)
+        parts = dict(boxes=boxes, labels=labels, masks=np.stack(masks).astype(np.uint8))
+        targets.append({key: torch.from_numpy(value) for key, value in parts.items()})
+    return targets
+
+
+def as_batch(model, images, targets) -> Batch:
+    image, image_size, targets = prepared(model, images, targets)
+    stacked = {key: np.stack([target[key].numpy() for target in targets]) for key in ("boxes", "labels")}
+    masks = np.zeros((*stacked["labels"].shape, *image.shape[1:3]), bool)
+    for k, target in enumerate(targets):
+        mask = target["masks"].numpy().astype(bool)
+        masks[k, :, : mask.shape[1], : mask.shape[2]] = mask
+    return Batch(
+        image=image,
+        image_size=image_size,
+        boxes=stacked["boxes"],
+        labels=stacked["labels"].astype(np.int32) - 1,
+        valid=np.ones_like(stacked["labels"], bool),
+        image_id=np.arange(len(images)),
+        real=np.ones(len(images), bool),
+        masks=masks,
+    )
+
+
+LOSSES = {
+    "rpn_cls": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "cls": "loss_classifier",
+    "box": "loss_box_reg",
+    "mask": "loss_mask",
+}
+LOSSES_OF_FCOS = {"cls": "classification", "box": "bbox_regression", "centreness": "bbox_ctrness"}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_losses(name):
+    """Each part, on the same samples: all anchors and all proposals."""
+    model, is_fcos = theirs(name), name.startswith("fcos")
+    images, targets = pictures(PORTRAIT), ground_truth(PORTRAIT)
+    graph, state = ours(name)
+    batch = as_batch(model, images, targets)
+    model.train().backbone.eval()
+    with torch.no_grad():
+        expected = model(images, targets)
+    model.eval()
+    losses = torchvision_settings.fcos_losses() if is_fcos else torchvision_settings.rcnn_losses()
+
+    def run(state, batch):
+        return nnx.merge(graph, state).loss(batch, losses, key=jax.random.key(0))[1]
+
+    found = jax.jit(run)(state, batch)
+    parts = LOSSES_OF_FCOS if is_fcos else {key: their for key, their in LOSSES.items() if their in expected}
+    assert set(parts) == set(found) - {"loss", "positives"}
+    assert found["positives"] > 1.2 * batch.labels.size
+    for part, their in parts.items():
+        np.testing.assert_allclose(found[part], expected[their], rtol=1e-4, err_msg=part)

@@ -1,7 +1,13 @@
 """torchvision's detectors as an oracle, on a torch without torchvision's compiled operators.
 
-Import this before torchvision: it registers the three operators that the detectors need, in Python.
+Importing this registers the operators that the detectors need, written in Python, and then imports torchvision; without
+either package, the tests that import this are skipped.  RoIAlign follows the compiled rule: torchvision's own Python
+version (``torchvision.ops.roi_align._roi_align``) clamps points that lie more than a cell outside of a map, which the
+compiled one counts as 0.
 """
+
+import importlib
+import math
 
 import numpy as np
 import pytest
@@ -9,12 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-def _nms(boxes, scores, iou_threshold):
+def nms(boxes, scores, iou_threshold):
+    """Greedy suppression; the kept boxes' indices, best first."""
     order = torch.argsort(scores, descending=True, stable=True)
-    sorted_boxes = boxes[order].double()
-    area = (sorted_boxes[:, 2:] - sorted_boxes[:, :2]).prod(1)
-    low = torch.maximum(sorted_boxes[:, None, :2], sorted_boxes[None, :, :2])
-    high = torch.minimum(sorted_boxes[:, None, 2:], sorted_boxes[None, :, 2:])
+    ranked = boxes[order].double()
+    area = (ranked[:, 2:] - ranked[:, :2]).prod(1)
+    low = torch.maximum(ranked[:, None, :2], ranked[None, :, :2])
+    high = torch.minimum(ranked[:, None, 2:], ranked[None, :, 2:])
     inner = (high - low).clamp(min=0).prod(-1)
     overlapping = (inner > iou_threshold * (area[:, None] + area[None] - inner)).numpy()
     suppressed = np.zeros(len(order), bool)
@@ -24,30 +31,30 @@ def _nms(boxes, scores, iou_threshold):
     return order[torch.from_numpy(~suppressed)]
 
 
-def _roi_align_op(features, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
-    """torchvision's Python rule, a few RoIs at a time and, where it samples every pixel, near the RoI only."""
-    rule = _roi_align_in_python()
-    pooled = (pooled_height, pooled_width, sampling_ratio, aligned)
-    if sampling_ratio > 0:
-        parts = [rule(features, part, spatial_scale, *pooled) for part in rois.split(64)]
-        return torch.cat(parts) if len(rois) else features.new_zeros(0, features.shape[1], pooled_height, pooled_width)
-    results = []
+def roi_align(features, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    """RoIAlign one RoI at a time, as the product of a weight matrix per axis with the map."""
+    results = [features.new_zeros(0, features.shape[1], pooled_height, pooled_width)]
     for roi in rois:
-        x, y = (max(int(low * spatial_scale) - 2, 0) for low in roi[1:3])
-        right, bottom = (int(high * spatial_scale) + 4 for high in roi[3:])
-        near = features[int(roi[0]) : int(roi[0]) + 1, :, y:bottom, x:right]
-        moved = roi[None] * torch.tensor([0.0, *[spatial_scale] * 4]) - torch.tensor([0.0, x, y, x, y])
-        results.append(rule(near, moved, 1.0, *pooled))
+        x1, y1, x2, y2 = (roi[1:] * spatial_scale - (0.5 if aligned else 0.0)).tolist()
+        rows = _weights(y1, y2, pooled_height, features.shape[2], sampling_ratio, aligned)
+        columns = _weights(x1, x2, pooled_width, features.shape[3], sampling_ratio, aligned)
+        results.append((rows @ features[int(roi[0])] @ columns.T)[None])
     return torch.cat(results)
 
 
-def _roi_align_in_python():
-    import sys
+def _weights(low, high, bins, cells, sampling_ratio, aligned):
+    length = high - low if aligned else max(high - low, 1.0)
+    points = sampling_ratio if sampling_ratio > 0 else max(math.ceil(length / bins), 1)
+    at = low + (torch.arange(bins)[:, None] + (torch.arange(points) + 0.5) / points) * (length / bins)
+    weight = ((at >= -1.0) & (at <= cells)).float() / points
+    at = at.clamp(0, cells - 1)
+    first = at.long()
+    weights = torch.zeros(bins, cells)
+    weights.scatter_add_(1, first, weight * (1 - (at - first)))
+    return weights.scatter_add_(1, (first + 1).clamp(max=cells - 1), weight * (at - first))
 
-    return sys.modules["torchvision.ops.roi_align"]._roi_align.__wrapped__
 
-
-def _load():
+def _register():
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -55,15 +62,12 @@ def _load():
         "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width,"
         " int sampling_ratio, bool aligned) -> Tensor"
     )
-    library.impl("nms", _nms, "CPU")
-    library.impl("roi_align", _roi_align_op, "CPU")
+    library.impl("nms", nms, "CPU")
+    library.impl("roi_align", roi_align, "CPU")
     pytest.importorskip("torchvision")
-    import importlib
-
-    extension = importlib.import_module("torchvision.extension")
-    module = importlib.import_module("torchvision.ops.roi_align")
-    extension._has_ops = module._has_ops = lambda: True
+    for name in ("torchvision.extension", "torchvision.ops.roi_align"):
+        importlib.import_module(name)._has_ops = lambda: True
     return library
 
 
-_LIBRARY = _load()  # must live as long as its operators
+_LIBRARY = _register()  # its operators live as long as it does
