@@ -1,6 +1,7 @@
 """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask of each detection."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -116,10 +117,8 @@ class MaskRCNN(FasterRCNN):
         logits = self._mask_logits(features, rois, labels)
         coarser = batch.image.shape[1] // batch.masks.shape[2]
 
-        def one(masks, truth, rois):
-            return crop_masks(masks, truth, rois / coarser, size=logits.shape[-1], aligned=config.roi.aligned)
-
-        target = jax.vmap(one)(batch.masks, truth, rois)
+        cut = functools.partial(crop_masks, size=logits.shape[-1], aligned=config.roi.aligned)
+        target = jax.vmap(cut)(batch.masks, truth, rois / coarser, batch.image_size / coarser)
         if not config.mask.soft_targets:
             target = (target >= 0.5).astype(jnp.float32)
         cross_entropy = (jax.nn.softplus(logits) - logits * target).mean((-2, -1))

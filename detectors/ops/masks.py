@@ -12,6 +12,7 @@ def crop_masks(
     masks: Bool[Array, "m h w"],
     index: Int[Array, " n"],
     rois: Float[Array, "n 4"],
+    image_size: Float[Array, " 2"],
     *,
     size: int,
     aligned: bool = True,
@@ -21,31 +22,36 @@ def crop_masks(
     Args:
       masks: one per ground truth.
       index: of each RoI's mask.
-      rois: boxes in pixels of the masks, within them.
+      rois: boxes in pixels of the masks, within the image.
+      image_size: (height, width) in pixels of the masks; beyond it is padding, which is not looked at.
       size: bins per side.
       aligned: as in ``roi_align``.
     """
     height, width = masks.shape[1:]
+    own_height, own_width = jnp.ceil(image_size)
 
     def one(args):
         roi, which = args
         x1, y1, x2, y2 = in_cells(roi[None], 1.0, aligned=aligned)[0]
-        rows, columns = _bin_weights(y1, y2, size, height), _bin_weights(x1, x2, size, width)
+        rows = _bin_weights(y1, y2, size, height, own_height)
+        columns = _bin_weights(x1, x2, size, width, own_width)
         return rows @ masks[which].astype(rows.dtype) @ columns.T
 
     # A few at a time: all the RoIs' masks at once would not fit.
     return jax.lax.map(one, (rois, index), batch_size=8)
 
 
-def _bin_weights(low: Float[Array, ""], high: Float[Array, ""], size: int, length: int) -> Float[Array, "size length"]:
+def _bin_weights(
+    low: Float[Array, ""], high: Float[Array, ""], size: int, length: int, end: Float[Array, ""]
+) -> Float[Array, "size length"]:
     """Weight of each pixel of an axis in each bin from ``low`` to ``high``; a bin has ceil(its length) points."""
     most = -(-length // size)
     step = (high - low) / size
     points = jnp.clip(jnp.ceil(step), 1, most)
     within = jnp.arange(most)
     at = low + step * (jnp.arange(size)[:, None] + (within + 0.5) / points)
-    used = (within < points) & (at >= -1.0) & (at <= length)
-    at = jnp.clip(at, 0.0, length - 1.0)[..., None]
+    used = (within < points) & (at >= -1.0) & (at <= end)
+    at = jnp.clip(at, 0.0, end - 1.0)[..., None]
     near = jnp.maximum(1.0 - jnp.abs(at - jnp.arange(length)), 0.0)
     return jnp.where(used[..., None], near, 0.0).sum(1) / points
 
