@@ -34,7 +34,16 @@ _STORAGES = {  # by PyTorch's names
     "IntStorage": np.int32,
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what PyTorch wrote before its files were zip archives
-_DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError, AttributeError)
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    OverflowError,
+)
 
 
 class TensorFileError(ValueError):
@@ -58,6 +67,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except TensorFileError:
+        raise
     except _DAMAGE as error:
         raise TensorFileError(
             f"{path}: not a file of plain tensors ({error}); save the model's state_dict as .safetensors"

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torchvision_oracle  # noqa: F401  registers torchvision's operators; skips these tests without torch
+import torchvision_oracle  # registers torchvision's operators; skips these tests without torch
 from flax import nnx
 
 from detectors import weights
@@ -16,8 +16,12 @@ from detectors.models.backbone import ResNet, resnet50, resnet101
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
+from detectors.ops.anchors import pyramid_anchors
 from detectors.ops.masks import paste_masks
+from detectors.ops.matching import match
+from detectors.ops.roi_align import roi_align
 from detectors.structures import Batch
+from detectors.tensor_files import read_tensors
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -34,6 +38,7 @@ DETECTORS = {
     "maskrcnn_resnet50_fpn": (MaskRCNN, weights.mask_rcnn_table),
     "fcos_resnet50_fpn": (FCOS, lambda model: weights.FCOS_TABLE),
 }
+LOADERS = (weights.load_faster_rcnn, weights.load_mask_rcnn, weights.load_fcos)
 # Layers with the spread and the middle that each of their outputs is given, so that random weights detect something.
 HEADS = {
     "rpn.head.cls_logits": (2.0, 0.0),
@@ -278,3 +283,155 @@ def test_losses(name):
     assert found["positives"] > 2 * batch.labels.size
     for part, their in parts.items():
         np.testing.assert_allclose(found[part], expected[their], rtol=1e-4, err_msg=part)
+
+
+# The rules behind the settings, each against torchvision's own
+
+
+@pytest.mark.parametrize("shape", [(128, 160), (800, 1088), (96, 416)])
+def test_anchors(shape):
+    """Also where the last strides do not divide the image."""
+    config = torchvision_settings.fasterrcnn_resnet50_fpn().rpn
+    strides = (4, 8, 16, 32, 64)
+    cells = [[-(-side // stride) for side in shape] for stride in strides]
+    generator = detection.anchor_utils.AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
+    images = detection.image_list.ImageList(torch.zeros(1, 3, *shape), [shape])
+    expected = generator(images, [torch.zeros(1, 1, *level) for level in cells])[0]
+    anchors = pyramid_anchors(
+        shape, strides, scale=config.scale, ratios=config.ratios, whole_pixels=True, fit_image=True
+    )
+    np.testing.assert_array_equal(anchors.boxes, expected)
+    ours = pyramid_anchors(shape, strides, scale=config.scale, ratios=config.ratios)
+    assert (anchors.boxes != ours.boxes).any()
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_matching(low_quality):
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0.0, 80.0, (412, 2))
+    boxes = np.concatenate([low, low + rng.uniform(4.0, 40.0, (412, 2))], 1).astype(np.float32)
+    anchors, truth = boxes[:400], boxes[400:]
+    quality = torchvision.ops.box_iou(torch.from_numpy(truth), torch.from_numpy(anchors))
+    expected = detection._utils.Matcher(0.7, 0.3, allow_low_quality_matches=low_quality)(quality).numpy()
+    found = match(
+        anchors,
+        np.ones(400, bool),
+        truth,
+        np.ones(12, bool),
+        positive_iou=0.7,
+        negative_iou=0.3,
+        low_quality_iou=0.0 if low_quality else None,
+        low_quality_keeps_best=True,
+    )
+    np.testing.assert_array_equal(found.positive, expected >= 0)
+    np.testing.assert_array_equal(found.negative, expected == -1)
+    np.testing.assert_array_equal(np.asarray(found.target)[expected >= 0], expected[expected >= 0])
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_within_the_map(aligned):
+    """The compiled rule and torchvision's Python rule agree there, and so does ours."""
+    rng = np.random.default_rng(0)
+    feature = rng.normal(size=(20, 24, 3)).astype(np.float32)
+    low = rng.uniform(4.0, 60.0, (20, 2))
+    rois = np.concatenate([low, low + rng.uniform(1.0, 30.0, (20, 2))], 1).astype(np.float32)
+    level = np.zeros(20, np.int32)
+    found = roi_align([feature], rois, level, strides=(4,), size=5, aligned=aligned)
+    theirs_in = torch.from_numpy(feature.transpose(2, 0, 1)[None]), torch.from_numpy(np.insert(rois, 0, 0.0, axis=1))
+    for sampling_ratio in (2, -1):
+        options = (0.25, 5, 5, sampling_ratio, aligned)
+        registered = torchvision.ops.roi_align(*theirs_in, (5, 5), 0.25, sampling_ratio, aligned)
+        in_python = torchvision_oracle.python_roi_align()(*theirs_in, *options)
+        np.testing.assert_allclose(registered, in_python, atol=1e-5)
+        if sampling_ratio == 2:
+            np.testing.assert_allclose(found, registered.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_roi_align_over_the_border():
+    """RoIs beyond the map, and narrower than a cell."""
+    rng = np.random.default_rng(0)
+    feature = rng.normal(size=(10, 12, 3)).astype(np.float32)
+    low = rng.uniform(-20.0, 50.0, (40, 2))
+    rois = np.concatenate([low, low + rng.uniform(0.0, 30.0, (40, 2))], 1).astype(np.float32)
+    expected = torchvision.ops.roi_align(
+        torch.from_numpy(feature.transpose(2, 0, 1)[None]), [torch.from_numpy(rois)], (7, 7), 0.25, 2, False
+    )
+    for as_product in (False, True):
+        options = dict(strides=(4,), size=7, aligned=False, as_product=as_product)
+        found = roi_align([feature], rois, np.zeros(40, np.int32), **options)
+        np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_pasted_masks():
+    """torchvision's rule on boxes of all sizes, over the border too."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((30, 28, 28)).astype(np.float32)
+    low = rng.uniform(-10.0, 70.0, (30, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.5, 60.0, (30, 2))], 1).astype(np.float32)
+    inside = (boxes[:, 2:] > 1.0).all(1) & (boxes[:, :2] < (89.0, 79.0)).all(1)
+    masks, boxes = masks[inside], boxes[inside]
+    expected = detection.roi_heads.paste_masks_in_image(
+        torch.from_numpy(masks[:, None]), torch.from_numpy(boxes), (80, 90)
+    )
+    found = paste_masks(masks, boxes, (80, 90), whole_pixels=True)
+    np.testing.assert_allclose(found, expected[:, 0], atol=2e-3)
+
+
+# Files that torch.save writes, with torchvision's names of today and of its published weights
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_files_of_torch_save(tmp_path, zipped):
+    network = torchvision.models.resnet18(weights=None)
+    shake(network, 2)
+    torch.save(network.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_tensors(tmp_path / "w.pth")
+    assert list(found) == list(network.state_dict())
+    for name, array in arrays(network).items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_tensors_that_share_memory_and_have_other_types(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = {
+        "whole": base,
+        "turned": base.T,
+        "part": base[1:3, ::2],
+        "half": base.half(),
+        "bfloat": base.bfloat16(),
+        "parameter": torch.nn.Parameter(base + 1),
+    }
+    for zipped in (True, False):
+        torch.save(tensors, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+        for name, array in read_tensors(tmp_path / "w.pt").items():
+            np.testing.assert_array_equal(array.astype(np.float32), tensors[name].detach().float(), err_msg=name)
+
+
+OLDER_NAMES = [
+    (r"fpn\.(\w+)_blocks\.(\d)\.0\.", r"fpn.\1_blocks.\2."),
+    (r"rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
+    (r"mask_head\.(\d)\.0\.", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}."),
+]
+
+
+@pytest.mark.parametrize(("name", "load"), zip(DETECTORS, LOADERS, strict=True))
+def test_published_names(name, load, tmp_path):
+    """A file with older names fills a detector as one with today's, and each row of the table is used."""
+    detector, table = DETECTORS[name]
+    build = functools.partial(detector, getattr(torchvision_settings, name)(CLASSES), rngs=nnx.Rngs(0))
+    tensors, renamed = theirs(name).state_dict(), {}
+    for key, tensor in tensors.items():
+        for pattern, older in OLDER_NAMES:
+            key = re.sub(pattern, older, key)
+        renamed[key] = tensor
+    assert set(renamed) - set(tensors)
+    torch.save(renamed, tmp_path / "w.pth")
+    today, older = nnx.eval_shape(build), nnx.eval_shape(build)
+    load(older, tmp_path / "w.pth")
+    weights.assign(today, arrays(theirs(name)), table(today))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(older), nnx.state(today))
+    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(today, (nnx.Param, nnx.BatchStat)))]
+    shapes = {re.sub(r"/\d+(?=/|$)", "/*", path) for path in paths}
+    unused = {row.ours for row in table(today)} - shapes
+    assert unused <= ({"fpn/extra/*/kernel", "fpn/extra/*/bias"} if "rcnn" in name else set())

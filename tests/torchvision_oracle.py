@@ -54,6 +54,11 @@ def _weights(low, high, bins, cells, sampling_ratio, aligned):
     return weights.scatter_add_(1, (first + 1).clamp(max=cells - 1), weight * (at - first))
 
 
+def python_roi_align():
+    """torchvision's Python version, uncompiled."""
+    return importlib.import_module("torchvision.ops.roi_align")._roi_align.__wrapped__
+
+
 def _register():
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -28,7 +28,7 @@ def crop_masks(
       aligned: as in ``roi_align``.
     """
     height, width = masks.shape[1:]
-    own_height, own_width = jnp.ceil(image_size)
+    masks, (own_height, own_width) = jnp.asarray(masks), jnp.ceil(image_size)
 
     def one(args):
         roi, which = args
