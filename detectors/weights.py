@@ -203,8 +203,10 @@ def _layer(ours: str, theirs: Callable[..., str | tuple[str, ...]], kernel: Call
     )
 
 
-def _norm(ours: str, theirs: Callable[..., str]) -> tuple[Row, ...]:
-    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+def _norm(ours: str, theirs: Callable[..., str], *, statistics: bool = True) -> tuple[Row, ...]:
+    names = {"scale": "weight", "bias": "bias"}
+    if statistics:
+        names |= {"mean": "running_mean", "var": "running_var"}
     return tuple(Row(f"{ours}/{our}", lambda *i, their=their: f"{theirs(*i)}.{their}") for our, their in names.items())
 
 
@@ -267,7 +269,7 @@ def mask_rcnn_table(model: MaskRCNN) -> tuple[Row, ...]:
 def _tower(ours: str, theirs: str) -> tuple[Row, ...]:
     return (
         *_layer(f"{ours}/convs/*", lambda k: f"{theirs}.conv.{3 * k}", _conv),
-        *_norm(f"{ours}/norms/*", lambda k: f"{theirs}.conv.{3 * k + 1}"),
+        *_norm(f"{ours}/norms/*", lambda k: f"{theirs}.conv.{3 * k + 1}", statistics=False),
     )
 
 

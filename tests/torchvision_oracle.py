@@ -6,6 +6,7 @@ version (``torchvision.ops.roi_align._roi_align``) clamps points that lie more t
 compiled one counts as 0.
 """
 
+import functools
 import importlib
 import math
 
@@ -32,13 +33,15 @@ def nms(boxes, scores, iou_threshold):
 
 
 def roi_align(features, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
-    """RoIAlign one RoI at a time, as the product of a weight matrix per axis with the map."""
+    """RoIAlign one RoI at a time, as the product of all its bins' weights with the map."""
     results = [features.new_zeros(0, features.shape[1], pooled_height, pooled_width)]
     for roi in rois:
         x1, y1, x2, y2 = (roi[1:] * spatial_scale - (0.5 if aligned else 0.0)).tolist()
         rows = _weights(y1, y2, pooled_height, features.shape[2], sampling_ratio, aligned)
         columns = _weights(x1, x2, pooled_width, features.shape[3], sampling_ratio, aligned)
-        results.append((rows @ features[int(roi[0])] @ columns.T)[None])
+        weights = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
+        pooled = features[int(roi[0])].flatten(1) @ weights.T
+        results.append(pooled.reshape(1, -1, pooled_height, pooled_width))
     return torch.cat(results)
 
 
@@ -76,3 +79,92 @@ def _register():
 
 
 _LIBRARY = _register()  # its operators live as long as it does
+
+
+torchvision = importlib.import_module("torchvision")
+detection = importlib.import_module("torchvision.models.detection")
+
+CLASSES = 5
+SIZES = dict(min_size=128, max_size=160)
+PROPOSALS = 100
+# Samples per image: more than there are, so that nothing is left to chance.
+EVERY_ANCHOR, EVERY_ROI, POSITIVES = 20_000, 208, 0.25
+# Layers with the spread and the middle that each of their outputs is given, so that random weights detect something.
+HEADS = {
+    "rpn.head.cls_logits": (2.0, 0.0),
+    "rpn.head.bbox_pred": (0.3, 0.0),
+    "roi_heads.box_predictor.cls_score": (2.0, 0.0),
+    "roi_heads.box_predictor.bbox_pred": (1.0, 0.0),
+    "roi_heads.mask_predictor.mask_fcn_logits": (2.0, 0.0),
+    "head.classification_head.cls_logits": (1.5, -3.0),
+    "head.regression_head.bbox_reg": (1.0, 2.0),
+    "head.regression_head.bbox_ctrness": (1.0, 0.0),
+}
+
+
+def arrays(module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def shake(module, seed: int) -> None:
+    """Random statistics and affine parts for every batch norm, small enough that depth does not multiply them."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.4, 0.9, generator=generator)
+            layer.bias.data.uniform_(-0.2, 0.2, generator=generator)
+            layer.running_mean.uniform_(-0.2, 0.2, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def pictures(sizes):
+    """Blurred blobs with noise, (3, h, w) in 0..1."""
+    generator = torch.Generator().manual_seed(len(sizes) + sizes[0][0])
+    images = []
+    for size in sizes:
+        blobs = torch.rand(1, 3, 6, 7, generator=generator)
+        smooth = torch.nn.functional.interpolate(blobs, size=size, mode="bicubic")[0]
+        images.append((smooth + 0.1 * torch.randn(3, *size, generator=generator)).clamp(0, 1))
+    return images
+
+
+@functools.cache
+def theirs(name: str):
+    """torchvision's detector with random weights and heads that give detections of all classes."""
+    torch.manual_seed(3)
+    options = dict(
+        rpn_post_nms_top_n_train=PROPOSALS,
+        rpn_post_nms_top_n_test=PROPOSALS,
+        rpn_batch_size_per_image=EVERY_ANCHOR,
+        box_batch_size_per_image=EVERY_ROI,
+        box_positive_fraction=POSITIVES,
+        box_detections_per_img=30,
+    )
+    if name.startswith("fcos"):
+        options = dict(detections_per_img=400)
+    build = getattr(detection, name)
+    model = build(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **SIZES, **options).eval()
+    shake(model, 4)
+    eps = 1e-5 if name.startswith("fcos") else 0.0
+    for layer in model.backbone.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eps = eps  # as torchvision sets it for its COCO weights
+    images = pictures([(100, 130)])
+    for layer_name, layer in model.named_modules():
+        if layer_name in HEADS:
+            spread, middle = HEADS[layer_name]
+            outputs = []
+            handle = layer.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output))
+            with torch.no_grad():
+                model(images)
+                handle.remove()
+                values = torch.cat([output.transpose(0, 1).flatten(1) for output in outputs], dim=1)
+                factor = spread / values.std(1)
+                layer.weight *= factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
+                layer.bias -= values.mean(1)
+                layer.bias *= factor
+                layer.bias += middle
+    if name.startswith("fcos"):
+        # Class 0 is the background, which training drives out; our detector has no output for it.
+        model.head.classification_head.cls_logits.bias.data[0] = -30.0
+    return model
