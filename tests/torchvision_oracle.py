@@ -96,7 +96,7 @@ HEADS = {
     "roi_heads.box_predictor.cls_score": (2.0, 0.0),
     "roi_heads.box_predictor.bbox_pred": (1.0, 0.0),
     "roi_heads.mask_predictor.mask_fcn_logits": (2.0, 0.0),
-    "head.classification_head.cls_logits": (1.5, -3.0),
+    "head.classification_head.cls_logits": (1.5, -4.5),
     "head.regression_head.bbox_reg": (1.0, 2.0),
     "head.regression_head.bbox_ctrness": (1.0, 0.0),
 }
