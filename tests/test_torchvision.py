@@ -10,6 +10,7 @@ from torchvision_oracle import (
     CLASSES,
     EVERY_ANCHOR,
     EVERY_ROI,
+    PER_LEVEL,
     POSITIVES,
     PROPOSALS,
     arrays,
@@ -43,8 +44,8 @@ def ours(name: str, **changes):
     detector, table = DETECTORS[name]
     config = dataclasses.replace(getattr(torchvision_settings, name)(CLASSES), **changes)
     if hasattr(config, "rpn"):
-        proposals = dict(train_proposals=PROPOSALS, test_proposals=PROPOSALS)
-        config.rpn = dataclasses.replace(config.rpn, samples=EVERY_ANCHOR, **proposals)
+        kept = dict(per_level=PER_LEVEL, test_per_level=PER_LEVEL, train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+        config.rpn = dataclasses.replace(config.rpn, samples=EVERY_ANCHOR, **kept)
         config.roi = dataclasses.replace(config.roi, samples=EVERY_ROI, positive_fraction=POSITIVES)
     config.max_detections = 400 if name.startswith("fcos") else 30
     model = nnx.eval_shape(lambda: detector(config, rngs=nnx.Rngs(0)))
@@ -62,7 +63,7 @@ def prepared(model, images, targets=None):
 def test_resnet_features(name, config):
     torch.manual_seed(0)
     network = getattr(torchvision.models, name)(weights=None).eval()
-    shake(network, 1)
+    shake(network, torch.stack(pictures([(96, 128)] * 4)))
     backbone = nnx.eval_shape(lambda: ResNet(config(outputs=(1, 2, 3, 4)), rngs=nnx.Rngs(0)))
     weights.assign(backbone, arrays(network), weights.RESNET, skip=weights.CLASSIFIER)
     graph, state = nnx.split(backbone)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from torchvision_oracle import CLASSES, arrays, detection, shake, torch, torchvision
+from torchvision_oracle import CLASSES, arrays, detection, pictures, shake, torch, torchvision
 
 from detectors import weights
 from detectors.models import torchvision_settings
@@ -25,7 +25,7 @@ DETECTORS = [
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_files_of_torch_save(tmp_path, zipped):
     network = torchvision.models.resnet18(weights=None)
-    shake(network, 2)
+    shake(network, torch.stack(pictures([(64, 64)] * 2)))
     torch.save(network.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     found = read_tensors(tmp_path / "w.pth")
     assert list(found) == list(network.state_dict())

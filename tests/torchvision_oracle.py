@@ -86,7 +86,7 @@ detection = importlib.import_module("torchvision.models.detection")
 
 CLASSES = 5
 SIZES = dict(min_size=128, max_size=160)
-PROPOSALS = 100
+PER_LEVEL, PROPOSALS = 300, 100
 # Samples per image: more than there are, so that nothing is left to chance.
 EVERY_ANCHOR, EVERY_ROI, POSITIVES = 20_000, 208, 0.25
 # Layers with the spread and the middle that each of their outputs is given, so that random weights detect something.
@@ -106,15 +106,22 @@ def arrays(module) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-def shake(module, seed: int) -> None:
-    """Random statistics and affine parts for every batch norm, small enough that depth does not multiply them."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.weight.data.uniform_(0.4, 0.9, generator=generator)
-            layer.bias.data.uniform_(-0.2, 0.2, generator=generator)
-            layer.running_mean.uniform_(-0.2, 0.2, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+@torch.no_grad()
+def shake(network, images, *, eps: float = 1e-5) -> None:
+    """Random affine parts for every batch norm, and statistics of some images, as a trained network has them.
+
+    Without the statistics features hardly vary over an image, and with strong residual branches rounding grows from
+    block to block: either way, detections would hang on the last digits.
+    """
+    norms = {name: layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.BatchNorm2d)}
+    for name, layer in norms.items():
+        layer.weight.uniform_(*((0.1, 0.3) if name.endswith("bn3") else (0.4, 0.9)))
+        layer.bias.uniform_(-0.2, 0.2)
+        layer.momentum = 1.0
+    network.train()(images)
+    network.eval()
+    for layer in norms.values():
+        layer.eps = eps
 
 
 def pictures(sizes):
@@ -133,6 +140,8 @@ def theirs(name: str):
     """torchvision's detector with random weights and heads that give detections of all classes."""
     torch.manual_seed(3)
     options = dict(
+        rpn_pre_nms_top_n_train=PER_LEVEL,
+        rpn_pre_nms_top_n_test=PER_LEVEL,
         rpn_post_nms_top_n_train=PROPOSALS,
         rpn_post_nms_top_n_test=PROPOSALS,
         rpn_batch_size_per_image=EVERY_ANCHOR,
@@ -144,12 +153,9 @@ def theirs(name: str):
         options = dict(detections_per_img=400)
     build = getattr(detection, name)
     model = build(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **SIZES, **options).eval()
-    shake(model, 4)
-    eps = 1e-5 if name.startswith("fcos") else 0.0
-    for layer in model.backbone.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.eps = eps  # as torchvision sets it for its COCO weights
-    images = pictures([(100, 130)])
+    images = pictures([(100, 130), (200, 245)])
+    # torchvision sets eps to 0 for the COCO weights of its R-CNNs.
+    shake(model.backbone, model.transform(images)[0].tensors, eps=1e-5 if name.startswith("fcos") else 0.0)
     for layer_name, layer in model.named_modules():
         if layer_name in HEADS:
             spread, middle = HEADS[layer_name]
