@@ -125,9 +125,9 @@ def test_detections(name, sizes):
     assert len(labels_seen) >= 3
 
 
-@pytest.mark.parametrize("per_level", [20, 60])
-def test_candidates_of_fcos_are_pairs(per_level, monkeypatch):
+def test_candidates_of_fcos_are_pairs(monkeypatch):
     """Where a level has more pairs over the threshold than it may propose."""
+    per_level = 30
     monkeypatch.setattr(theirs("fcos_resnet50_fpn"), "topk_candidates", per_level)
     for (boxes, scores, labels, _), their in detections(
         "fcos_resnet50_fpn", LANDSCAPE[:1], candidates_per_level=per_level
@@ -205,8 +205,8 @@ LOSSES_OF_FCOS = {"cls": "classification", "box": "bbox_regression", "centreness
 def test_losses(name):
     """Each part, on the same samples: all anchors and all proposals."""
     model, is_fcos = theirs(name), name.startswith("fcos")
-    images = pictures(PORTRAIT[:3])
-    targets = ground_truth(PORTRAIT[:3], proposals(theirs("fasterrcnn_resnet50_fpn") if is_fcos else model, images))
+    images = pictures(PORTRAIT[:2])
+    targets = ground_truth(PORTRAIT[:2], proposals(theirs("fasterrcnn_resnet50_fpn") if is_fcos else model, images))
     graph, state = ours(name)
     batch = as_batch(model, images, targets)
     model.train().backbone.eval()
