@@ -44,7 +44,8 @@ def ours(name: str, **changes):
     detector, table = DETECTORS[name]
     config = dataclasses.replace(getattr(torchvision_settings, name)(CLASSES), **changes)
     if hasattr(config, "rpn"):
-        kept = dict(per_level=PER_LEVEL, test_per_level=PER_LEVEL, train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+        kept = dict(train_proposals=PROPOSALS, test_proposals=PROPOSALS)
+        kept |= dict(per_level=2 * PER_LEVEL, test_per_level=PER_LEVEL)
         config.rpn = dataclasses.replace(config.rpn, samples=EVERY_ANCHOR, **kept)
         config.roi = dataclasses.replace(config.roi, samples=EVERY_ROI, positive_fraction=POSITIVES)
     config.max_detections = 400 if name.startswith("fcos") else 30

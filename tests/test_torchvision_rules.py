@@ -1,10 +1,13 @@
 """The rules behind torchvision's settings, each against torchvision's own."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from torchvision_oracle import detection, python_roi_align, torch, torchvision
 
 from detectors.models import torchvision_settings
+from detectors.models.rpn import RPN
 from detectors.ops.anchors import pyramid_anchors
 from detectors.ops.masks import paste_masks
 from detectors.ops.matching import match
@@ -17,18 +20,12 @@ def test_anchors(shape):
     """Also where the last strides do not divide the image."""
     config = torchvision_settings.fasterrcnn_resnet50_fpn().rpn
     strides = (4, 8, 16, 32, 64)
-    cells = [[-(-side // stride) for side in shape] for stride in strides]
+    levels = [tuple(-(-side // stride) for side in shape) for stride in strides]
     generator = detection.anchor_utils.AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     images = detection.image_list.ImageList(torch.zeros(1, 3, *shape), [shape])
-    expected = generator(images, [torch.zeros(1, 1, *level) for level in cells])[0]
-    anchors = pyramid_anchors(
-        shape,
-        strides,
-        scale=config.scale,
-        ratios=config.ratios,
-        whole_pixels=config.whole_pixel_anchors,
-        fit_image=config.fit_image,
-    )
+    expected = generator(images, [torch.zeros(1, 1, *level) for level in levels])[0]
+    network = RPN(config, 1, strides, rngs=nnx.Rngs(0))
+    anchors = network([jnp.zeros((1, *level, 1)) for level in levels], shape)[0]
     np.testing.assert_array_equal(anchors.boxes, expected)
     ours = pyramid_anchors(shape, strides, scale=config.scale, ratios=config.ratios)
     assert (anchors.boxes != ours.boxes).any()

@@ -140,7 +140,7 @@ def theirs(name: str):
     """torchvision's detector with random weights and heads that give detections of all classes."""
     torch.manual_seed(3)
     options = dict(
-        rpn_pre_nms_top_n_train=PER_LEVEL,
+        rpn_pre_nms_top_n_train=2 * PER_LEVEL,
         rpn_pre_nms_top_n_test=PER_LEVEL,
         rpn_post_nms_top_n_train=PROPOSALS,
         rpn_post_nms_top_n_test=PROPOSALS,
