@@ -150,20 +150,23 @@ def verify(
     return verdicts
 
 
-def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels") -> Judged:
+def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels", values_first: bool = True) -> Judged:
     """Judges formulas, given as prefix tokens by number, on the full grid of the space.
 
     Args:
       tokens: one formula a row (see ``cse_jax.population``).
       space: their search space.
       units: unit of length, one of ``space.units``.
+      values_first: take slopes only where the values are in order; slower where most are.  The verdicts are the same.
     """
+    with_slopes = functools.partial(_judge_with_slopes, space, units)
+    if not values_first:
+        return Judged(*_in_batches(with_slopes, tokens, space, SLOPE_BATCH, SLOPE_TILE))
     failed = _in_batches(functools.partial(_judge_values, space, units), tokens, space, BATCH, TILE)[0]
     judged = Judged(failed, *(np.zeros((len(tokens), k)) for k in (2, 2, _PROJECTIONS)))
     rows = np.flatnonzero((failed == Property.NONE).any(1))
-    found = _in_batches(functools.partial(_judge_slopes, space, units), tokens[rows], space, SLOPE_BATCH, SLOPE_TILE)
-    judged.failed[rows] = np.minimum(failed[rows], found[0])
-    for array, part in zip(judged[1:], found[1:], strict=True):
+    found = _in_batches(with_slopes, tokens[rows], space, SLOPE_BATCH, SLOPE_TILE)
+    for array, part in zip(judged, found, strict=True):
         array[rows] = part
     return judged
 
@@ -195,15 +198,18 @@ def _judge_values(space: Space, units: str, dag: Dag, roots: jax.Array, wide: ja
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _judge_slopes(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> Judged:
-    """The first property that the slopes violate, and the figures of a loss."""
+def _judge_with_slopes(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> Judged:
+    """The first property that the values or slopes violate, and the figures of a loss."""
     values, slopes, gradients = _on_grid(space, units, dag, roots, wide, slopes=True)
     paths = trajectories(space, units)
     magnitude, steepest = jnp.abs(values).max(1), jnp.abs(slopes).max(1)
     rise = jnp.where(paths.gated, (values[:, -1] - values[:, 0]) / magnitude, jnp.nan)
     start = jnp.where(paths.vanishing, jnp.abs(slopes[:, 0]) / steepest, 0.0).max(1)
+    conditions = [
+        _of_values(paths, values, sign) | _of_slopes(paths, values, slopes, gradients, sign) for sign in (1.0, -1.0)
+    ]
     return Judged(
-        jnp.stack([_first(_of_slopes(paths, values, slopes, gradients, sign), values) for sign in (1.0, -1.0)], 1),
+        jnp.stack([_first(each, values) for each in conditions], 1),
         jnp.stack([jnp.nanmin(sign * rise, 1) for sign in (1.0, -1.0)], 1),
         jnp.stack([start, start], 1),
         jax.vmap(_project)(values, slopes),

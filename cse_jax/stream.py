@@ -102,7 +102,7 @@ def _judge_batch(
     hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
     new = np.array([value not in seen for value in hashes.tolist()], bool)
     hashes, tokens = hashes[new], tokens[first[new]]
-    judged = judge(tokens, space, units=units)
+    judged = judge(tokens, space, units=units, values_first=False)
     passed = judged.passed(sign_flip=True)
     judged = Judged(*(array[passed] for array in judged))
     return Batch(number, candidates, tokens[passed], hashes[passed], judged)

@@ -7,6 +7,8 @@ import cse_jax
 from cse_jax import spaces, zoo
 from cse_jax.expression import Expression
 from cse_jax.gate import Property
+from cse_jax.gate import judge as judge_population
+from cse_jax.population import encode
 from cse_jax.spaces import SPACES, trajectories
 from populations import descendants
 
@@ -115,6 +117,17 @@ def test_a_verdict_does_not_depend_on_its_batch(space):
     for k in (0, 17, 255, 256, 299):
         assert cse_jax.verify([population[k]], space, sign_flip=True)[0] == together[k]
     assert 10 < sum(v.passed for v in together) < 290
+
+
+@ALL_SPACES
+def test_a_verdict_does_not_depend_on_what_is_looked_at_first(space):
+    tokens = encode(descendants(list(zoo.hand_made(space).values()), 300), space)
+    one, two = (judge_population(tokens, space, values_first=order) for order in (True, False))
+    np.testing.assert_array_equal(one.failed, two.failed)
+    passed = one.passed(sign_flip=True)
+    for ours, theirs in zip(one[1:], two[1:], strict=True):
+        np.testing.assert_array_equal(ours[passed], theirs[passed])
+    assert 10 < passed.sum() < 290
 
 
 @ALL_SPACES

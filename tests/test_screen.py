@@ -257,7 +257,12 @@ def test_a_search_begins_with_screened_losses(tmp_path):
 def start(*flags, **environment):
     command = [sys.executable, str(ROOT / "launch" / "screen.py"), "--space=box", "--per_operator=1", *flags]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=dict(os.environ) | environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ) | environment,
     )
 
 
