@@ -24,7 +24,7 @@ from cse_jax.expression import Expression
 from cse_jax.population import encode
 from cse_jax.spaces import Space, Trajectories, trajectories
 
-BATCH = 4096  # formulas in one graph
+BATCH = 8192  # formulas in one graph
 SLOPE_BATCH = 1024  # formulas whose slopes are taken at once
 WORKERS = 2  # graphs judged at once, in threads
 TILE, SLOPE_TILE = 32, 16  # rows of a tile

@@ -17,7 +17,7 @@ from cse_jax.stream import screen_batches
 
 _SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches streamed
     "smallest": (64, 16, 8, 1, 1),
-    "small": (8192, 2000, 256, 16, 16),
+    "small": (32768, 2000, 256, 16, 16),
     "full": (65536, 2000, 256, 16, 256),
 }
 
