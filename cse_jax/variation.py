@@ -43,7 +43,10 @@ def offspring(
     crossover_rate: float,
     mutation_rate: float,
 ) -> Int[Array, "n k"]:
-    """Descendants of random parents; what the two rates leave over is filled with new random formulas."""
+    """Descendants of random parents; what the two rates leave over is filled with new random formulas.
+
+    The rates are those of attempts: where a child is not allowed, everything about it is drawn again.
+    """
     room = max(8, 1 << (len(parents) - 1).bit_length())  # few sizes to compile
     padded = jnp.pad(_widened(parents, shape), ((0, room - len(parents)), (0, 0)), constant_values=PAD)
     return in_blocks(

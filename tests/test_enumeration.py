@@ -81,7 +81,7 @@ def test_known_losses_are_rows(space, name, nodes):
 
 
 def test_a_focal_like_loss_is_a_row():
-    """Shorter than the focal loss, with its factor on the easy examples: the square error of the probability."""
+    """The squared error of the probability: as the focal loss, it gives easy examples less weight than CE does."""
     space = smaller(BINARY_CLASS, "Sub Mul Sig")
     (verdict,) = verify([cse_jax.parse("(y - sigmoid(x)) * (y - sigmoid(x))", space)], space)
     found = {loss.fingerprint: str(loss.expression) for r in enumerate_losses(space, 9) for loss in r.losses}
