@@ -6,6 +6,7 @@ from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.pipeline import DataConfig
+from detectors.models.atss import ATSSConfig, atss_tiny
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.trainer import ScheduleConfig
@@ -101,3 +102,11 @@ class FasterRCNNTrainRun(TrainRun):
 
     name: str = "faster_rcnn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)
+
+
+@dataclasses.dataclass
+class ATSSTrainRun(TrainRun):
+    """A training of ATSS."""
+
+    name: str = "atss"
+    detector: ATSSConfig = dataclasses.field(default_factory=atss_tiny)

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import hypothesis
+import jax
 import pytest
 
 hypothesis.settings.register_profile("project", max_examples=100, deadline=None, derandomize=True)
@@ -14,6 +15,13 @@ hypothesis.settings.load_profile("project")
 def _beside(variable: str, name: str) -> pathlib.Path:
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / name
     return pathlib.Path(os.environ.get(variable, default))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_functions():
+    """Keeps the memory of a run bounded: modules share few compiled functions."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

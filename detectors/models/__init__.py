@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from detectors.models.atss import ATSS, ATSSConfig
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
-DETECTORS = {FCOSConfig: FCOS, FasterRCNNConfig: FasterRCNN, MaskRCNNConfig: MaskRCNN}
+DETECTORS = {ATSSConfig: ATSS, FCOSConfig: FCOS, FasterRCNNConfig: FasterRCNN, MaskRCNNConfig: MaskRCNN}
 
 
 def build_detector(
-    config: FCOSConfig | FasterRCNNConfig | MaskRCNNConfig,
+    config: ATSSConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig,
 ) -> tuple[type[nnx.Module], Callable[[nnx.Rngs], nnx.Module]]:
     """The detector class of a config, and the function that makes the detector from random numbers."""
     detector = DETECTORS[type(config)]

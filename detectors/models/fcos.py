@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from cse_jax import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
+from detectors.models.dense import Tower, head_conv, select_by_level
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.ops import boxes as box_ops
-from detectors.ops.nms import select_detections
 from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
 from detectors.structures import Batch, Detections
 
@@ -85,39 +85,11 @@ def fcos_tiny(classes: int = 10) -> FCOSConfig:
     )
 
 
-class _Tower(nnx.Module):
-    """Convolution, group norm, ReLU, repeated."""
-
-    def __init__(self, config: FCOSConfig, *, rngs: nnx.Rngs) -> None:
-        channels = config.fpn.channels
-        self.convs = nnx.List([_head_conv(channels, channels, rngs) for _ in range(config.towers)])
-        self.norms = nnx.List(
-            [nnx.GroupNorm(channels, config.norm_groups, epsilon=1e-5, rngs=rngs) for _ in range(config.towers)]
-        )
-
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.relu(norm(conv(x)))
-        return x
-
-
 def _centreness(offsets: Float[Array, "b n 4"]) -> Float[Array, "b n"]:
     """Centreness of points in their targets (equation 3), 1 at the centre and 0 at an edge or outside."""
     across, down = offsets[..., 0::2], offsets[..., 1::2]
     ratio = across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1))
     return jnp.sqrt(jnp.maximum(ratio, 0.0))
-
-
-def _head_conv(inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0) -> nnx.Conv:
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (3, 3),
-        padding=[(1, 1)] * 2,
-        kernel_init=nnx.initializers.normal(0.01),
-        bias_init=nnx.initializers.constant(bias),
-        rngs=rngs,
-    )
 
 
 class FCOS(nnx.Module):
@@ -133,11 +105,13 @@ class FCOS(nnx.Module):
         self.strides = config.fpn.strides(config.backbone.strides)
         self.backbone = ResNet(config.backbone, rngs=rngs)
         self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
-        self.cls_tower, self.box_tower = _Tower(config, rngs=rngs), _Tower(config, rngs=rngs)
+        self.cls_tower, self.box_tower = (
+            Tower(channels, config.towers, config.norm_groups, rngs=rngs) for _ in range(2)
+        )
         prior = 0.01
-        self.cls = _head_conv(channels, config.classes, rngs, bias=math.log(prior / (1.0 - prior)))
-        self.box = _head_conv(channels, 4, rngs, bias=config.box_bias)
-        self.centreness = _head_conv(channels, 1, rngs)
+        self.cls = head_conv(channels, config.classes, rngs, bias=math.log(prior / (1.0 - prior)))
+        self.box = head_conv(channels, 4, rngs, bias=config.box_bias)
+        self.centreness = head_conv(channels, 1, rngs)
         self.scales = nnx.Param(jnp.ones(len(self.strides))) if config.level_scales else None
 
     def _heads(
@@ -238,27 +212,6 @@ class FCOS(nnx.Module):
 
         def one(boxes, scores, size):
             inside = inside_padded_image(points.xy, size)
-            scores = jnp.where(inside[:, None], scores, -jnp.inf)
-            rows, candidates = [], []
-            for level in range(len(self.strides)):
-                members = (points.level == level).nonzero()[0]
-                of_level = scores[members[0] : members[-1] + 1]
-                if config.candidates_are_pairs:
-                    least = jax.lax.top_k(of_level.reshape(-1), min(config.candidates_per_level, of_level.size))[0][-1]
-                    of_level = jnp.where(of_level >= least, of_level, 0.0)
-                index = jax.lax.top_k(of_level.max(-1), min(config.candidates_per_level, members.size))[1]
-                rows.append(members[0] + index)
-                candidates.append(of_level[index])
-            rows = jnp.concatenate(rows)
-            detections, _ = select_detections(
-                box_ops.clip(boxes[rows], size),
-                jnp.concatenate(candidates),
-                inside[rows],
-                score_threshold=0.0,
-                iou_threshold=config.nms_threshold,
-                max_candidates=config.max_candidates,
-                max_detections=config.max_detections,
-            )
-            return detections
+            return select_by_level(config, boxes, scores, inside, points.level, size)
 
         return jax.vmap(one)(boxes, scores, image_size)

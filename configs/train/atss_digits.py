@@ -1,0 +1,11 @@
+"""ATSS on digit scenes: 700 steps of 8 images.
+
+python launch/train.py --config=configs/train/atss_digits.py
+python launch/train.py --config=configs/train/atss_digits.py --config.loss.cls=B_cls --config.loss.box_weight=1
+"""
+
+from detectors.run_config import ATSSTrainRun, training_in_seconds
+
+
+def get_config() -> ATSSTrainRun:
+    return ATSSTrainRun(name="atss_digits", train=training_in_seconds(learning_rate=0.002), steps=700)
