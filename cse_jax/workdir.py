@@ -9,12 +9,16 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
 
+_DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
+_AGAIN_SECONDS = 0.05
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -76,6 +80,22 @@ def device() -> str:
     """The device that trains, in words."""
     first = jax.devices()[0]
     return f"{jax.device_count()} x {first.device_kind} ({first.platform})"
+
+
+def hear_interrupts() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt wherever it arrives, but for code that would drop it: there, right after."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_name in _DEAF:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def leave_interrupted() -> NoReturn:

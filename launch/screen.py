@@ -31,7 +31,7 @@ from cse_jax import spaces
 from cse_jax.enumeration import enumerate_losses
 from cse_jax.stream import screen_batches
 from cse_jax.survivors import Survivors, SurvivorsError, read_survivors, write_size
-from cse_jax.workdir import leave_interrupted
+from cse_jax.workdir import hear_interrupts, leave_interrupted
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
 _COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)
@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
     if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
         raise app.UsageError("several processes need --coordinator, --processes and a --process below it")
     logging.set_verbosity(logging.WARNING)
+    hear_interrupts()
     console = Console(file=sys.stdout)
     try:
         space = spaces.find(_SPACE.value)

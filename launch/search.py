@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
     logging.set_verbosity(logging.WARNING)
+    workdir.hear_interrupts()
     config = _CONFIG.value
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
