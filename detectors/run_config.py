@@ -5,7 +5,7 @@ import dataclasses
 from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
-from detectors.data.pipeline import DataConfig
+from detectors.data.datasets import DataConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.trainer import ScheduleConfig

@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     valid: Bool[Array, "b m"]  # False marks padding of boxes and labels
     image_id: Int[Array, " b"]
     real: Bool[Array, " b"]  # False marks images that only fill up an evaluation's last batch
+    masks: Bool[Array, "b m h2 w2"] | None = None  # over the padded image, or coarser by a whole factor
 
 
 class Detections(NamedTuple):
@@ -29,3 +30,4 @@ class Detections(NamedTuple):
     scores: Float[Array, "*b k"]
     labels: Int[Array, "*b k"]
     valid: Bool[Array, "*b k"]
+    masks: Float[Array, "*b k s s"] | None = None  # probabilities over each box
