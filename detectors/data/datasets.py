@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from detectors.data.annotated import load_annotations, load_report
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
-from detectors.data.on_disk import DiskData, build_detection_set
+from detectors.data.on_disk import ROLES, DiskData, build_detection_set
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
 from detectors.data.resizing import fitted_size, resized
@@ -113,16 +113,38 @@ def open_records(
     return Dataset(categories, **sources, bad_records=reports)
 
 
-def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> Dataset:
+class BuiltSplit(NamedTuple):
+    """``train`` or ``test`` of a built data set, all of it."""
+
+    categories: tuple[str, ...]
+    annotations: list[Annotation]
+    names: list[str]  # of the image files
+    report: BadRecords  # what was dropped when it was built
+    encoded: "_StoredImages"
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The decoded image, at its own size."""
+        return decode_image(*self.encoded(int(index)))
+
+
+def read_built(builder: tfds.core.DatasetBuilder, role: str, *, masks: bool = True, shown_bad: int = 3) -> BuiltSplit:
+    """What ``build_detection_set`` wrote of ``train`` or ``test``, with ``shown_bad`` cases of each flaw."""
     path = pathlib.Path(builder.data_path)
     categories = tuple(json.loads((path / "categories.json").read_text()))
+    annotations, names = load_annotations(path / f"annotations-{role}.npz", masks=masks)
+    report = load_report(path / f"bad_records-{role}.json", shown_bad)
+    files = [str(name) for name in builder.info.splits[role].filepaths]
+    return BuiltSplit(categories, annotations, names, report, _StoredImages(files))
+
+
+def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> Dataset:
+    splits = {role: read_built(builder, role, masks=bool(config.mask_stride)) for role in ROLES}
     annotations, places, reports = {}, {}, {}
-    for role in ("train", "test"):
-        found, _ = load_annotations(path / f"annotations-{role}.npz", masks=bool(config.mask_stride))
-        report = reports[role] = load_report(path / f"bad_records-{role}.json")
-        places[role] = _usable(found, config, report, training=role == "train")
-        annotations[role] = [found[index] for index in places[role]]
-        _check_split(role, annotations[role], len(found), report)
+    for role, split in splits.items():
+        report = reports[role] = split.report
+        places[role] = _usable(split.annotations, config, report, training=role == "train")
+        annotations[role] = [split.annotations[index] for index in places[role]]
+        _check_split(role, annotations[role], len(split.annotations), report)
     if not 0 <= config.select_images < len(places["train"]):
         raise ValueError(
             f"data.select_images={config.select_images} must leave images to train on, of {len(places['train'])}"
@@ -130,17 +152,16 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
     layout = _layout(annotations, config)
 
     def source(role: str, chosen: Sequence[int]) -> Source:
-        fetch = _StoredImages([str(name) for name in builder.info.splits[role].filepaths])
-        images = _OnDemand(fetch, [places[role][index] for index in chosen], config)
+        images = _OnDemand(splits[role].encoded, [places[role][index] for index in chosen], config)
         if config.cache:
             images = list(images)
-        return Source([annotations[role][index] for index in chosen], images, categories, layout)
+        return Source([annotations[role][index] for index in chosen], images, splits[role].categories, layout)
 
     shuffled = np.random.default_rng(0).permutation(len(places["train"]))
     held_out, rest = sorted(shuffled[: config.select_images]), sorted(shuffled[config.select_images :])
     test = source("test", range(len(places["test"])))
     select, reports["select"] = (source("train", held_out), BadRecords()) if held_out else (test, reports["test"])
-    return Dataset(categories, source("train", rest), select, test, bad_records=reports)
+    return Dataset(test.categories, source("train", rest), select, test, bad_records=reports)
 
 
 def _usable(annotations: Sequence[Annotation], config: BatchConfig, report: BadRecords, *, training: bool) -> list[int]:

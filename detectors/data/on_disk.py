@@ -73,9 +73,11 @@ class DiskData(BatchConfig, abc.ABC):
         """Raises LayoutError unless root holds what is expected there."""
         advice = f"{self.title} is expected there as {', '.join(self.expected())}. Get it from {self.source}."
         if not self.root:
-            raise LayoutError(f"No folder of {self.title} is given: set --config.data.root. {advice}")
+            raise LayoutError(
+                f"No folder of {self.title} is given: set its root (--config.root, or --config.data.root of a training). {advice}"
+            )
         if not self.folder().is_dir():
-            raise LayoutError(f"The folder {self.folder()} (data.root) does not exist. {advice}")
+            raise LayoutError(f"The folder {self.folder()} does not exist. {advice}")
         for role in ROLES:
             for path in (*self.annotation_files(role), *self.image_folders(role)):
                 if not path.exists():

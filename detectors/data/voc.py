@@ -17,7 +17,28 @@ from detectors.data.annotated import AnnotatedImage
 from detectors.data.on_disk import DiskData, columns
 from detectors.data.records import BadRecord, BadRecords
 
-VOC_CATEGORIES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+VOC_CATEGORIES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 @dataclasses.dataclass
@@ -31,7 +52,7 @@ class VocData(DiskData):
 
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     test: tuple[str, ...] = ("VOC2007/test",)
-    names: tuple[str, ...] = tuple(VOC_CATEGORIES)
+    names: tuple[str, ...] = VOC_CATEGORIES
 
     kind = "voc"
     title = "Pascal VOC"
