@@ -74,7 +74,7 @@ class DiskData(BatchConfig, abc.ABC):
         advice = f"{self.title} is expected there as {', '.join(self.expected())}. Get it from {self.source}."
         if not self.root:
             raise LayoutError(
-                f"No folder of {self.title} is given: set its root (--config.root, or --config.data.root of a training). {advice}"
+                f"No folder of {self.title} is given: set --config.root (--config.data.root of a training). {advice}"
             )
         if not self.folder().is_dir():
             raise LayoutError(f"The folder {self.folder()} does not exist. {advice}")
