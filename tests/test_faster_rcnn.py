@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from detectors.losses import default_losses
-from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
+from detectors.models.faster_rcnn import FasterRCNN, SampledRoIs, faster_rcnn_tiny
 from detectors.models.rpn import RPN
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import pyramid_anchors
@@ -39,7 +39,7 @@ def outputs():
         model = nnx.merge(graph, state)
         features = model.fpn(model.backbone(batch.image))
         anchors, logits, deltas = model.rpn(features, batch.image.shape[1:3])
-        proposals, real = model.rpn.propose(anchors, logits, deltas, batch.image_size, count=60)
+        proposals, real = model.rpn.propose(anchors, logits, deltas, batch.image_size, count=60, per_level=100)
         return proposals, real, model.rpn.loss(anchors, logits, deltas, batch, keys)
 
     return run
@@ -86,7 +86,7 @@ def test_anchors_in_the_padding_propose_nothing():
     logits = np.where(padding, 9.0, -9.0)[None].astype(np.float32)
     target = np.where(padding[:, None], np.float32([2.0, 2.0, 12.0, 12.0]), np.float32([15.0, 15.0, 25.0, 25.0]))
     deltas = box_ops.encode_deltas(anchors.boxes, target, (1.0,) * 4)[None]
-    boxes, real = model.rpn.propose(anchors, logits, deltas, jnp.float32([[30.0, 30.0]]), count=60)
+    boxes, real = model.rpn.propose(anchors, logits, deltas, jnp.float32([[30.0, 30.0]]), count=60, per_level=100)
     np.testing.assert_allclose(boxes[0][real[0]], np.tile([15.0, 15.0, 25.0, 25.0], (2, 1)), atol=1e-3)
 
 
@@ -129,9 +129,10 @@ def sampled(batch, key=0, proposals=40):
 
 def test_background_has_the_last_label_and_truth_is_among_the_rois():
     batch = batch_of()
-    proposals, (rois, labels, positive, valid, targets) = sampled(batch)
+    proposals, (rois, labels, positive, valid, targets, matched) = sampled(batch)
     assert (labels[~positive] == CLASSES).all() and (labels[positive] < CLASSES).all()
     assert positive.any(1).all() and valid[positive].all()
+    np.testing.assert_array_equal(np.take_along_axis(batch.labels, matched, 1)[positive], labels[positive])
     for image, truth in enumerate(batch.boxes):
         chosen, target = rois[image, positive[image]], targets[image, positive[image]]
         assert (box_ops.iou(chosen, target) >= 0.5).all()
@@ -158,16 +159,16 @@ def roi_loss(batch, change=None):
     rng = np.random.default_rng(4)
     features = [rng.normal(size=(2, SIZE // s, SIZE // s, 48)).astype(np.float32) for s in (8, 16)]
     losses = default_losses(FasterRCNN.cls_space, box_weight=10.0)
-    return detector()._roi_loss(features, losses, *(change(*parts) if change else parts))
+    return detector()._roi_loss(features, losses, SampledRoIs(*(change(*parts) if change else parts)))
 
 
 def test_padded_rois_have_no_influence():
-    def pad(rois, labels, positive, valid, targets, at=(3.0, 3.0, 50.0, 50.0)):
+    def pad(rois, labels, positive, valid, targets, truth, at=(3.0, 3.0, 50.0, 50.0)):
         valid = valid & (np.arange(valid.shape[1]) < 20)
         positive = positive & valid
         fill = np.float32(at)
         rois, targets = (np.where(valid[..., None], boxes, fill) for boxes in (rois, targets))
-        return rois, labels, positive, valid, targets
+        return rois, labels, positive, valid, targets, truth
 
     here = roi_loss(batch_of(), pad)
     there = roi_loss(batch_of(), functools.partial(pad, at=(0.0, 0.0, 1.0, 1.0)))

@@ -295,7 +295,7 @@ def cut(name: str) -> Head:
 
         def losses(outputs, losses):
             given = types.SimpleNamespace(config=config, strides=(), roi=lambda *_: outputs)
-            return FasterRCNN._roi_loss(given, [], losses, *sampled)
+            return FasterRCNN._roi_loss(given, [], losses, sampled)
 
     def run(state):
         return head(nnx.merge(graph, state))
@@ -348,7 +348,7 @@ def test_a_training_step_under_every_loss(name, cls, box):
 def test_perfect_offsets_of_the_own_class_have_no_loss(box):
     """Whatever the other classes' offsets and those of background RoIs are."""
     head = cut("faster_rcnn")
-    rois, labels, positive, _, targets = sampled_rois()
+    rois, labels, positive, _, targets, _ = sampled_rois()
     own = box_ops.encode_deltas(rois, targets, TINY["faster_rcnn"].roi.stds)
     is_own = (np.arange(CLASSES) == labels[..., None]) & positive[..., None]
     deltas = jnp.where(is_own[..., None], own[:, :, None], 3.0)

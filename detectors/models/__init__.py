@@ -6,12 +6,13 @@ from flax import nnx
 
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
+from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
-DETECTORS = {FCOSConfig: FCOS, FasterRCNNConfig: FasterRCNN}
+DETECTORS = {FCOSConfig: FCOS, FasterRCNNConfig: FasterRCNN, MaskRCNNConfig: MaskRCNN}
 
 
 def build_detector(
-    config: FCOSConfig | FasterRCNNConfig,
+    config: FCOSConfig | FasterRCNNConfig | MaskRCNNConfig,
 ) -> tuple[type[nnx.Module], Callable[[nnx.Rngs], nnx.Module]]:
     """The detector class of a config, and the function that makes the detector from random numbers."""
     detector = DETECTORS[type(config)]

@@ -27,6 +27,7 @@ class ResNetConfig:
         own is several times slower on CPUs for 3 channels at stride 4, but needs no memory for the patches.
       norm: ``"gn"`` (trains from scratch) or ``"frozen_bn"`` (statistics fixed, for pretrained weights).
       norm_groups: groups of the group norm.
+      norm_eps: added to variances; 0 in torchvision's R-CNNs trained on COCO.
       frozen_affine: whether scale and bias of all frozen batch norms stay as loaded (FCOS), not only those of the
         frozen stages.
       stride_in_1x1: stride in the bottleneck's first convolution (caffe) instead of the second (torchvision).
@@ -44,6 +45,7 @@ class ResNetConfig:
     stem_as_product: bool = False
     norm: str = "frozen_bn"
     norm_groups: int = 32
+    norm_eps: float = 1e-5
     frozen_affine: bool = False
     stride_in_1x1: bool = False
     frozen_stages: int = 1
@@ -115,9 +117,9 @@ class FrozenBatchNorm(nnx.Module):
 
 def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
     if config.norm == "gn":
-        return nnx.GroupNorm(channels, config.norm_groups, epsilon=1e-5, rngs=rngs)
+        return nnx.GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
     if config.norm == "frozen_bn":
-        return FrozenBatchNorm(channels)
+        return FrozenBatchNorm(channels, eps=config.norm_eps)
     raise ValueError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
 
 

@@ -27,13 +27,21 @@ class FCOSConfig:
       backbone, fpn: features.
       towers: 3x3 convolutions before the outputs of each branch.
       norm_groups: groups of the towers' group norm.
+      point_offset: of the points in their cells, strides.
+      fit_image: spread points evenly over the image where a stride does not divide its side.
       range_limits: lengths that separate the levels' regress ranges, pixels.
       radius: of centre sampling, strides.
       alpha: balance of positives in the classification loss.
+      level_scales: whether each level has a learned factor on its distances.
       box_bias: initial bias of the regressed distances, strides; above 0, boxes overlap their targets from the start.
       weight_by_quality: weight each positive's box loss by its IoU; False is the authors' code for searched losses.
+      count_images: add the number of images to that of positives in the normaliser of the classification loss.
+      geometric_centreness: the centreness target is that of the paper, sqrt(min(l, r) min(t, b) / (max max)), not the
+        prediction's IoU.
+      root_score: scores are the square root of class probability times centreness, and the threshold is on them.
       score_threshold: on the class probability, before centreness is multiplied.
       nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
+      candidates_are_pairs: a level's candidates are its best (point, class) pairs, not all classes of its best points.
     """
 
     classes: int = 80
@@ -41,14 +49,21 @@ class FCOSConfig:
     fpn: FPNConfig = dataclasses.field(default_factory=FPNConfig)
     towers: int = 4
     norm_groups: int = 32
+    point_offset: float = 0.5
+    fit_image: bool = False
     range_limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
     radius: float = 1.5
     alpha: float = 0.25
+    level_scales: bool = True
     box_bias: float = 0.0
     weight_by_quality: bool = True
+    count_images: bool = True
+    geometric_centreness: bool = False
+    root_score: bool = False
     score_threshold: float = 0.05
     nms_threshold: float = 0.6
     candidates_per_level: int = 1000
+    candidates_are_pairs: bool = False
     max_candidates: int = 2000
     max_detections: int = 100
 
@@ -86,6 +101,13 @@ class _Tower(nnx.Module):
         return x
 
 
+def _centreness(offsets: Float[Array, "b n 4"]) -> Float[Array, "b n"]:
+    """Centreness of points in their targets (equation 3), 1 at the centre and 0 at an edge or outside."""
+    across, down = offsets[..., 0::2], offsets[..., 1::2]
+    ratio = across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1))
+    return jnp.sqrt(jnp.maximum(ratio, 0.0))
+
+
 def _head_conv(inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0) -> nnx.Conv:
     return nnx.Conv(
         inputs,
@@ -116,7 +138,7 @@ class FCOS(nnx.Module):
         self.cls = _head_conv(channels, config.classes, rngs, bias=math.log(prior / (1.0 - prior)))
         self.box = _head_conv(channels, 4, rngs, bias=config.box_bias)
         self.centreness = _head_conv(channels, 1, rngs)
-        self.scales = nnx.Param(jnp.ones(len(self.strides)))
+        self.scales = nnx.Param(jnp.ones(len(self.strides))) if config.level_scales else None
 
     def _heads(
         self, image: Float[Array, "b h w 3"]
@@ -127,9 +149,16 @@ class FCOS(nnx.Module):
             batch = x.shape[0]
             by_class, by_box = self.cls_tower(x), self.box_tower(x)
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
-            distances.append(jax.nn.relu(self.box(by_box).reshape(batch, -1, 4) * self.scales[level]))
+            scale = 1.0 if self.scales is None else self.scales[level]
+            distances.append(jax.nn.relu(self.box(by_box).reshape(batch, -1, 4) * scale))
             centreness.append(self.centreness(by_box).reshape(batch, -1))
-        points = pyramid_points(image.shape[1:3], self.strides, self.config.range_limits)
+        points = pyramid_points(
+            image.shape[1:3],
+            self.strides,
+            self.config.range_limits,
+            offset=self.config.point_offset,
+            fit_image=self.config.fit_image,
+        )
         join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)]
         return points, *join
 
@@ -140,6 +169,7 @@ class FCOS(nnx.Module):
 
         Classification is normalised by positives + images (GHM-C by all entries), box regression by the sum of its
         weights (the IoU of each prediction with its target), centreness by positives; all over the whole batch.
+        ``count_images`` and ``weight_by_quality`` change the first two.
 
         Args:
           batch: images and padded ground truth.
@@ -171,47 +201,58 @@ class FCOS(nnx.Module):
             alpha=config.alpha,
         )
         count = positive.sum().astype(jnp.float32)
-        cls = per_class.sum() / binary_class_divisor(
-            losses.cls, usual=count + logits.shape[0], mask=inside, classes=config.classes
-        )
+        normaliser = count + logits.shape[0] if config.count_images else jnp.maximum(count, 1.0)
+        cls = per_class.sum() / binary_class_divisor(losses.cls, usual=normaliser, mask=inside, classes=config.classes)
 
         weights = quality if config.weight_by_quality else positive.astype(jnp.float32)
+        target_offsets = box_ops.encode_ltrb(centres, target)
         per_box = box_loss(
             losses.box,
             predicted=predicted,
             target=target,
             predicted_offsets=distances,
-            target_offsets=box_ops.encode_ltrb(centres, target),
+            target_offsets=target_offsets,
             mask=positive,
         )
         box = (per_box * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
 
-        cross_entropy = jnp.where(positive, jax.nn.softplus(centreness) - centreness * quality, 0.0)
+        centred = _centreness(target_offsets) if config.geometric_centreness else quality
+        cross_entropy = jnp.where(positive, jax.nn.softplus(centreness) - centreness * centred, 0.0)
         centre = cross_entropy.sum() / jnp.maximum(count, 1.0)
         total = cls + box + centre
         return total, {"loss": total, "cls": cls, "box": box, "centreness": centre, "positives": count}
 
     def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
-        """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
+        """Detections, best first, in pixels of the padded image; a score is class probability times centreness.
+
+        ``root_score`` takes the square root of it.
+        """
         config = self.config
         points, logits, distances, centreness = self._heads(image)
         probability = jax.nn.sigmoid(logits)
-        scores = jnp.where(probability > config.score_threshold, probability, 0.0)
-        scores = scores * jax.nn.sigmoid(centreness)[..., None]
+        scores = probability * jax.nn.sigmoid(centreness)[..., None]
+        scores = jnp.sqrt(scores) if config.root_score else scores
+        judged = scores if config.root_score else probability
+        scores = jnp.where(judged > config.score_threshold, scores, 0.0)
         boxes = box_ops.decode_ltrb(points.xy, distances * points.stride[:, None])
 
         def one(boxes, scores, size):
             inside = inside_padded_image(points.xy, size)
-            best = jnp.where(inside, scores.max(-1), -jnp.inf)
-            rows = []
+            scores = jnp.where(inside[:, None], scores, -jnp.inf)
+            rows, candidates = [], []
             for level in range(len(self.strides)):
                 members = (points.level == level).nonzero()[0]
-                count = min(config.candidates_per_level, members.size)
-                rows.append(members[0] + jax.lax.top_k(best[members], count)[1])
+                of_level = scores[members[0] : members[-1] + 1]
+                if config.candidates_are_pairs:
+                    least = jax.lax.top_k(of_level.reshape(-1), min(config.candidates_per_level, of_level.size))[0][-1]
+                    of_level = jnp.where(of_level >= least, of_level, 0.0)
+                index = jax.lax.top_k(of_level.max(-1), min(config.candidates_per_level, members.size))[1]
+                rows.append(members[0] + index)
+                candidates.append(of_level[index])
             rows = jnp.concatenate(rows)
             detections, _ = select_detections(
                 box_ops.clip(boxes[rows], size),
-                scores[rows],
+                jnp.concatenate(candidates),
                 inside[rows],
                 score_threshold=0.0,
                 iou_threshold=config.nms_threshold,

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from cse_jax.losses import smooth_l1_loss
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.matching import match
@@ -25,21 +26,30 @@ class RPNConfig:
 
     Attributes:
       scale, ratios: of anchors: side over stride; height over width.
+      whole_pixel_anchors: round the anchors' distances from centre to edge.
+      fit_image: spread anchors evenly over the image where a stride does not divide its side.
       positive_iou, negative_iou, low_quality_iou: of the assignment.
+      low_quality_keeps_best: an anchor matched with low quality learns the box that it overlaps most itself.
+      box_beta: up to which the box loss is quadratic (Smooth L1); 0 is L1.
       samples, positive_fraction: anchors per image in the loss.
-      per_level: proposals per level before suppression.
+      per_level, test_per_level: proposals per level before suppression, in training and at test.
       nms_threshold: suppression within a level.
       train_proposals, test_proposals: proposals per image after it.
     """
 
     scale: float = 8.0
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    whole_pixel_anchors: bool = False
+    fit_image: bool = False
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     low_quality_iou: float = 0.3
+    low_quality_keeps_best: bool = False
+    box_beta: float = 0.0
     samples: int = 256
     positive_fraction: float = 0.5
     per_level: int = 2000
+    test_per_level: int = 2000
     nms_threshold: float = 0.7
     train_proposals: int = 1000
     test_proposals: int = 1000
@@ -68,7 +78,15 @@ class RPN(nnx.Module):
             x = jax.nn.relu(self.conv(x))
             logits.append(self.objectness(x).reshape(x.shape[0], -1))
             deltas.append(self.deltas(x).reshape(x.shape[0], -1, 4))
-        anchors = pyramid_anchors(image_shape, self.strides, scale=self.config.scale, ratios=self.config.ratios)
+        config = self.config
+        anchors = pyramid_anchors(
+            image_shape,
+            self.strides,
+            scale=config.scale,
+            ratios=config.ratios,
+            whole_pixels=config.whole_pixel_anchors,
+            fit_image=config.fit_image,
+        )
         join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas)]
         return anchors, *join
 
@@ -80,7 +98,7 @@ class RPN(nnx.Module):
         batch: Batch,
         keys: jax.Array,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Cross-entropy of the sampled anchors and L1 of the positives' offsets, both over all sampled anchors."""
+        """Cross-entropy of the sampled anchors and (Smooth) L1 of the positives' offsets, over all sampled anchors."""
         config = self.config
         boxes = jnp.asarray(anchors.boxes)
 
@@ -94,6 +112,7 @@ class RPN(nnx.Module):
                 positive_iou=config.positive_iou,
                 negative_iou=config.negative_iou,
                 low_quality_iou=config.low_quality_iou,
+                low_quality_keeps_best=config.low_quality_keeps_best,
             )
             chosen = sample(
                 key, matches.positive, matches.negative, count=config.samples, fraction=config.positive_fraction
@@ -101,10 +120,11 @@ class RPN(nnx.Module):
             score, index = logits[chosen.index], chosen.index
             target = box_ops.encode_deltas(boxes[index], truth[matches.target[index]], _STDS)
             cross_entropy = jax.nn.softplus(score) - score * chosen.positive
-            distance = jnp.abs(deltas[index] - target).sum(-1)
+            beta, predicted = config.box_beta, deltas[index]
+            distance = smooth_l1_loss(predicted, target, beta=beta) if beta else jnp.abs(predicted - target)
             return (
                 jnp.where(chosen.valid, cross_entropy, 0.0).sum(),
-                jnp.where(chosen.positive, distance, 0.0).sum(),
+                jnp.where(chosen.positive, distance.sum(-1), 0.0).sum(),
                 chosen.valid.sum(),
             )
 
@@ -120,8 +140,16 @@ class RPN(nnx.Module):
         image_size: Float[Array, "b 2"],
         *,
         count: int,
+        per_level: int,
     ) -> tuple[Float[Array, "b k 4"], Bool[Array, "b k"]]:
-        """The best boxes after suppression within each level, clipped to the image, and which of them are real."""
+        """The best boxes after suppression within each level, clipped to the image, and which of them are real.
+
+        Args:
+          anchors, logits, deltas: as ``__call__`` gives them.
+          image_size: (height, width) inside the padding, pixels.
+          count: boxes per image.
+          per_level: boxes per level that enter suppression.
+        """
         config = self.config
         all_boxes = jnp.asarray(anchors.boxes)
 
@@ -131,7 +159,7 @@ class RPN(nnx.Module):
             boxes, best = [], []
             for level in range(len(self.strides)):
                 members = (anchors.level == level).nonzero()[0]
-                score, index = lax.top_k(scores[members], min(config.per_level, members.size))
+                score, index = lax.top_k(scores[members], min(per_level, members.size))
                 index = members[0] + index
                 decoded = box_ops.clip(box_ops.decode_deltas(all_boxes[index], deltas[index], _STDS), size)
                 real = jnp.isfinite(score) & (box_ops.area(decoded) > 0.0)

@@ -14,8 +14,31 @@ class Anchors(NamedTuple):
     level: Int[np.ndarray, " n"]
 
 
+def level_grid(
+    image_shape: tuple[int, int], stride: int, *, fit_image: bool = False
+) -> tuple[Float[np.ndarray, "r c 2"], tuple[int, int]]:
+    """The places of a level as (x, y) of their upper left corners, pixels, and its rows and columns.
+
+    Args:
+      image_shape: (height, width) of the padded image, pixels.
+      stride: of the level, pixels.
+      fit_image: places are image side // cells apart instead of a stride (torchvision); it differs where the stride
+        does not divide the side.
+    """
+    cells = tuple(-(-side // stride) for side in image_shape)
+    steps = [side // n if fit_image else stride for side, n in zip(image_shape, cells, strict=True)]
+    y, x = np.meshgrid(*(np.arange(n) * step for n, step in zip(cells, steps, strict=True)), indexing="ij")
+    return np.stack([x, y], -1).astype(np.float64), cells
+
+
 def pyramid_anchors(
-    image_shape: tuple[int, int], strides: tuple[int, ...], *, scale: float, ratios: tuple[float, ...]
+    image_shape: tuple[int, int],
+    strides: tuple[int, ...],
+    *,
+    scale: float,
+    ratios: tuple[float, ...],
+    whole_pixels: bool = False,
+    fit_image: bool = False,
 ) -> Anchors:
     """Anchors of side ``scale * stride``, one per ratio (height over width) at every place of every level.
 
@@ -24,15 +47,16 @@ def pyramid_anchors(
       strides: of the levels.
       scale: side over stride.
       ratios: height over width, at constant area.
+      whole_pixels: round the distances from the centre to the edges (torchvision).
+      fit_image: as in ``level_grid``.
     """
     root = np.sqrt(np.asarray(ratios))
     boxes, centres, levels = [], [], []
     for level, stride in enumerate(strides):
         half = 0.5 * scale * stride * np.stack([1.0 / root, root], axis=-1)
         shapes = np.concatenate([-half, half], axis=-1)
-        rows, columns = (-(-side // stride) for side in image_shape)
-        y, x = np.meshgrid(np.arange(rows) * stride, np.arange(columns) * stride, indexing="ij")
-        centre = np.stack([x, y], -1).reshape(-1, 1, 2)
+        shapes = np.round(shapes) if whole_pixels else shapes
+        centre = level_grid(image_shape, stride, fit_image=fit_image)[0].reshape(-1, 1, 2)
         placed = shapes + np.tile(centre, 2)
         boxes.append(placed.reshape(-1, 4))
         centres.append(np.repeat(centre, len(ratios), axis=1).reshape(-1, 2))

@@ -25,6 +25,7 @@ def match(
     positive_iou: float,
     negative_iou: float,
     low_quality_iou: float | None = None,
+    low_quality_keeps_best: bool = False,
 ) -> Matches:
     """Matches each box with the ground truth that it overlaps most.
 
@@ -36,6 +37,7 @@ def match(
       negative_iou: a box is negative below this IoU.
       low_quality_iou: if given, each ground truth that is overlapped by at least this much also takes all boxes that
         overlap it most, ties included (the later ground truth wins, as in MMDetection).
+      low_quality_keeps_best: a box so taken still learns the ground truth that it overlaps most itself (torchvision).
     """
     iou = jnp.where(valid[None] & usable[:, None], box_ops.pairwise_iou(boxes, truth), -1.0)
     best = iou.max(1)
@@ -45,7 +47,8 @@ def match(
     if low_quality_iou is not None:
         most = iou.max(0)
         taken = (iou == most) & (most >= low_quality_iou)
-        last = truth.shape[0] - 1 - taken[:, ::-1].argmax(1)
-        target = jnp.where(taken.any(1), last, target)
+        if not low_quality_keeps_best:
+            last = truth.shape[0] - 1 - taken[:, ::-1].argmax(1)
+            target = jnp.where(taken.any(1), last, target)
         positive |= taken.any(1)
     return Matches(target, positive & usable, negative & ~positive & usable)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.ops import boxes as box_ops
+from detectors.ops.anchors import level_grid
 
 
 class Points(NamedTuple):
@@ -27,22 +28,30 @@ class PointTargets(NamedTuple):
     boxes: Float[Array, "n 4"]  # pixels; a box around the point where not positive
 
 
-def pyramid_points(image_shape: tuple[int, int], strides: tuple[int, ...], limits: tuple[float, ...]) -> Points:
-    """Points at ``stride * x + stride / 2`` on every level.
+def pyramid_points(
+    image_shape: tuple[int, int],
+    strides: tuple[int, ...],
+    limits: tuple[float, ...],
+    *,
+    offset: float = 0.5,
+    fit_image: bool = False,
+) -> Points:
+    """Points at ``stride * x + offset * stride`` on every level.
 
     Args:
       image_shape: (height, width) of the padded image, a multiple of the largest stride, pixels.
       strides: of the levels.
       limits: boundaries of the regress ranges between the levels, one fewer than strides.
+      offset: of the points in their cells, strides; torchvision's is 0.
+      fit_image: as in ``anchors.level_grid``.
     """
     if len(limits) != len(strides) - 1:
         raise ValueError(f"{len(strides)} levels need {len(strides) - 1} range limits, not {len(limits)}: {limits}")
     edges = (-1.0, *limits, np.inf)
     xy, stride, ranges, levels = [], [], [], []
     for level, step in enumerate(strides):
-        rows, columns = (-(-side // step) for side in image_shape)
-        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-        xy.append(np.stack([x, y], -1).reshape(-1, 2) * step + step / 2)
+        corners, (rows, columns) = level_grid(image_shape, step, fit_image=fit_image)
+        xy.append(corners.reshape(-1, 2) + offset * step)
         stride.append(np.full(rows * columns, step))
         ranges.append(np.tile(edges[level : level + 2], (rows * columns, 1)))
         levels.append(np.full(rows * columns, level))

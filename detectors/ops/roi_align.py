@@ -23,11 +23,12 @@ def roi_align(
     *,
     strides: tuple[int, ...],
     size: int,
+    aligned: bool = True,
     as_product: bool = False,
 ) -> Float[Array, "n size size c"]:
     """Features of each RoI, bilinearly sampled on its level, ``SAMPLES`` squared points averaged per bin.
 
-    The standard rule with half-pixel alignment: points more than one cell outside a map count as 0, others are clamped
+    The standard rule: points more than one cell outside a map count as 0, others are clamped
     to it.
 
     Args:
@@ -36,16 +37,18 @@ def roi_align(
       level: index into ``features`` for each RoI.
       strides: pixels per cell of each map.
       size: bins per side.
+      aligned: a cell's value is that of its centre; if not, of its upper left corner, and RoIs count as at least one
+        cell wide and high (the first version of the rule, torchvision's detectors).
       as_product: weigh every cell of every map in a matrix product instead of gathering the sampled ones.  The result
         is the same; it pays for small maps, where the gather's gradient, a scatter, is slow on CPUs.
     """
     if as_product:
-        return _as_product(features, rois, level, strides=strides, size=size)
+        return _as_product(features, rois, level, strides=strides, size=size, aligned=aligned)
     flat = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
     shapes = np.array([f.shape[:2] for f in features], np.int32)
     starts = jnp.asarray(np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32))[level]
     heights, widths = (jnp.asarray(shapes[:, axis])[level] for axis in (0, 1))
-    scaled = rois / jnp.asarray(strides, rois.dtype)[level][:, None] - 0.5
+    scaled = in_cells(rois, jnp.asarray(strides, rois.dtype)[level][:, None], aligned=aligned)
     rows = _points(scaled[:, 1], scaled[:, 3], size, heights)
     columns = _points(scaled[:, 0], scaled[:, 2], size, widths)
     result = 0.0
@@ -58,6 +61,14 @@ def roi_align(
     return result.reshape(n, size, SAMPLES, size, SAMPLES, channels).mean((2, 4))
 
 
+def in_cells(rois: Float[Array, "n 4"], stride: Float[Array, "#n 1"] | float, *, aligned: bool) -> Float[Array, "n 4"]:
+    """RoIs in the cells of a map, whose values lie at whole numbers; ``aligned`` as in ``roi_align``."""
+    if aligned:
+        return rois / stride - 0.5
+    low, high = jnp.split(rois / stride, 2, axis=-1)
+    return jnp.concatenate([low, jnp.maximum(high, low + 1.0)], axis=-1)
+
+
 def _as_product(
     features: Sequence[Float[Array, "_h _w c"]],
     rois: Float[Array, "n 4"],
@@ -65,12 +76,13 @@ def _as_product(
     *,
     strides: tuple[int, ...],
     size: int,
+    aligned: bool,
 ) -> Float[Array, "n size size c"]:
     """The same rule with each level's bilinear weights as a dense matrix; RoIs of other levels have weight 0."""
     n, result = rois.shape[0], 0.0
     for k, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         height, width, channels = feature.shape
-        scaled = rois / stride - 0.5
+        scaled = in_cells(rois, stride, aligned=aligned)
         rows = _dense(_points(scaled[:, 1], scaled[:, 3], size, jnp.full(n, height)), size, height)
         columns = _dense(_points(scaled[:, 0], scaled[:, 2], size, jnp.full(n, width)), size, width)
         rows = jnp.where((level == k)[:, None, None], rows, 0.0)

@@ -1,0 +1,199 @@
+"""Reads named tensors from .safetensors, and from PyTorch's .pth and .pt without running any code in them.
+
+PyTorch's files are pickles, which can call whatever they name.  Here they may name tensors, their storages and the
+dictionary that holds them; anything else is refused.
+"""
+
+import collections
+import io
+import json
+import math
+import os
+import pathlib
+import pickle
+import zipfile
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_SAFETENSORS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
+_STORAGES = {  # by PyTorch's names
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what PyTorch wrote before its files were zip archives
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    OverflowError,
+)
+
+
+class TensorFileError(ValueError):
+    """A file that is damaged, of another format, or holds more than tensors."""
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a file, by name.
+
+    Args:
+      path: a .safetensors, .pth or .pt file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      TensorFileError: it is none of these formats, is damaged, or holds anything but named tensors.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise TensorFileError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use .safetensors or .pth")
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except TensorFileError:
+        raise
+    except _DAMAGE as error:
+        raise TensorFileError(
+            f"{path}: not a file of plain tensors ({error}); save the model's state_dict as .safetensors"
+        ) from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise TensorFileError(f"{path}: ends within its header; download it again")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except ValueError as error:
+        raise TensorFileError(f"{path}: its header is not JSON; is it a .safetensors file?") from error
+    body, tensors = memoryview(data)[8 + length :], {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _SAFETENSORS:
+            known = ", ".join(_SAFETENSORS)
+            raise TensorFileError(f"{path}: {name} is {entry['dtype']}; known are {known}")
+        dtype, shape, (start, stop) = np.dtype(_SAFETENSORS[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+        if not 0 <= start <= stop <= len(body) or stop - start != math.prod(shape) * dtype.itemsize:
+            raise TensorFileError(
+                f"{path}: {name} of shape {shape} has bytes {start} to {stop} of {len(body)}; download it again"
+            )
+        tensors[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)
+    return tensors
+
+
+class _Storage(NamedTuple):
+    """Where a tensor's values lie."""
+
+    kind: str  # one of _STORAGES
+    key: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(_STORAGES[self.kind])
+
+
+class _Tensor(NamedTuple):
+    """A tensor whose values are still to be read: sizes and steps in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors' descriptions and dictionaries, and nothing else."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+
+        # Made anew for each file, because a pickle may set attributes of whatever it is given.
+        class Names(collections.OrderedDict):
+            """A state dictionary; PyTorch hangs its version numbers on it as an attribute."""
+
+        def describe(storage, offset, shape, strides, *_) -> _Tensor:
+            return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+        self._admitted = {
+            ("collections", "OrderedDict"): Names,
+            ("torch._utils", "_rebuild_tensor_v2"): describe,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        } | {("torch", name): name for name in _STORAGES}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._admitted:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+        return self._admitted[module, name]
+
+    def persistent_load(self, reference: tuple) -> _Storage:
+        what, kind, key = reference[:3]
+        if what != "storage" or kind not in _STORAGES or (len(reference) > 5 and reference[5] is not None):
+            raise pickle.UnpicklingError(f"it refers to {reference!r}, which is no storage of a known type")
+        return _Storage(kind, str(key))
+
+
+def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise TensorFileError(f"{path}: has no data.pkl; is it a file of torch.save?")
+        root = roots[0]
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise TensorFileError(f"{path}: written on a big-endian machine; save it as .safetensors")
+        tensors = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
+        return _fill(path, tensors, lambda key: archive.read(f"{root}data/{key}"))
+
+
+def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        magic, _, system, tensors, keys = (_Unpickler(file).load() for _ in range(5))
+        if magic != _LEGACY_MAGIC or not system["little_endian"]:
+            raise TensorFileError(f"{path}: not a file that torch.save wrote on a usual machine")
+        sizes = {t.storage.key: t.storage.dtype.itemsize for t in tensors.values() if isinstance(t, _Tensor)}
+        storages = {}
+        for key in keys:
+            count = int.from_bytes(file.read(8), "little")
+            storages[key] = file.read(count * sizes[key])
+    return _fill(path, tensors, storages.__getitem__)
+
+
+def _fill(path: pathlib.Path, tensors: Any, storage_bytes) -> dict[str, np.ndarray]:
+    """Arrays for described tensors; each must lie within its storage."""
+    if not isinstance(tensors, dict):
+        raise TensorFileError(f"{path}: holds {type(tensors).__name__} instead of named tensors; save a state_dict")
+    storages, filled = {}, {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, _Tensor):
+            raise TensorFileError(f"{path}: {name!r} is {type(tensor).__name__}, no tensor; save the state_dict alone")
+        storage, offset, shape, strides = tensor
+        key, dtype = storage.key, storage.dtype
+        if key not in storages:
+            storages[key] = np.frombuffer(storage_bytes(key), dtype)
+        size = storages[key].size
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if min((offset, *shape, *strides)) < 0 or math.prod(shape) > size or (0 not in shape and last >= size):
+            raise TensorFileError(f"{path}: {name} reaches beyond the {size} values that it is part of")
+        view = np.lib.stride_tricks.as_strided(
+            storages[key][offset:], shape, [step * dtype.itemsize for step in strides], writeable=False
+        )
+        filled[name] = view.copy()
+    return filled

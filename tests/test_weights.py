@@ -1,0 +1,269 @@
+"""Weights from files: what is read, what is refused, and how mismatches are told."""
+
+import json
+import os
+import pickle
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from detectors import weights
+from detectors.models.backbone import ResNet, ResNetConfig, resnet18
+from detectors.models.faster_rcnn import FasterRCNN
+from detectors.models.fcos import FCOS
+from detectors.models.torchvision_settings import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
+from detectors.tensor_files import TensorFileError, read_tensors
+
+
+def safetensors(path, tensors, **changes):
+    """Writes tensors by their safetensors names of types; ``changes`` replace parts of the first one's entry."""
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for name, (kind, array) in tensors.items():
+        data = array.tobytes()
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    header[next(iter(tensors))] |= changes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return path
+
+
+def opcodes(value) -> bytes:
+    """What a pickle says of a plain value, without its frame."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def state_dict(offset=0, shape=(2, 3), strides=(3, 1), kind="FloatStorage", key="0") -> bytes:
+    """The pickle that PyTorch writes for a dictionary with one tensor, ``w``."""
+    storage = b"(" + opcodes("storage") + f"ctorch\n{kind}\n".encode() + opcodes(key) + opcodes("cpu") + opcodes(6)
+    tensor = b"(" + storage + b"tQ" + b"".join(map(opcodes, (offset, shape, strides, False, None))) + b"t"
+    whole = b"ccollections\nOrderedDict\n)R" + opcodes("w") + b"ctorch._utils\n_rebuild_tensor_v2\n" + tensor + b"Rs"
+    return b"\x80\x02" + whole + b"."
+
+
+def archive(path, pickled: bytes, storage=None):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data.pkl", pickled)
+        file.writestr("model/byteorder", "little")
+        file.writestr("model/data/0", np.arange(6, dtype=np.float32).tobytes() if storage is None else storage)
+    return path
+
+
+# Files
+
+
+def test_safetensors_of_every_type(tmp_path):
+    values = np.arange(-3, 3).reshape(2, 3)
+    types = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": ml_dtypes.bfloat16, "I64": "i8", "I32": "i4"}
+    tensors = {f"of {kind}": (kind, values.astype(dtype)) for kind, dtype in types.items()}
+    tensors["scalar"] = ("I64", np.array(7))
+    tensors["empty"] = ("F32", np.zeros((0, 4), np.float32))
+    found = read_tensors(safetensors(tmp_path / "w.safetensors", tensors))
+    assert list(found) == list(tensors)
+    for name, (_, array) in tensors.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "F8_E4M3"}, "F8_E4M3.*known are"),
+        ({"data_offsets": [0, 28]}, "download it again"),
+        ({"data_offsets": [-4, 20]}, "download it again"),
+        ({"shape": [2, 4]}, "download it again"),
+    ],
+)
+def test_damaged_safetensors_are_refused(tmp_path, changes, message):
+    path = safetensors(tmp_path / "w.safetensors", {"w": ("F32", np.zeros((2, 3), np.float32))}, **changes)
+    with pytest.raises(TensorFileError, match=message):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01\x02", b"\xff" * 20, b"\x02" + bytes(7) + b"no json"])
+def test_what_is_no_safetensors_is_refused(tmp_path, content):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(TensorFileError, match="w.safetensors"):
+        read_tensors(tmp_path / "w.safetensors")
+
+
+def test_pytorch_archives_are_read_with_their_strides(tmp_path):
+    found = read_tensors(archive(tmp_path / "w.pth", state_dict()))
+    np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3))
+    found = read_tensors(archive(tmp_path / "t.pt", state_dict(shape=(3, 2), strides=(1, 3))))
+    np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3).T)
+    found = read_tensors(archive(tmp_path / "part.pt", state_dict(offset=4, shape=(2,), strides=(1,))))
+    np.testing.assert_array_equal(found["w"], [4.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        state_dict(offset=1),
+        state_dict(offset=-1),
+        state_dict(shape=(7,), strides=(1,)),
+        state_dict(shape=(2, 3), strides=(3, 2)),
+        state_dict(shape=(2, 3), strides=(-3, 1)),
+        state_dict(shape=(10**9,), strides=(0,)),
+        state_dict(shape=(2, 3), strides=(3,)),
+        state_dict(shape=("a", "b")),
+        state_dict(kind="QInt8Storage"),
+        state_dict(key="1"),
+        state_dict()[:-9],
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps({"epoch": 3}, protocol=2),
+    ],
+)
+def test_damaged_pytorch_archives_are_refused(tmp_path, pickled):
+    with pytest.raises(TensorFileError, match="w.pth"):
+        read_tensors(archive(tmp_path / "w.pth", pickled))
+
+
+class _Malicious:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "function", [os.system, eval, exec, __import__, getattr, np.load, pickle.loads], ids=lambda f: f.__name__
+)
+def test_code_in_pickles_is_refused_and_not_run(tmp_path, function, legacy):
+    mark = tmp_path / "ran"
+    argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
+    pickled = pickle.dumps({"w": _Malicious(function, argument)}, protocol=2)
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickled) if legacy else archive(path, pickled)
+    with pytest.raises(TensorFileError, match="not admitted.*safetensors"):
+        read_tensors(path)
+    assert not mark.exists()
+
+
+def test_a_file_cannot_change_how_the_next_is_read(tmp_path):
+    """A pickle may set attributes of the things it is given."""
+    attack = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}" + opcodes("__defaults__") + b"Nstb."
+    with pytest.raises(TensorFileError):
+        read_tensors(archive(tmp_path / "attack.pth", attack))
+    attack = b"\x80\x02ccollections\nOrderedDict\n(N}" + opcodes("__setitem__") + b"Nstb."
+    with pytest.raises(TensorFileError):
+        read_tensors(archive(tmp_path / "attack.pth", attack))
+    assert read_tensors(archive(tmp_path / "w.pth", state_dict()))["w"].shape == (2, 3)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "w.onnx").write_bytes(b"")
+    with pytest.raises(TensorFileError, match="use .safetensors or .pth"):
+        read_tensors(tmp_path / "w.onnx")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as file:
+        file.writestr("readme", "hello")
+    with pytest.raises(TensorFileError, match="torch.save"):
+        read_tensors(tmp_path / "w.pth")
+
+
+# Fitting a model
+
+
+def small():
+    return ResNetConfig(depths=(1, 1), widths=(4, 8), bottleneck=False, stem_width=4, outputs=(1, 2))
+
+
+def named_tensors(seed=0):
+    """What torchvision would call the small network's weights."""
+    rng, tensors = np.random.default_rng(seed), {}
+
+    def layer(name, norm, outputs, inputs, kernel):
+        tensors[f"{name}.weight"] = rng.normal(size=(outputs, inputs, kernel, kernel)).astype(np.float32)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{norm}.{part}"] = rng.uniform(0.5, 1.0, outputs).astype(np.float32)
+        tensors[f"{norm}.num_batches_tracked"] = np.array(3)
+
+    layer("conv1", "bn1", 4, 3, 7)
+    layer("layer1.0.conv1", "layer1.0.bn1", 4, 4, 3)
+    layer("layer1.0.conv2", "layer1.0.bn2", 4, 4, 3)
+    layer("layer2.0.conv1", "layer2.0.bn1", 8, 4, 3)
+    layer("layer2.0.conv2", "layer2.0.bn2", 8, 8, 3)
+    layer("layer2.0.downsample.0", "layer2.0.downsample.1", 8, 4, 1)
+    tensors["fc.weight"], tensors["fc.bias"] = np.zeros((10, 8), np.float32), np.zeros(10, np.float32)
+    return tensors
+
+
+def write(path, tensors):
+    names = {"float32": "F32", "int64": "I64", "float16": "F16"}
+    return safetensors(path, {name: (names[array.dtype.name], array) for name, array in tensors.items()})
+
+
+def test_every_weight_arrives(tmp_path):
+    backbone = ResNet(small(), rngs=nnx.Rngs(0))
+    tensors = named_tensors()
+    weights.load_resnet(backbone, write(tmp_path / "w.safetensors", tensors))
+    kernel = backbone.stages[1][0].convs[0].kernel[...]
+    np.testing.assert_array_equal(kernel, tensors["layer2.0.conv1.weight"].transpose(2, 3, 1, 0))
+    norm = backbone.stages[1][0].shortcut_norm
+    for ours, their in (("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var")):
+        np.testing.assert_array_equal(getattr(norm, ours)[...], tensors[f"layer2.0.downsample.1.{their}"])
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(backbone)))
+    left_out = [name for name in tensors if name.startswith("fc.") or name.endswith("tracked")]
+    assert total == sum(array.size for name, array in tensors.items() if name not in left_out)
+
+
+def test_an_abstract_model_is_filled_and_half_precision_becomes_float32(tmp_path):
+    backbone = nnx.eval_shape(lambda: ResNet(small(), rngs=nnx.Rngs(0)))
+    tensors = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in named_tensors().items()}
+    weights.load_resnet(backbone, write(tmp_path / "w.safetensors", tensors))
+    features = backbone(jnp.ones((1, 32, 32, 3)))
+    assert features[-1].dtype == jnp.float32 and np.isfinite(features[-1]).all()
+
+
+def test_all_mismatches_are_told_at_once_and_nothing_is_loaded(tmp_path):
+    backbone = ResNet(small(), rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, nnx.state(backbone))
+    tensors = named_tensors()
+    del tensors["layer1.0.bn2.running_var"]
+    tensors["layer2.0.conv1.weight"] = np.zeros((8, 4, 5, 5), np.float32)
+    tensors["bn1.bias"] = np.zeros(5, np.float32)
+    tensors["conv1.weight"] = np.zeros((4, 147), np.float32)
+    tensors["layer3.0.conv1.weight"] = np.zeros((8, 8, 3, 3), np.float32)
+    with pytest.raises(weights.WeightsError) as error:
+        weights.load_resnet(backbone, write(tmp_path / "w.safetensors", tensors))
+    told = str(error.value)
+    assert "w.safetensors" in told and "5 weights do not fit ResNet" in told
+    for line in (
+        "missing: layer1.0.bn2.running_var (for stages/0/0/norms/1/var)",
+        "wrong shape: layer2.0.conv1.weight is (8, 4, 5, 5), stages/1/0/convs/0/kernel needs (3, 3, 4, 8)",
+        "wrong shape: bn1.bias is (5,), stem_norm/bias needs (4,)",
+        "wrong shape: conv1.weight is (4, 147)",
+        "unexpected: layer3.0.conv1.weight",
+    ):
+        assert line in told, told
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, nnx.state(backbone)), before)
+
+
+def test_a_backbone_with_group_norms_has_no_place_for_statistics(tmp_path):
+    backbone = nnx.eval_shape(lambda: ResNet(resnet18(norm="gn"), rngs=nnx.Rngs(0)))
+    with pytest.raises(weights.WeightsError, match="unexpected: bn1.running_mean"):
+        weights.load_resnet(backbone, write(tmp_path / "w.safetensors", named_tensors()))
+
+
+@pytest.mark.parametrize(
+    ("load", "build", "name"),
+    [
+        (weights.load_resnet, lambda: ResNet(small(), rngs=nnx.Rngs(0)), "resnet50-0676ba61.pth"),
+        (
+            weights.load_faster_rcnn,
+            lambda: FasterRCNN(fasterrcnn_resnet50_fpn(), rngs=nnx.Rngs(0)),
+            "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        ),
+        (weights.load_fcos, lambda: FCOS(fcos_resnet50_fpn(), rngs=nnx.Rngs(0)), "fcos_resnet50_fpn_coco-99b0c9b7.pth"),
+    ],
+)
+def test_a_missing_file_says_where_weights_are(tmp_path, load, build, name):
+    with pytest.raises(FileNotFoundError, match=f"no weights at .*nowhere.pth; get them from https.*{name}"):
+        load(nnx.eval_shape(build), tmp_path / "nowhere.pth")
