@@ -63,9 +63,9 @@ def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Met
     Raises:
       ValueError: a detection's box or score is not finite, or it is on an image that is not in the ground truth.
     """
-    _check(found, truth)
     if not len(truth.labels):
         return _undefined(categories)
+    _check(found, truth)
     reference = _reference(truth, categories)
     columns = (found.image_of[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
     results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
@@ -78,12 +78,12 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
     Raises:
       ValueError: as ``evaluate``; or detections or ground truth have no masks.
     """
+    if not len(truth.labels):
+        return _undefined(categories)
     _check(found, truth)
     for name, side in (("detections", found), ("ground truth", truth)):
         if side.masks is None or len(side.masks) != len(side.labels):
             raise ValueError(f"The {name} have not a mask for each object: open the data with data.mask_stride > 0")
-    if not len(truth.labels):
-        return _undefined(categories)
     reference = _reference(truth, categories)
     # Without boxes, so that the masks' own areas decide about small, medium and large.
     rows = zip(found.image_of.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import UInt8
 
 from detectors.data.records import Annotation
@@ -100,6 +101,8 @@ def train_batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     prepared = batches[start_step:].to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks a flag; a program without absl.app has not parsed any
         prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(prepared)
 
