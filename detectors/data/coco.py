@@ -86,7 +86,7 @@ def _read_image(row: dict, objects: list[dict], folder: pathlib.Path, label_of: 
             difficult=[o.get("difficult", o.get("ignore", 0)) for o in objects],
             masks=[run_lengths(o.get("segmentation"), size) for o in objects],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         name = row.get("file_name", row["id"])
         raise BadRecord("annotation that cannot be read", f"{name} ({type(error).__name__}: {error})") from error
     return AnnotatedImage(folder / row["file_name"], row["id"], size, **described)

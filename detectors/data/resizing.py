@@ -22,7 +22,9 @@ def resized(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[n
 def mask_grid(
     runs: bytes, size: tuple[int, int], target: tuple[int, int], stride: int, *, mirrored: bool = False
 ) -> Bool[np.ndarray, "h2 w2"]:
-    """A mask over a resized image, one cell per ``stride`` pixels: whether the mask covers half of the cell or more.
+    """A mask over a resized image, one cell per ``stride`` pixels: whether the mask covers half of the cell.
+
+    Pixels of the original belong to a cell with their centres, so coverage is exact to those at its edge.
 
     Args:
       runs: COCO's compressed run lengths over the original image.
