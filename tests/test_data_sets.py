@@ -111,6 +111,7 @@ def bdd_tree(root: pathlib.Path, *, old: bool) -> pathlib.Path:
         {"name": "c.jpg"} if old else {"name": "c.jpg", "labels": None},
         {"name": "gone.jpg", "labels": [label("car", 1, 20)]},
         {"name": "d.jpg", "labels": [label("yeti", 1, 20)]},
+        {"name": "e.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]},
     ]
     for split in ("train", "val"):
         for row in rows:
@@ -213,9 +214,26 @@ def test_bdd100k_is_read_from_both_layouts(tmp_path, old):
         "box dropped, without area": 1,
         "missing file": 1,
         "category that is not declared": 1,
+        "annotation that cannot be read": 1,
     }
     dataset = open_dataset(config)
     assert [len(s) for s in (dataset.train, dataset.test)] == [1, 3]
+
+
+def test_rows_that_make_no_sense_are_reported(tmp_path):
+    root = coco_tree(tmp_path / "coco")
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 50, "file_name": "50.jpg"})
+    content["annotations"] += [{"id": 60, "image_id": 404, "category_id": 7, "bbox": [1, 1, 5, 5]}, {"id": 61}]
+    content["annotations"].append({"id": 62, "image_id": 2, "category_id": 7, "bbox": None})
+    path.write_text(json.dumps(content))
+    split = read_built(build_detection_set(CocoData(str(root), data_dir=str(tmp_path))), "train", shown_bad=10)
+    assert split.names == ["1.jpg", "3.jpg"]
+    cases = split.report.cases
+    assert [case[-3:] for case in sorted(cases["objects of an image that is not listed"])] == ["404", "one"]
+    unreadable = " ".join(cases["annotation that cannot be read"])
+    assert "50.jpg" in unreadable and " 2.jpg (" in unreadable
 
 
 def test_nothing_usable_is_an_error(tmp_path):
@@ -351,6 +369,14 @@ def test_mask_cells_are_set_where_the_mask_covers_half(target):
     assert 0.1 < grid.mean() < 0.9
 
 
+@pytest.mark.parametrize(
+    "damaged", [[[1, 2, 3]], [["a"]], "text", {"size": [60, 80]}, {"size": [80, 60], "counts": [0, 4800]}]
+)
+def test_damaged_masks_are_refused(damaged):
+    with pytest.raises((ValueError, TypeError)):
+        run_lengths(damaged, (60, 80))
+
+
 def test_masks_that_are_missing_are_an_error(coco):
     source = open_dataset(dataclasses.replace(coco, mask_stride=0)).train
     assert next(train_batches(source, batch_size=1, seed=0)).masks is None
@@ -393,6 +419,11 @@ def test_held_out_images_are_not_trained_on(voc):
 def test_the_padding_is_checked_before_training(voc):
     with pytest.raises(ValueError, match="has 1 boxes, more than max_boxes=0: set data.max_boxes to at least 1"):
         open_dataset(dataclasses.replace(voc, max_boxes=0))
+
+
+def test_cells_of_masks_must_fill_the_batch(coco):
+    with pytest.raises(ValueError, match="data.mask_stride=5 must divide 32"):
+        open_dataset(dataclasses.replace(coco, mask_stride=5))
 
 
 @pytest.mark.parametrize("cache", [True, False])

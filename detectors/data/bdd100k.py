@@ -80,15 +80,19 @@ class Bdd100kData(DiskData):
 
 def _read_row(row: dict, folder: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
     """Reads one image's labels. Lanes and drivable areas, which have no box, are no objects."""
-    objects = [label for label in row.get("labels") or [] if label.get("box2d")]
-    names = [RENAMED.get(o["category"], IGNORED.get(o["category"], o["category"])) for o in objects]
+    name = row.get("name")
+    try:
+        objects = [label for label in row.get("labels") or [] if label.get("box2d")]
+        own = [o["category"] for o in objects]
+        boxes = np.array([[o["box2d"][e] for e in ("x1", "y1", "x2", "y2")] for o in objects], np.float64)
+        image = folder / name
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        detail = f"{name} ({type(error).__name__}: {error})"
+        raise BadRecord("annotation that cannot be read", detail) from error
+    names = [RENAMED.get(category, IGNORED.get(category, category)) for category in own]
     unknown = sorted(set(names) - set(categories))
     if unknown:
-        raise BadRecord("category that is not declared", f"{row['name']}: {', '.join(unknown)}")
-    try:
-        boxes = np.array([[o["box2d"][e] for e in ("x1", "y1", "x2", "y2")] for o in objects], np.float64)
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadRecord("annotation that cannot be read", f"{row['name']} ({error})") from error
+        raise BadRecord("category that is not declared", f"{name}: {', '.join(unknown)}")
     crowd = [o["category"] in IGNORED or bool((o.get("attributes") or {}).get("crowd")) for o in objects]
     labels = [categories.index(name) for name in names]
-    return AnnotatedImage(folder / row["name"], image_id, None, **columns(boxes.reshape(-1, 4), labels, crowd=crowd))
+    return AnnotatedImage(image, image_id, None, **columns(boxes.reshape(-1, 4), labels, crowd=crowd))

@@ -60,11 +60,16 @@ class CocoData(DiskData):
         label_of = {row["id"]: categories.index(row["name"]) for row in _categories(content, path, categories)}
         objects = collections.defaultdict(list)
         for row in content["annotations"]:
-            objects[row["image_id"]].append(row)
-        known = {row["id"] for row in content["images"]}
-        for image_id in objects.keys() - known:
-            report.add("objects of an image that is not listed", f"{path.name}: image {image_id}")
+            objects[row.get("image_id")].append(row)
+        images = []
         for row in content["images"]:
+            if {"id", "file_name", "height", "width"} <= row.keys():
+                images.append(row)
+            else:
+                report.add("annotation that cannot be read", f"{path.name}: image without id, name or size {row}")
+        for image_id in objects.keys() - {row["id"] for row in images}:
+            report.add("objects of an image that is not listed", f"{path.name}: image {image_id}")
+        for row in images:
             try:
                 yield _read_image(row, objects[row["id"]], folder, label_of)
             except BadRecord as bad:
@@ -87,8 +92,9 @@ def _read_image(row: dict, objects: list[dict], folder: pathlib.Path, label_of: 
             masks=[run_lengths(o.get("segmentation"), size) for o in objects],
         )
     except (LookupError, TypeError, ValueError) as error:
-        name = row.get("file_name", row["id"])
-        raise BadRecord("annotation that cannot be read", f"{name} ({type(error).__name__}: {error})") from error
+        raise BadRecord(
+            "annotation that cannot be read", f"{row['file_name']} ({type(error).__name__}: {error})"
+        ) from error
     return AnnotatedImage(folder / row["file_name"], row["id"], size, **described)
 
 
@@ -98,9 +104,14 @@ def run_lengths(segmentation: list | Mapping | None, size: tuple[int, int]) -> b
     Args:
       segmentation: polygons ``[[x1, y1, x2, y2, ...], ...]`` or run lengths ``{"size", "counts"}``.
       size: (height, width) of the image.
+
+    Raises:
+      ValueError, TypeError: it is neither, or its run lengths are of an image of another size.
     """
     if not segmentation:
         return b""
+    if isinstance(segmentation, Mapping) and tuple(segmentation.get("size", ())) != tuple(size):
+        raise ValueError(f"run lengths of size {segmentation.get('size')} for an image of size {size}")
     parts = rle.frPyObjects(segmentation, *size)
     merged = rle.merge(parts) if isinstance(parts, list) else parts
     return bytes(merged["counts"])

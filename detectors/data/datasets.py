@@ -193,6 +193,8 @@ def _check_split(split: str, annotations: Sequence[Annotation], records: int, re
 
 def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
     """One shape that holds all images, or, if they are resized, all of them lying on their long side."""
+    if config.mask_stride and SIZE_MULTIPLE % config.mask_stride:
+        raise ValueError(f"data.mask_stride={config.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")
     sizes = np.array([_target(a.size, config) for split in annotations.values() for a in split])
     if config.limits:
         sizes.sort(axis=1)
