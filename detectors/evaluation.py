@@ -1,18 +1,21 @@
-"""Average precision by the COCO rules, computed by hotcoco.
+"""Average precision of boxes and of masks by the COCO rules, computed by hotcoco.
 
-Every annotated image is scored, whether a detector found something on it or not.
+Every annotated image is scored, whether a detector found something on it or not. Boxes are in pixels of the original
+images, whatever size the detector saw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import hotcoco
 import jax
 import numpy as np
+from hotcoco import mask as rle
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.data.pipeline import Source, eval_batches
 from detectors.data.records import Annotation
+from detectors.ops.masks import paste_masks
 from detectors.structures import Batch, Detections
 
 
@@ -25,6 +28,8 @@ class GroundTruth(NamedTuple):
     labels: Int[np.ndarray, " n"]
     area: Float[np.ndarray, " n"]  # decides about small, medium and large; of the mask where there is one
     crowd: Bool[np.ndarray, " n"]  # crowds are neither found nor missed
+    difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules treat them as crowds
+    masks: Sequence[dict] | None = None  # COCO's compressed run lengths
 
 
 class Found(NamedTuple):
@@ -34,6 +39,7 @@ class Found(NamedTuple):
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
+    masks: Sequence[dict] | None = None  # COCO's compressed run lengths, over the original images
 
 
 class Metrics(NamedTuple):
@@ -52,28 +58,143 @@ class Metrics(NamedTuple):
 
 
 def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Metrics:
-    """Scores detections against the ground truth, at most 100 detections an image.
+    """Scores boxes against the ground truth, at most 100 detections an image.
 
     Raises:
       ValueError: a detection's box or score is not finite, or it is on an image that is not in the ground truth.
     """
     if not len(truth.labels):
-        nan = float("nan")
-        return Metrics(nan, nan, nan, nan, nan, nan, dict.fromkeys(categories, nan))
+        return _undefined(categories)
     _check(found, truth)
-    # Categories are matched by id; names may repeat.
-    reference = hotcoco.COCO.from_arrays(
-        [{"id": int(image_id)} for image_id in truth.image_ids],
+    reference = _reference(truth, categories)
+    columns = (found.image_of[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
+    results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
+    return _metrics(hotcoco.COCOeval(reference, results, "bbox"), categories)
+
+
+def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Metrics:
+    """Scores masks against the ground truth, at most 100 detections an image.
+
+    Raises:
+      ValueError: as ``evaluate``; or detections or ground truth have no masks.
+    """
+    if not len(truth.labels):
+        return _undefined(categories)
+    _check(found, truth)
+    for name, side in (("detections", found), ("ground truth", truth)):
+        if side.masks is None or len(side.masks) != len(side.labels):
+            raise ValueError(f"The {name} have not a mask for each object: open the data with data.mask_stride > 0")
+    reference = _reference(truth, categories)
+    # Without boxes, so that the masks' own areas decide about small, medium and large.
+    rows = zip(found.image_of.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True)
+    results = reference.load_res(
+        [{"image_id": i, "score": s, "category_id": c, "segmentation": mask} for i, s, c, mask in rows]
+    )
+    return _metrics(hotcoco.COCOeval(reference, results, "segm"), categories)
+
+
+def evaluate_detector(
+    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections], source: Source, *, batch_size: int
+) -> Metrics:
+    """Runs a detector over all images of a source and scores its boxes. Arguments as for ``detect``."""
+    return evaluate(detect(predict, source, batch_size=batch_size), ground_truth(source.annotations), source.categories)
+
+
+def detect(
+    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections], source: Source, *, batch_size: int
+) -> Found:
+    """Everything that a detector finds on the images of a source, in pixels of the original images.
+
+    Args:
+      predict: from images and image sizes to detections with a leading ``b``; called with one shape only, or with
+        two if the source has two.
+      source: the images and their ground truth.
+      batch_size: images per call.
+    """
+    sizes = {annotation.image_id: annotation.size for annotation in source.annotations}
+    parts = [
+        collect(jax.device_get(predict(batch.image, batch.image_size)), batch, sizes)
+        for batch in eval_batches(source, batch_size)
+    ]
+    columns = [np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)]
+    if any(part.masks is None for part in parts):
+        return Found(*columns)
+    return Found(*columns, masks=[mask for part in parts for mask in part.masks])
+
+
+def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int, int]]) -> Found:
+    """The valid detections on a batch's real images, in columns.
+
+    Args:
+      detections: in pixels of the batch's images.
+      batch: what was detected on.
+      sizes: (height, width) of each original image by its id; boxes and masks are brought to it.
+    """
+    row, column = np.nonzero(np.asarray(detections.valid) & np.asarray(batch.real)[:, None])
+    image_of = np.asarray(batch.image_id)[row]
+    original = np.array([sizes[image_id] for image_id in image_of.tolist()], np.float32).reshape(-1, 2)
+    stretch = original / np.asarray(batch.image_size)[row]
+    boxes = np.asarray(detections.boxes)[row, column] * np.tile(stretch[:, ::-1], 2)
+    masks = None
+    if detections.masks is not None:
+        small = np.asarray(detections.masks)[row, column]
+        masks = [
+            _pasted(mask, box, sizes[image_id])
+            for mask, box, image_id in zip(small, boxes, image_of.tolist(), strict=True)
+        ]
+    return Found(
+        image_of, boxes, np.asarray(detections.scores)[row, column], np.asarray(detections.labels)[row, column], masks
+    )
+
+
+def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
+    """The objects of annotated images in columns; an object's area is its box's unless annotated."""
+    counts = [len(annotation.labels) for annotation in annotations]
+    image_ids = np.array([annotation.image_id for annotation in annotations], np.int64)
+    masks = None
+    if annotations and all(annotation.masks is not None and all(annotation.masks) for annotation in annotations):
+        masks = [{"size": list(a.size), "counts": runs} for a in annotations for runs in a.masks]
+
+    def joined(columns) -> np.ndarray:
+        return np.concatenate(list(columns))
+
+    def flags(name: str) -> np.ndarray:
+        values = ((getattr(annotation, name), len(annotation.labels)) for annotation in annotations)
+        return joined(np.zeros(n, bool) if value is None else value for value, n in values)
+
+    return GroundTruth(
+        image_ids=image_ids,
+        image_of=np.repeat(image_ids, counts),
+        boxes=joined(a.boxes for a in annotations).astype(np.float64),
+        labels=joined(a.labels for a in annotations).astype(np.int64),
+        area=joined(_areas(a.boxes) if a.area is None else a.area for a in annotations),
+        crowd=flags("crowd"),
+        difficult=flags("difficult"),
+        masks=masks,
+    )
+
+
+def _reference(truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCO:
+    ignored = truth.crowd if truth.difficult is None else truth.crowd | truth.difficult
+    images = [{"id": int(image_id)} for image_id in truth.image_ids]
+    if truth.masks is not None:
+        sizes = dict(zip(truth.image_of.tolist(), (mask["size"] for mask in truth.masks), strict=True))
+        for image in images:
+            image["height"], image["width"] = sizes.get(image["id"], (1, 1))
+    return hotcoco.COCO.from_arrays(
+        images,
+        # Categories are matched by id; names may repeat.
         [{"id": label, "name": str(label)} for label in range(len(categories))],
         truth.image_of,
         truth.labels,
         _xywh(truth.boxes),
         area=truth.area.astype(np.float64),
-        iscrowd=truth.crowd.astype(np.int64),
+        iscrowd=ignored.astype(np.int64),
+        segmentation=None if truth.masks is None else list(truth.masks),
     )
-    columns = (found.image_of[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
-    results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
-    evaluator = hotcoco.COCOeval(reference, results, "bbox")
+
+
+def _metrics(evaluator: hotcoco.COCOeval, categories: Sequence[str]) -> Metrics:
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summary_lines()  # computes the figures; summarize() would print them
@@ -85,48 +206,20 @@ def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Met
     )
 
 
-def evaluate_detector(
-    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections], source: Source, *, batch_size: int
-) -> Metrics:
-    """Runs a detector over all images of a source and scores it.
-
-    Args:
-      predict: from images and image sizes to detections with a leading ``b``; called with one shape only.
-      source: the images and their ground truth.
-      batch_size: images per call.
-    """
-    parts = [
-        collect(jax.device_get(predict(batch.image, batch.image_size)), batch)
-        for batch in eval_batches(source, batch_size)
-    ]
-    found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return evaluate(found, ground_truth(source.annotations), source.categories)
+def _undefined(categories: Sequence[str]) -> Metrics:
+    nan = float("nan")
+    return Metrics(nan, nan, nan, nan, nan, nan, dict.fromkeys(categories, nan))
 
 
-def collect(detections: Detections, batch: Batch) -> Found:
-    """The valid detections on a batch's real images, in columns."""
-    row, column = np.nonzero(np.asarray(detections.valid) & np.asarray(batch.real)[:, None])
-    return Found(
-        np.asarray(batch.image_id)[row],
-        np.asarray(detections.boxes)[row, column],
-        np.asarray(detections.scores)[row, column],
-        np.asarray(detections.labels)[row, column],
-    )
+def _pasted(mask: Float[np.ndarray, "s s"], box: Float[np.ndarray, "4"], size: tuple[int, int]) -> dict:
+    """One detection's mask over its whole image, as run lengths."""
+    inside = paste_masks(mask[None], box[None], size)[0] >= 0.5
+    return rle.encode(np.asfortranarray(inside.astype(np.uint8)))
 
 
-def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
-    """The objects of annotated images in columns; an object's area is its box's."""
-    boxes = np.concatenate([annotation.boxes for annotation in annotations]).astype(np.float64)
-    counts = [len(annotation.labels) for annotation in annotations]
-    image_ids = np.array([annotation.image_id for annotation in annotations], np.int64)
-    return GroundTruth(
-        image_ids=image_ids,
-        image_of=np.repeat(image_ids, counts),
-        boxes=boxes,
-        labels=np.concatenate([annotation.labels for annotation in annotations]).astype(np.int64),
-        area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-        crowd=np.zeros(len(boxes), bool),
-    )
+def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    boxes = np.asarray(boxes, np.float64)
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _check(found: Found, truth: GroundTruth) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
-from detectors.data.pipeline import DataConfig
+from detectors.data.datasets import DataConfig
+from detectors.data.settings import BatchConfig
 from detectors.models.atss import ATSSConfig, atss_tiny
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
@@ -44,7 +45,7 @@ class FCOSRun:
     detector: FCOSConfig = dataclasses.field(default_factory=fcos_tiny)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: BatchConfig = dataclasses.field(default_factory=DataConfig)
 
 
 @dataclasses.dataclass
@@ -90,7 +91,7 @@ class TrainRun:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     detector: FCOSConfig = dataclasses.field(default_factory=fcos_tiny)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: BatchConfig = dataclasses.field(default_factory=DataConfig)
     steps: int = 700
     save_every: int = 100
     seed: int = 0

@@ -15,7 +15,8 @@ import numpy as np
 from cse_jax.printing import to_authors
 from cse_jax.trials import LossPair, Stopped, TrainingDiverged
 from detectors import checkpoint
-from detectors.data.pipeline import Dataset, Source, one_image_per_category, train_batches
+from detectors.data.datasets import Dataset
+from detectors.data.pipeline import Source, one_image_per_category, train_batches
 from detectors.evaluation import Metrics, evaluate_detector
 from detectors.losses import DetectionLosses, term
 from detectors.training import Compiled, TrainState

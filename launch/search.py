@@ -19,7 +19,7 @@ from cse_jax import report, search, workdir
 from cse_jax.ledger import Ledger, LedgerError
 from cse_jax.monitor import Monitor
 from cse_jax.survivors import SurvivorsError
-from detectors.data.pipeline import open_dataset
+from detectors.data.datasets import open_dataset
 from detectors.models import build_detector
 from detectors.trainer import DetectorTrainer
 from detectors.training import compile_detector

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from cse_jax import spaces, workdir, zoo
 from cse_jax.trials import TrainingDiverged
 from detectors import checkpoint
-from detectors.data.pipeline import open_dataset
+from detectors.data.datasets import open_dataset
 from detectors.evaluation import evaluate_detector
 from detectors.losses import resolve_pair
 from detectors.models import build_detector

@@ -9,15 +9,28 @@ import pathlib
 
 import numpy as np
 import pytest
+from hotcoco import mask as rle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as maskUtils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detectors.data.coco import run_lengths
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation
-from detectors.evaluation import Found, GroundTruth, evaluate, evaluate_detector, ground_truth
+from detectors.data.resizing import resized
+from detectors.evaluation import (
+    Found,
+    GroundTruth,
+    detect,
+    evaluate,
+    evaluate_detector,
+    evaluate_masks,
+    ground_truth,
+)
 from detectors.structures import Detections
+from detectors.voc_evaluation import area_ap, eleven_point_ap, evaluate_voc
 
 CATEGORIES = tuple("abcd")
 TEST_DATA = pathlib.Path(
@@ -229,3 +242,218 @@ def test_detections_on_unknown_images_are_refused():
     found, truth = random_case(2)
     with pytest.raises(ValueError, match="Detections on image 5000"):
         evaluate(found._replace(image_of=np.full(400, 5000)), truth, CATEGORIES)
+
+
+# --- images that were resized ---
+
+
+def test_boxes_and_masks_are_scored_in_original_pixels():
+    """A detector that sees both orientations at twice the size and finds the right half of each object."""
+    layout = Layout((64, 128), 2, (0.0,) * 3, (1.0,) * 3, two_shapes=True, mask_stride=4)
+    sizes, box = [(20, 50), (50, 20), (30, 60)], np.array([[2.0, 4, 14, 16]])
+    annotations = []
+    for image_id, size in enumerate(sizes, start=1):
+        mask = np.zeros(size, np.uint8, order="F")
+        mask[4:16, 2:14] = 1
+        runs = maskUtils.encode(mask)["counts"]
+        annotations.append(Annotation(image_id, size, box, np.array([0]), masks=(runs,)))
+    images = [resized(np.zeros((*size, 3), np.uint8), (2 * size[0], 2 * size[1])) for size in sizes]
+    source, seen = Source(annotations, images, ("thing",), layout), []
+
+    def predict(image, image_size):
+        seen.append(image.shape)
+        boxes = np.tile(2 * np.array([8.0, 4, 14, 16], np.float32), (len(image), 1, 1))
+        one = np.ones((len(image), 1))
+        return Detections(boxes, one, one.astype(int) - 1, one > 0, np.ones((len(image), 1, 28, 28), np.float32))
+
+    found, truth = detect(predict, source, batch_size=2), ground_truth(annotations)
+    assert seen == [(2, 64, 128, 3), (2, 128, 64, 3)]
+    assert sorted(found.image_of.tolist()) == [1, 2, 3]
+    np.testing.assert_allclose(found.boxes, [[8, 4, 14, 16]] * 3)
+    for image_id, mask in zip(found.image_of, found.masks, strict=True):
+        pixels = rle.decode(mask)
+        assert pixels.shape == sizes[image_id - 1]
+        assert pixels[4:16, 8:14].all() and pixels.sum() == 72
+    assert evaluate(found, truth, ("thing",)).ap50 == evaluate_masks(found, truth, ("thing",)).ap50 == 1.0
+    assert evaluate_masks(found, truth, ("thing",)).ap == pytest.approx(0.1)  # IoU is one half
+
+
+# --- masks ---
+
+
+def mask_case(seed: int):
+    """Random rectangles with a bite, some crowds; detections are shifted copies."""
+    rng = np.random.default_rng(seed)
+    height, width, image_ids = 120, 160, np.array([3, 8, 9])
+    rows, found_rows = [], []
+    for index in range(24):
+        x, y = rng.integers(0, [100, 70])
+        w, h = rng.integers(6, 60, 2)
+        mask = np.zeros((height, width), np.uint8, order="F")
+        mask[y : y + h, x : x + w] = 1
+        mask[y : y + h // 2, x : x + w // 2] = 0
+        image_id, label = int(rng.choice(image_ids[:2])), int(rng.integers(0, 3))
+        rows.append((image_id, (x, y, x + w, y + h), label, mask, index % 8 == 0))
+        for _ in range(3):
+            moved = np.asfortranarray(np.roll(mask, rng.integers(-6, 7, 2), (0, 1)))
+            found_rows.append((image_id, (x, y, x + w, y + h), float(rng.integers(1, 20) / 20), label, moved))
+    image_of, boxes, labels, masks, crowd = zip(*rows, strict=True)
+    area = np.array([mask.sum() for mask in masks], float)
+    truth = GroundTruth(
+        image_ids,
+        np.array(image_of),
+        np.array(boxes, float),
+        np.array(labels),
+        area,
+        np.array(crowd),
+        masks=[maskUtils.encode(mask) for mask in masks],
+    )
+    image_of, boxes, scores, labels, masks = zip(*found_rows, strict=True)
+    encoded = [maskUtils.encode(mask) for mask in masks]
+    return Found(np.array(image_of), np.array(boxes, float), np.array(scores), np.array(labels), encoded), truth
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mask_ap_equals_pycocotools(seed):
+    found, truth = mask_case(seed)
+    metrics = evaluate_masks(found, truth, CATEGORIES)
+    expected, per_category = pycocotools_mask_metrics(found, truth)
+    np.testing.assert_array_equal(metrics[:6], expected)
+    np.testing.assert_array_equal([metrics.per_category[name] for name in "abc"], per_category)
+    assert math.isnan(metrics.per_category["d"]) and 0.1 < metrics.ap < 1
+    assert metrics.ap != evaluate(found, truth, CATEGORIES).ap
+
+
+def pycocotools_mask_metrics(found: Found, truth: GroundTruth):
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(truth.image_of[i]),
+            "category_id": int(truth.labels[i]),
+            "segmentation": truth.masks[i],
+            "bbox": xywh(truth.boxes)[i].tolist(),
+            "area": float(truth.area[i]),
+            "iscrowd": int(truth.crowd[i]),
+        }
+        for i in range(len(truth.labels))
+    ]
+    results = [
+        {"image_id": int(i), "category_id": int(c), "score": float(s), "segmentation": m}
+        for i, c, s, m in zip(found.image_of, found.labels, found.scores, found.masks, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = {
+            "images": [{"id": int(i), "height": 120, "width": 160} for i in truth.image_ids],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(CATEGORIES)],
+            "annotations": annotations,
+        }
+        reference.createIndex()
+        evaluator = COCOeval(reference, reference.loadRes(results), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    precision = evaluator.eval["precision"][:, :, :3, 0, 2]
+    defined = np.where(evaluator.stats[:6] < 0, np.nan, evaluator.stats[:6])
+    return defined, [precision[:, :, label].mean() for label in range(3)]
+
+
+def test_masks_are_needed_on_both_sides():
+    found, truth = mask_case(0)
+    with pytest.raises(ValueError, match="The detections have not a mask for each object"):
+        evaluate_masks(found._replace(masks=None), truth, CATEGORIES)
+    with pytest.raises(ValueError, match="The ground truth have not a mask.*mask_stride"):
+        evaluate_masks(found, truth._replace(masks=found.masks[:3]), CATEGORIES)
+
+
+@pytest.mark.skipif(not REFERENCES.is_dir(), reason=f"no {REFERENCES}: set CSE_JAX_TEST_DATA")
+def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count():
+    reference = json.loads((REFERENCES / "instances_val2014_100_gt.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in reference["images"]}
+    index = {category["id"]: label for label, category in enumerate(reference["categories"])}
+    objects = reference["annotations"]
+    masks = [
+        {"size": sizes[o["image_id"]], "counts": run_lengths(o["segmentation"], sizes[o["image_id"]])} for o in objects
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = COCO(str(REFERENCES / "instances_val2014_100_gt.json"))
+    for row, mask in zip(objects, masks, strict=True):
+        counts = oracle.annToRLE(row)["counts"]
+        assert mask["counts"] == (counts.encode() if isinstance(counts, str) else counts)
+    image_of = np.array([o["image_id"] for o in objects])
+    labels = np.array([index[o["category_id"]] for o in objects])
+    corners = np.array([o["bbox"] for o in objects])
+    boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
+    crowd = np.array([o["iscrowd"] for o in objects], bool)
+    area = np.array([o["area"] for o in objects])
+    truth = GroundTruth(np.array(list(sizes)), image_of, boxes, labels, area, crowd, masks=masks)
+    names = [str(label) for label in range(80)]
+    found = Found(image_of, boxes, np.ones(len(labels)), labels, masks)
+    assert evaluate_masks(found, truth, names).ap == pytest.approx(1.0)
+    own = np.flatnonzero(~crowd)
+    fewer = Found(*(column[own] for column in found[:4]), masks=[masks[i] for i in own])
+    assert evaluate_masks(fewer, truth, names).ap == pytest.approx(1.0)
+    assert evaluate_masks(fewer, truth._replace(crowd=np.zeros(len(labels), bool)), names).ap < 0.999
+
+
+# --- Pascal VOC ---
+
+
+def voc_case(detections, objects, difficult=()):
+    """Detections are (image, score, x1 of a box 10 wide and high), objects (image, x1); all of one category."""
+    rows = np.array(detections, float).reshape(-1, 3)
+    found = Found(rows[:, 0].astype(int), _squares(rows[:, 2]), rows[:, 1], np.zeros(len(rows), int))
+    rows = np.array(objects, float).reshape(-1, 2)
+    flags = np.isin(np.arange(len(rows)), difficult)
+    zeros = np.zeros(len(rows), int)
+    images = np.array([1, 2])
+    truth = GroundTruth(images, rows[:, 0].astype(int), _squares(rows[:, 1]), zeros, zeros, zeros > 0, flags)
+    return evaluate_voc(found, truth, ["thing"])
+
+
+def _squares(x1):
+    return np.stack([x1, np.zeros_like(x1), x1 + 10, np.full_like(x1, 10.0)], axis=-1)
+
+
+def test_voc_of_a_curve_worked_by_hand():
+    """Right, wrong, right of 4 objects: precision 1 to recall 1/4, 2/3 to recall 1/2, then nothing."""
+    metrics = voc_case([(1, 0.9, 0), (1, 0.8, 500), (1, 0.7, 20)], [(1, 0), (1, 20), (2, 0), (2, 20)])
+    assert metrics.map_area == pytest.approx(0.25 * 1 + 0.25 * 2 / 3)
+    assert metrics.map_07 == pytest.approx((3 * 1 + 3 * 2 / 3) / 11)  # recalls 0, .1, .2 and .3, .4, .5
+
+
+def test_voc_finds_an_object_once():
+    assert voc_case([(1, 0.9, 0), (1, 0.8, 1)], [(1, 0), (1, 50)]).map_area == pytest.approx(0.5)
+    # The second overlaps the first object most, which is taken: it is wrong though another one is near enough.
+    twice = voc_case([(1, 0.9, 0), (1, 0.8, 1), (1, 0.7, 3)], [(1, 0), (1, 3)])
+    assert twice.map_area == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+@pytest.mark.parametrize(("x1", "ap"), [(10 / 3 - 1e-6, 1.0), (10 / 3 + 1e-6, 0.0)])
+def test_voc_threshold_is_an_iou_of_one_half(x1, ap):
+    assert voc_case([(1, 0.9, x1)], [(1, 0)]).map_area == ap
+
+
+def test_voc_difficult_objects_are_neither_found_nor_missed():
+    assert voc_case([(1, 0.9, 0)], [(1, 0), (1, 50)], difficult=[1]).map_area == 1.0
+    with_difficult = voc_case([(1, 0.95, 50), (1, 0.94, 50), (1, 0.9, 0)], [(1, 0), (1, 50)], difficult=[1])
+    assert with_difficult.map_area == 1.0
+    assert voc_case([(1, 0.95, 50), (1, 0.9, 0)], [(1, 0)]).map_area == 0.5
+    assert math.isnan(voc_case([(1, 0.9, 0)], [(1, 0)], difficult=[0]).map_07)
+
+
+def test_voc_detections_on_other_images_and_categories_do_not_match():
+    assert voc_case([(2, 0.9, 0)], [(1, 0)]).map_area == 0.0
+    assert voc_case([], [(1, 0)]).map_area == 0.0
+    found, truth = random_case(3)
+    metrics = evaluate_voc(found, truth, CATEGORIES)
+    shifted = evaluate_voc(found._replace(labels=(found.labels + 1) % 3), truth, CATEGORIES)
+    assert shifted.map_area < 0.5 * metrics.map_area
+    assert metrics.map_area == pytest.approx(np.mean([metrics.per_category_area[name] for name in "abc"]))
+    assert math.isnan(metrics.per_category_area["d"])
+
+
+def test_voc_curves():
+    recall, precision = np.array([0.2, 0.2, 0.4, 1.0]), np.array([1.0, 0.5, 2 / 3, 0.75])
+    assert area_ap(recall, precision) == pytest.approx(0.2 * 1 + 0.8 * 0.75)
+    assert eleven_point_ap(recall, precision) == pytest.approx((3 * 1 + 8 * 0.75) / 11)

@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detectors.data.datasets import DataConfig, open_dataset, open_records
 from detectors.data.digit_scenes import DigitScenesConfig
-from detectors.data.pipeline import (
-    DataConfig,
-    eval_batches,
-    flipped,
-    make_batch,
-    one_image_per_category,
-    open_dataset,
-    open_records,
-    train_batches,
-)
+from detectors.data.pipeline import eval_batches, flipped, make_batch, one_image_per_category, train_batches
 
 CATEGORIES = ("cat", "dog", "owl")
 TEST_DATA = pathlib.Path(

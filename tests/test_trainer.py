@@ -10,8 +10,8 @@ import cse_jax
 from cse_jax import spaces, zoo
 from cse_jax.trials import LossPair, Stopped, TrainingDiverged
 from detectors import checkpoint
+from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
-from detectors.data.pipeline import DataConfig, open_dataset
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.run_config import training_in_seconds

@@ -1,6 +1,6 @@
 """FCOS on digit scenes: both branches, controls and a final comparison, in minutes on 2 cores.
 
-    python launch/search.py
+python launch/search.py
 """
 
 from detectors.run_config import FCOSRun, search_in_minutes, training_in_seconds

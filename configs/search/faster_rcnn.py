@@ -1,6 +1,6 @@
 """Faster R-CNN on digit scenes: the multi-class space, otherwise as the default.
 
-    python launch/search.py --config=configs/search/faster_rcnn.py
+python launch/search.py --config=configs/search/faster_rcnn.py
 """
 
 from detectors.run_config import FasterRCNNRun, search_in_minutes, training_in_seconds

@@ -1,13 +1,13 @@
 """Every stage of a search in about a minute on 2 cores: proves that it runs, finds nothing worth having.
 
-    python launch/search.py --config=configs/search/one_minute.py
+python launch/search.py --config=configs/search/one_minute.py
 """
 
 from cse_jax.branch import BranchConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
+from detectors.data.datasets import DataConfig
 from detectors.data.digit_scenes import DigitScenesConfig
-from detectors.data.pipeline import DataConfig
 from detectors.run_config import FCOSRun, training_in_seconds
 from detectors.trainer import ScheduleConfig
 

@@ -6,24 +6,20 @@ is drawn: no glyph of ``select`` or ``test`` is ever seen in training. Writers a
 writer's glyphs may be in several splits.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 import os
 import pathlib
-import shutil
 import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 from tensorflow_datasets.core import writer
-from tensorflow_datasets.proto import tf_example_pb2
 
+from detectors.data.building import StableWriter, build_once, default_data_dir
 from detectors.data.scene_rendering import SceneConfig, render_scene
 
 SPLITS = ("train", "select", "test")
@@ -93,7 +89,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _example_writer(self) -> writer.ExampleWriter:
-        return _StableWriter(file_format=self.info.file_format)
+        return StableWriter(file_format=self.info.file_format)
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
@@ -109,17 +105,6 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             scene = render_scene(rng, glyphs, labels, config.scene)
             objects = [{"box": box, "label": int(label)} for box, label in zip(scene.boxes, scene.labels, strict=True)]
             yield index, {"image": _encode_png(scene.image), "image_id": first_id + index, "objects": objects}
-
-
-class _StableWriter(writer.ExampleWriter):
-    """Writes the same bytes in every process. Protocol buffers order the entries of a map at random otherwise."""
-
-    def write(self, path, examples):
-        stable = (
-            (key, tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True))
-            for key, serialized in examples
-        )
-        return super().write(path, stable)
 
 
 def split_glyphs(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -145,11 +130,6 @@ def split_glyphs(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def default_data_dir() -> pathlib.Path:
-    """``$CSE_JAX_DATA_DIR``, or ``~/.cache/cse_jax``."""
-    return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
-
-
 def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = "") -> DigitScenes:
     """Builds the data set unless it is there, and returns its builder.
 
@@ -168,19 +148,7 @@ def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = 
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     builder_config = DigitScenesBuilderConfig(name=config.name, scenes=config)
     try:
-        with _quiet_tfds():
-            builder = DigitScenes(data_dir=root, config=builder_config, file_format="array_record")
-            if builder.data_path.exists():
-                return builder
-            with _exclusive(root / builder.name):
-                # Another process may have built it meanwhile; only a new builder reads what it wrote.
-                builder = DigitScenes(data_dir=root, config=builder_config, file_format="array_record")
-                _remove_interrupted_builds(pathlib.Path(builder.data_path))
-                builder.download_and_prepare(
-                    download_dir=root / builder.name / "downloads",
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-                )
-                return builder
+        return build_once(lambda: DigitScenes(data_dir=root, config=builder_config, file_format="array_record"))
     # Array records report a full disk as RuntimeError.
     except (OSError, RuntimeError) as error:
         megabytes = sum(map(config.images, SPLITS)) * 3 * config.scene.image_size**2 // 10**6 + 1
@@ -188,33 +156,6 @@ def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = 
             f"Could not build the digit scenes in {root}: {error}. The folder must be writable, with {megabytes} MB"
             " free; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
         ) from error
-
-
-@contextlib.contextmanager
-def _exclusive(folder: pathlib.Path):
-    """Holds a lock on the folder; the system drops it if the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_interrupted_builds(path: pathlib.Path) -> None:
-    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):
-        shutil.rmtree(leftover)
-
-
-@contextlib.contextmanager
-def _quiet_tfds():
-    """Silences TFDS, which talks of downloads and custom configurations that don't concern the user."""
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _encode_png(image: np.ndarray) -> bytes:

@@ -1,52 +1,44 @@
-"""From records to batches: validated examples with random access, batched by Grain.
+"""From validated examples to batches, by Grain.
 
 A training batch depends only on the source, the seed and the step, so that an interrupted training goes on with the
 very batches it would have seen.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
-from absl import logging
+from absl import flags
 from jaxtyping import UInt8
 
-from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
-from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
+from detectors.data.records import Annotation
+from detectors.data.resizing import mask_grid
 from detectors.structures import Batch
-
-SIZE_MULTIPLE = 32  # batches are padded to a multiple of the detectors' common strides
-
-
-@dataclasses.dataclass
-class DataConfig:
-    """What to train and evaluate on, and how batches are made from it."""
-
-    digit_scenes: DigitScenesConfig = dataclasses.field(default_factory=DigitScenesConfig)
-    data_dir: str = ""  # where built data sets are kept; empty: $CSE_JAX_DATA_DIR or ~/.cache/cse_jax
-    max_boxes: int = 8  # ground truth is padded to so many boxes
-    mean: tuple[float, float, float] = (128.0, 128.0, 128.0)  # RGB, grey levels of 0..255
-    std: tuple[float, float, float] = (60.0, 60.0, 60.0)
-    flip: float = 0.0  # for train_batches: probability of mirroring; digits are not the same mirrored
-    min_side: int = 32  # smaller images are not trained on; pixels
-    cache: bool = True  # keep decoded images in memory
 
 
 class Layout(NamedTuple):
-    """The static shape of a batch, and the normalisation of its images."""
+    """The static shapes of batches, and the normalisation of their images."""
 
-    size: tuple[int, int]  # (height, width) after padding, pixels
+    size: tuple[int, int]  # (height, width) after padding, pixels; of lying images if there are two shapes
     max_boxes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    two_shapes: bool = False  # standing images (not wider than high) have batches of their own, of the transposed size
+    mask_stride: int = 0  # pixels per cell of the batches' masks; 0 for no masks
+
+    def stands(self, size: tuple[int, int]) -> bool:
+        """Whether an image of (height, width) goes into a batch of the transposed size."""
+        return self.two_shapes and size[1] <= size[0]
 
 
 class Example(NamedTuple):
+    """An image at the detector's size, and its annotation in pixels of the original."""
+
     image: UInt8[np.ndarray, "h w 3"]
     annotation: Annotation
+    mirrored: bool = False  # says it of the annotation's masks; its boxes are mirrored already
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,67 +61,19 @@ class Source(Sequence[Example]):
         images = [self.images[index] for index in indices]
         return dataclasses.replace(self, annotations=[self.annotations[index] for index in indices], images=images)
 
-
-class Dataset(NamedTuple):
-    """The three splits of a data set. ``test`` is for the final report only: nothing may be selected on it."""
-
-    categories: tuple[str, ...]
-    train: Source
-    select: Source
-    test: Source
-    bad_records: dict[str, BadRecords]
-
-
-def open_dataset(config: DataConfig) -> Dataset:
-    """Builds the digit scenes unless they are cached, and opens their splits.
-
-    What is wrong with single records is logged once and kept in ``bad_records``.
-
-    Raises:
-      OSError: the data set can be neither built nor read, naming the folder.
-      ValueError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
-    """
-    builder = build_digit_scenes(config.digit_scenes, config.data_dir)
-    try:
-        records = {
-            split: builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-            for split in SPLITS
-        }
-        return open_records(records, CATEGORIES, config)
-    except (OSError, RuntimeError) as error:
-        raise OSError(
-            f"Could not read the data set in {builder.data_path}: {error}. Delete that folder to have it built again."
-        ) from error
-
-
-def open_records(
-    records: Mapping[str, grain.sources.RandomAccessDataSource[Mapping]],
-    categories: tuple[str, ...],
-    config: DataConfig,
-) -> Dataset:
-    """Validates the records of ``train``, ``select`` and ``test``, as ``open_dataset`` does for the digit scenes.
-
-    Images without boxes and small images are kept in ``select`` and ``test``, where every image is scored, and left
-    out of ``train``.
-    """
-    valid, reports = {}, {}
-    for split in SPLITS:
-        valid[split], reports[split] = _validate(records[split], categories, config, training=split == "train")
-        if reports[split]:
-            logging.warning("Split %s has flawed records:\n%s", split, reports[split])
-        if not valid[split][0]:
-            raise ValueError(f"Split {split!r} has no valid record out of {len(records[split])}:\n{reports[split]}")
-    sizes = np.array([a.size for annotations, _ in valid.values() for a in annotations])
-    padded = -(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    layout = Layout(tuple(padded.tolist()), config.max_boxes, tuple(config.mean), tuple(config.std))
-    sources = {split: Source(*valid[split], categories, layout) for split in SPLITS}
-    return Dataset(categories, **sources, bad_records=reports)
+    def orientations(self) -> list[list[int]]:
+        """Indices of the images that may share a batch: all, or the lying and the standing ones."""
+        stands = [self.layout.stands(annotation.size) for annotation in self.annotations]
+        groups = [[index for index, value in enumerate(stands) if value == wanted] for wanted in (False, True)]
+        return [group for group in groups if group]
 
 
 def train_batches(
-    source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0
+    source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0, workers: int = 0
 ) -> grain.DatasetIterator[Batch]:
     """Endless training batches, shuffled anew each epoch; a batch may reach into the next epoch.
+
+    Images of the two orientations take turns in proportion to their numbers, each with epochs of its own.
 
     Args:
       source: what to train on.
@@ -137,24 +81,41 @@ def train_batches(
       seed: of order and flips; the batch of a step depends on nothing else.
       flip: probability of a horizontal flip (``DataConfig.flip``).
       start_step: the step whose batch comes first.
+      workers: processes that make batches; with 0 it is done by threads of this one. The batches are the same.
 
     Returns:
-      A Grain iterator, checkpointable by ``get_state`` and ``set_state``; its state counts from ``start_step``.
+      A Grain iterator, checkpointable by ``get_state`` and ``set_state``; its state counts from ``start_step``. With
+      workers, ``close`` it when done.
     """
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    if flip > 0:
-        examples = examples.random_map(lambda example, rng: flipped(example) if rng.random() < flip else example)
-    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=lambda chosen: make_batch(chosen, source.layout))
+    streams, groups = [], source.orientations()
+    for group in groups:
+        chosen = _Chosen(source, group) if len(groups) > 1 else source
+        examples = grain.MapDataset.source(chosen).seed(seed).shuffle().repeat()
+        if flip > 0:
+            examples = examples.random_map(lambda example, rng: flipped(example) if rng.random() < flip else example)
+        streams.append(
+            examples.batch(batch_size, drop_remainder=True, batch_fn=lambda chosen: make_batch(chosen, source.layout))
+        )
+    batches = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [len(group) for group in groups])
     threads = 0 if isinstance(source.images, list) else 2  # threads only help where images are decoded
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(batches[start_step:].to_iter_dataset(options))
+    prepared = batches[start_step:].to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks a flag; a program without absl.app has not parsed any
+        prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(prepared)
 
 
 def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with blank images that ``real`` marks as False."""
-    for start in range(0, len(source), batch_size):
-        chosen = [source[index] for index in range(start, min(start + batch_size, len(source)))]
-        yield make_batch(chosen, source.layout, batch_size)
+    """Every image once, in order, lying ones before standing ones if their batches differ in shape.
+
+    The last batch of a shape is filled up with blank images that ``real`` marks as False.
+    """
+    for group in source.orientations():
+        for start in range(0, len(group), batch_size):
+            chosen = [source[index] for index in group[start : start + batch_size]]
+            yield make_batch(chosen, source.layout, batch_size)
 
 
 def one_image_per_category(source: Source, seed: int) -> Source:
@@ -177,76 +138,73 @@ def one_image_per_category(source: Source, seed: int) -> Source:
 
 
 def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0) -> Batch:
-    """Normalises, pads and stacks examples; ``batch_size`` beyond their number adds blank images."""
+    """Normalises, pads and stacks examples; ``batch_size`` beyond their number adds blank images.
+
+    Boxes are scaled to the resized images and clipped to them; crowds and difficult objects are left out.
+
+    Args:
+      examples: all of one orientation if the layout has two shapes.
+      layout: shapes and normalisation.
+      batch_size: images of the batch.
+
+    Raises:
+      ValueError: an example has more boxes than the layout, or lacks the masks that the layout asks for.
+    """
     rows = max(batch_size, len(examples))
-    height, width = layout.size
+    height, width = layout.size[::-1] if examples and layout.stands(examples[0].annotation.size) else layout.size
     image = np.zeros((rows, height, width, 3), np.float32)
     boxes = np.zeros((rows, layout.max_boxes, 4), np.float32)
     labels = np.zeros((rows, layout.max_boxes), np.int32)
     valid = np.zeros((rows, layout.max_boxes), bool)
-    image_size = np.tile(np.array(layout.size, np.float32), (rows, 1))
+    image_size = np.tile(np.array((height, width), np.float32), (rows, 1))
     image_id = np.full(rows, -1, np.int32)
+    stride = layout.mask_stride
+    masks = np.zeros((rows, layout.max_boxes, height // stride, width // stride), bool) if stride else None
     # Rows of interleaved channels keep numpy's inner loop long: 10x faster than broadcasting over the 3 channels.
     mean, scale = (np.tile(np.array(v, np.float32), width) for v in (layout.mean, 1 / np.array(layout.std)))
     lines = image.reshape(rows, height, width * 3)
-    for row, (pixels, annotation) in enumerate(examples):
-        h, w = annotation.size
+    for row, example in enumerate(examples):
+        pixels, annotation = example.image, example.annotation
+        h, w = pixels.shape[:2]
         target = lines[row, :h, : 3 * w]
         np.subtract(pixels.reshape(h, 3 * w), mean[: 3 * w], out=target)
         target *= scale[: 3 * w]
-        n = len(annotation.labels)
-        boxes[row, :n], labels[row, :n], valid[row, :n] = annotation.boxes, annotation.labels, True
-        image_size[row], image_id[row] = annotation.size, annotation.image_id
-    return Batch(image, image_size, boxes, labels, valid, image_id, real=np.arange(rows) < len(examples))
+        kept = np.flatnonzero(annotation.trained)
+        n = len(kept)
+        if n > layout.max_boxes:
+            raise ValueError(f"Image {annotation.image_id} has {n} boxes, more than max_boxes={layout.max_boxes}")
+        stretch = np.array((w, h, w, h)) / np.array((*annotation.size[::-1], *annotation.size[::-1]))
+        boxes[row, :n] = np.clip(annotation.boxes[kept] * stretch, 0, (w, h, w, h))
+        labels[row, :n], valid[row, :n] = annotation.labels[kept], True
+        image_size[row], image_id[row] = (h, w), annotation.image_id
+        if masks is not None:
+            for slot, index in enumerate(kept):
+                runs = annotation.masks[index] if annotation.masks else b""
+                if not runs:
+                    raise ValueError(f"Image {annotation.image_id} has a box without mask: set data.mask_stride to 0")
+                grid = mask_grid(runs, annotation.size, (h, w), stride, mirrored=example.mirrored)
+                masks[row, slot, : grid.shape[0], : grid.shape[1]] = grid
+    real = np.arange(rows) < len(examples)
+    return Batch(image, image_size, boxes, labels, valid, image_id, real=real, masks=masks)
 
 
 def flipped(example: Example) -> Example:
     """The example mirrored left to right."""
     x1, y1, x2, y2 = example.annotation.boxes.T
     width = np.float32(example.annotation.size[1])
-    boxes = np.stack([width - x2, y1, width - x1, y2], axis=-1)
-    return Example(np.ascontiguousarray(example.image[:, ::-1]), example.annotation._replace(boxes=boxes))
+    annotation = example.annotation._replace(boxes=np.stack([width - x2, y1, width - x1, y2], axis=-1))
+    return Example(np.ascontiguousarray(example.image[:, ::-1]), annotation, not example.mirrored)
 
 
-class _DecodedOnDemand(Sequence):
-    """Images of the records at ``indices``, decoded at each access."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chosen(Sequence[Example]):
+    """The examples of a source at ``indices``, made at each access."""
 
-    def __init__(self, records: grain.sources.RandomAccessDataSource[Mapping], indices: Sequence[int]):
-        self._records, self._indices = records, indices
+    source: Source
+    indices: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        record = self._records[self._indices[index]]
-        return decode_image(record["image"], int(record["image_id"]))
-
-
-def _validate(records, categories, config: DataConfig, *, training: bool):
-    """The annotations and images of the valid records, and the report on the others."""
-    report = BadRecords()
-    annotations, images, indices = [], [], []
-    for index in range(len(records)):
-        record = records[index]
-        try:
-            image = decode_image(record["image"], int(record["image_id"]))
-            annotation = read_annotation(record, image.shape[:2], categories, report)
-        except BadRecord as bad:
-            report.add(bad.reason, bad.detail)
-            continue
-        if len(annotation.labels) > config.max_boxes:
-            raise ValueError(
-                f"Image {annotation.image_id} has {len(annotation.labels)} boxes, more than max_boxes="
-                f"{config.max_boxes}: set data.max_boxes to at least {len(annotation.labels)}."
-            )
-        if training and min(annotation.size) < config.min_side:
-            height, width = annotation.size
-            report.add(f"image with a side under {config.min_side}", f"image {annotation.image_id} ({width}x{height})")
-        elif training and not len(annotation.labels):
-            report.add("image without boxes, not trained on", f"image {annotation.image_id}")
-        else:
-            annotations.append(annotation)
-            indices.append(index)
-            if config.cache:
-                images.append(image)
-    return (annotations, images if config.cache else _DecodedOnDemand(records, indices)), report
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]

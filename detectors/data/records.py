@@ -10,17 +10,33 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 
 class Annotation(NamedTuple):
-    """What is known of one image: its objects' boxes lie inside it, in pixels, and have an area."""
+    """What is known of one image. Boxes have an area and are in pixels of the original image.
+
+    Objects that are ``crowd`` (COCO) or ``difficult`` (VOC) are not trained on; evaluation neither rewards nor
+    punishes finding them. None says that a data set has no such thing.
+    """
 
     image_id: int
     size: tuple[int, int]  # (height, width), pixels
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
+    area: Float[np.ndarray, " n"] | None = None  # square pixels, of the mask where there is one; None: of the boxes
+    crowd: Bool[np.ndarray, " n"] | None = None
+    difficult: Bool[np.ndarray, " n"] | None = None
+    masks: tuple[bytes, ...] | None = None  # run lengths of each object in COCO's compressed form; empty: no mask
+
+    @property
+    def trained(self) -> Bool[np.ndarray, " n"]:
+        """Objects that a detector shall learn to find."""
+        ignored = np.zeros(len(self.labels), bool)
+        for flags in (self.crowd, self.difficult):
+            ignored = ignored if flags is None else ignored | flags
+        return ~ignored
 
 
 class BadRecord(ValueError):
@@ -38,6 +54,17 @@ class BadRecords:
         self.counts: collections.Counter[str] = collections.Counter()
         self.cases: dict[str, list[str]] = collections.defaultdict(list)
         self._shown = shown
+
+    def to_json(self) -> dict[str, list]:
+        """For each reason the count and the cases that are kept."""
+        return {reason: [count, self.cases[reason]] for reason, count in self.counts.items()}
+
+    @classmethod
+    def from_json(cls, reasons: dict[str, list], shown: int = 3) -> "BadRecords":
+        report = cls(shown)
+        for reason, (count, cases) in reasons.items():
+            report.counts[reason], report.cases[reason] = count, cases[:shown]
+        return report
 
     def add(self, reason: str, detail: str) -> None:
         self.counts[reason] += 1

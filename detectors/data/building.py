@@ -1,0 +1,83 @@
+"""Builds a TFDS data set once, whole or not at all, without TensorFlow."""
+
+import contextlib
+import fcntl
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+
+class StableWriter(writer.ExampleWriter):
+    """Writes the same bytes in every process. Protocol buffers order the entries of a map at random otherwise."""
+
+    def write(self, path, examples):
+        stable = (
+            (key, tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True))
+            for key, serialized in examples
+        )
+        return super().write(path, stable)
+
+
+def default_data_dir() -> pathlib.Path:
+    """``$CSE_JAX_DATA_DIR``, or ``~/.cache/cse_jax``."""
+    return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
+
+
+def build_once(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+    """The builder, after building its data set unless it is there.
+
+    The files appear under their final name in one step when they are complete. Several processes may call this at
+    once: one of them builds, the others wait.
+
+    Args:
+      make_builder: a new builder at each call.
+    """
+    with _quiet_tfds():
+        builder = make_builder()
+        if builder.data_path.exists():
+            return builder
+        path = pathlib.Path(builder.data_path)
+        folder = pathlib.Path(builder.data_dir_root) / builder.name
+        with _exclusive(folder):
+            # Another process may have built it meanwhile; only a new builder reads what it wrote.
+            builder = make_builder()
+            _remove_interrupted_builds(path)
+            builder.download_and_prepare(
+                download_dir=folder / "downloads",
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+            return builder
+
+
+@contextlib.contextmanager
+def _exclusive(folder: pathlib.Path):
+    """Holds a lock on the folder; the system drops it if the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_interrupted_builds(path: pathlib.Path) -> None:
+    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):
+        shutil.rmtree(leftover)
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+    """Silences TFDS, which talks of downloads and custom configurations that don't concern the user."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

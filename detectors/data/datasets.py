@@ -1,0 +1,254 @@
+"""Opens a data set: the digit scenes, or one that the user has on disk. Says once what was wrong with its records."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import UInt8
+from tensorflow_datasets.proto import tf_example_pb2
+
+from detectors.data.annotated import load_annotations, load_report
+from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
+from detectors.data.on_disk import ROLES, DiskData, build_detection_set
+from detectors.data.pipeline import Layout, Source
+from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
+from detectors.data.resizing import fitted_size, resized
+from detectors.data.settings import BatchConfig
+
+SIZE_MULTIPLE = 32  # batches are padded to a multiple of the detectors' common strides
+
+
+@dataclasses.dataclass
+class DataConfig(BatchConfig):
+    """The digit scenes and how batches are made from them."""
+
+    digit_scenes: DigitScenesConfig = dataclasses.field(default_factory=DigitScenesConfig)
+    max_boxes: int = dataclasses.field(default=8, kw_only=True)
+    mean: tuple[float, float, float] = dataclasses.field(default=(128.0, 128.0, 128.0), kw_only=True)
+    std: tuple[float, float, float] = dataclasses.field(default=(60.0, 60.0, 60.0), kw_only=True)
+    flip: float = dataclasses.field(default=0.0, kw_only=True)  # digits are not the same mirrored
+    short_side: int = dataclasses.field(default=0, kw_only=True)
+    long_side: int = dataclasses.field(default=0, kw_only=True)
+    cache: bool = dataclasses.field(default=True, kw_only=True)
+
+
+class Dataset(NamedTuple):
+    """The three splits of a data set.
+
+    ``test`` is for the final report only: nothing may be selected on it. On a data set with two splits ``select`` is
+    ``test``, unless some of the training images are held out (``DiskData.select_images``).
+    """
+
+    categories: tuple[str, ...]
+    train: Source
+    select: Source
+    test: Source
+    bad_records: dict[str, BadRecords]
+
+
+def open_dataset(config: DataConfig | DiskData) -> Dataset:
+    """Builds the data set unless it is cached, and opens its splits.
+
+    What is wrong with single records is logged once and kept in ``bad_records``.
+
+    Raises:
+      OSError: the data set can be neither built nor read, naming the folder.
+      ValueError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
+    """
+    builder = build_detection_set(config) if isinstance(config, DiskData) else _digit_scenes(config)
+    try:
+        if isinstance(config, DiskData):
+            return _open_detection_set(builder, config)
+        records = {
+            split: builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+            for split in SPLITS
+        }
+        return open_records(records, CATEGORIES, config)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"Could not read the data set in {builder.data_path}: {error}. Delete that folder to have it built again."
+        ) from error
+
+
+def open_records(
+    records: Mapping[str, grain.sources.RandomAccessDataSource[Mapping]],
+    categories: tuple[str, ...],
+    config: BatchConfig,
+) -> Dataset:
+    """Validates the records of ``train``, ``select`` and ``test``, as ``open_dataset`` does for the digit scenes.
+
+    Images without boxes and small images are kept in ``select`` and ``test``, where every image is scored, and left
+    out of ``train``.
+    """
+    annotations, images, reports = {}, {}, {}
+    for split in SPLITS:
+        report = reports[split] = BadRecords()
+        found, decoded, indices = [], [], []
+        for index in range(len(records[split])):
+            record = records[split][index]
+            try:
+                image = decode_image(record["image"], int(record["image_id"]))
+                found.append(read_annotation(record, image.shape[:2], categories, report))
+            except BadRecord as bad:
+                report.add(bad.reason, bad.detail)
+                continue
+            indices.append(index)
+            if config.cache:
+                decoded.append(resized(image, _target(image.shape[:2], config)))
+        kept = _usable(found, config, report, training=split == "train")
+        annotations[split] = [found[index] for index in kept]
+        fetch = functools.partial(_record_image, records[split])
+        chosen = [indices[index] for index in kept]
+        images[split] = [decoded[index] for index in kept] if config.cache else _OnDemand(fetch, chosen, config)
+        _check_split(split, annotations[split], len(records[split]), report)
+    layout = _layout(annotations, config)
+    sources = {split: Source(annotations[split], images[split], categories, layout) for split in SPLITS}
+    return Dataset(categories, **sources, bad_records=reports)
+
+
+class BuiltSplit(NamedTuple):
+    """``train`` or ``test`` of a built data set, all of it."""
+
+    categories: tuple[str, ...]
+    annotations: list[Annotation]
+    names: list[str]  # of the image files
+    report: BadRecords  # what was dropped when it was built
+    encoded: "_StoredImages"
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The decoded image, at its own size."""
+        return decode_image(*self.encoded(int(index)))
+
+
+def read_built(builder: tfds.core.DatasetBuilder, role: str, *, masks: bool = True, shown_bad: int = 3) -> BuiltSplit:
+    """What ``build_detection_set`` wrote of ``train`` or ``test``, with ``shown_bad`` cases of each flaw."""
+    path = pathlib.Path(builder.data_path)
+    categories = tuple(json.loads((path / "categories.json").read_text()))
+    annotations, names = load_annotations(path / f"annotations-{role}.npz", masks=masks)
+    report = load_report(path / f"bad_records-{role}.json", shown_bad)
+    files = [str(name) for name in builder.info.splits[role].filepaths]
+    return BuiltSplit(categories, annotations, names, report, _StoredImages(files))
+
+
+def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> Dataset:
+    splits = {role: read_built(builder, role, masks=bool(config.mask_stride)) for role in ROLES}
+    annotations, places, reports = {}, {}, {}
+    for role, split in splits.items():
+        report = reports[role] = split.report
+        places[role] = _usable(split.annotations, config, report, training=role == "train")
+        annotations[role] = [split.annotations[index] for index in places[role]]
+        _check_split(role, annotations[role], len(split.annotations), report)
+    if not 0 <= config.select_images < len(places["train"]):
+        raise ValueError(
+            f"data.select_images={config.select_images} must leave images to train on, of {len(places['train'])}"
+        )
+    layout = _layout(annotations, config)
+
+    def source(role: str, chosen: Sequence[int]) -> Source:
+        images = _OnDemand(splits[role].encoded, [places[role][index] for index in chosen], config)
+        if config.cache:
+            images = list(images)
+        return Source([annotations[role][index] for index in chosen], images, splits[role].categories, layout)
+
+    shuffled = np.random.default_rng(0).permutation(len(places["train"]))
+    held_out, rest = sorted(shuffled[: config.select_images]), sorted(shuffled[config.select_images :])
+    test = source("test", range(len(places["test"])))
+    select, reports["select"] = (source("train", held_out), BadRecords()) if held_out else (test, reports["test"])
+    return Dataset(test.categories, source("train", rest), select, test, bad_records=reports)
+
+
+def _usable(annotations: Sequence[Annotation], config: BatchConfig, report: BadRecords, *, training: bool) -> list[int]:
+    """Indices of the images to use; raises ValueError where the padding is too short."""
+    kept = []
+    for index, annotation in enumerate(annotations):
+        boxes = int(annotation.trained.sum())
+        if boxes > config.max_boxes:
+            raise ValueError(
+                f"Image {annotation.image_id} has {boxes} boxes, more than max_boxes={config.max_boxes}: set "
+                f"data.max_boxes to at least {max(int(other.trained.sum()) for other in annotations)}."
+            )
+        if training and min(annotation.size) < config.min_side:
+            height, width = annotation.size
+            report.add(f"image with a side under {config.min_side}", f"image {annotation.image_id} ({width}x{height})")
+        elif training and not boxes:
+            report.add("image without boxes, not trained on", f"image {annotation.image_id}")
+        else:
+            kept.append(index)
+    return kept
+
+
+def _check_split(split: str, annotations: Sequence[Annotation], records: int, report: BadRecords) -> None:
+    if report:
+        logging.warning("Split %s has flawed records:\n%s", split, report)
+    if not annotations:
+        raise ValueError(f"Split {split!r} has no valid record out of {records}:\n{report}")
+
+
+def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
+    """One shape that holds all images, or, if they are resized, all of them lying on their long side."""
+    if config.mask_stride and SIZE_MULTIPLE % config.mask_stride:
+        raise ValueError(f"data.mask_stride={config.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")
+    sizes = np.array([_target(a.size, config) for split in annotations.values() for a in split])
+    if config.limits:
+        sizes.sort(axis=1)
+    padded = -(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    return Layout(
+        tuple(padded.tolist()),
+        config.max_boxes,
+        tuple(config.mean),
+        tuple(config.std),
+        two_shapes=bool(config.limits),
+        mask_stride=config.mask_stride,
+    )
+
+
+def _target(size: tuple[int, int], config: BatchConfig) -> tuple[int, int]:
+    return fitted_size(size, config.limits) if config.limits else tuple(size)
+
+
+def _digit_scenes(config: DataConfig) -> tfds.core.DatasetBuilder:
+    return build_digit_scenes(config.digit_scenes, config.data_dir)
+
+
+class _OnDemand(Sequence):
+    """Images at ``indices``, decoded and resized at each access."""
+
+    def __init__(self, fetch, indices: Sequence[int], config: BatchConfig):
+        self._fetch, self._indices, self._config = fetch, [int(index) for index in indices], config
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        image = decode_image(*self._fetch(self._indices[index]))
+        return resized(image, _target(image.shape[:2], self._config))
+
+
+def _record_image(records, index: int) -> tuple[bytes, int]:
+    record = records[index]
+    return record["image"], int(record["image_id"])
+
+
+class _StoredImages:
+    """Encoded images of array records, with their ids. Opened in the process that reads them."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = paths
+
+    @functools.cached_property
+    def _records(self):
+        return grain.sources.ArrayRecordDataSource(self._paths)
+
+    def __getstate__(self):
+        return {"_paths": self._paths}
+
+    def __call__(self, index: int) -> tuple[bytes, int]:
+        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        return features["image"].bytes_list.value[0], features["image_id"].int64_list.value[0]

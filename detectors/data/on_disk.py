@@ -1,0 +1,217 @@
+"""Data sets that a user has on disk: built once from their original layout into array records.
+
+A build is named by the root's path, the options, and names, sizes and times of the annotation files, so that a changed
+root is built anew. Beside the records it keeps all annotations in columns, and what was dropped and why.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float
+from tensorflow_datasets.core import writer
+
+from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
+from detectors.data.building import StableWriter, build_once, default_data_dir
+from detectors.data.records import BadRecord, BadRecords
+from detectors.data.settings import BatchConfig
+
+ROLES = ("train", "test")
+ALL = 10**9  # cases of bad records that a build lists
+
+
+class LayoutError(OSError):
+    """A root folder does not hold what a data set's layout says. Names what is missing and where to get it."""
+
+
+@dataclasses.dataclass
+class DiskData(BatchConfig, abc.ABC):
+    """A data set on disk and how it is batched; subclasses know a layout.
+
+    Attributes:
+      root: folder of the data set, in its original layout.
+      select_images: so many images of train, always the same, are kept out of training to select on; if 0, ``select``
+        is ``test``.
+    """
+
+    root: str = ""
+    select_images: int = 0
+
+    kind: ClassVar[str]  # folder of its builds
+    title: ClassVar[str]
+    source: ClassVar[str]  # where it is to be had
+
+    @abc.abstractmethod
+    def expected(self) -> list[str]:
+        """What must be under root."""
+
+    @abc.abstractmethod
+    def annotation_files(self, role: str) -> list[pathlib.Path]:
+        """The files that ``read`` reads for ``train`` or ``test``."""
+
+    @abc.abstractmethod
+    def image_folders(self, role: str) -> list[pathlib.Path]: ...
+
+    @abc.abstractmethod
+    def categories(self) -> tuple[str, ...]: ...
+
+    @abc.abstractmethod
+    def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
+        """The images of ``train`` or ``test``. What cannot be read goes to ``report``."""
+
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path(self.root).expanduser().absolute()
+
+    def check_layout(self) -> None:
+        """Raises LayoutError unless root holds what is expected there."""
+        advice = f"{self.title} is expected there as {', '.join(self.expected())}. Get it from {self.source}."
+        if not self.root:
+            raise LayoutError(
+                f"No folder of {self.title} is given: set --config.root (--config.data.root of a training). {advice}"
+            )
+        if not self.folder().is_dir():
+            raise LayoutError(f"The folder {self.folder()} does not exist. {advice}")
+        for role in ROLES:
+            for path in (*self.annotation_files(role), *self.image_folders(role)):
+                if not path.exists():
+                    raise LayoutError(f"{path} does not exist. {advice}")
+
+    def build_name(self) -> str:
+        """Name of the build of this root as it is now."""
+        own = {field.name for field in dataclasses.fields(self)} - {f.name for f in dataclasses.fields(DiskData)}
+        digest = hashlib.sha256(
+            json.dumps([str(self.folder()), {name: getattr(self, name) for name in own}], sort_keys=True).encode()
+        )
+        for role in ROLES:
+            for path in (*self.annotation_files(role), *self.image_folders(role)):
+                status = os.stat(path)
+                digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return f"{self.folder().name}-{digest.hexdigest()[:12]}"
+
+
+@dataclasses.dataclass(eq=False)
+class DetectionSetConfig(tfds.core.BuilderConfig):
+    data: DiskData | None = None
+
+
+class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """TFDS builder of a data set on disk, with the splits ``train`` and ``test``.
+
+    A record: the image file's bytes, ``image_id``, ``file_name``, and ``objects`` of ``box`` (x1, y1, x2, y2, pixels,
+    far edges exclusive), ``label``, ``area``, ``crowd``, ``difficult`` and ``mask`` (COCO's compressed run lengths).
+    Raise ``VERSION`` when a change alters what is written.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        objects = {
+            "box": tfds.features.Tensor(shape=(4,), dtype=np.float64),
+            "label": tfds.features.Scalar(dtype=np.int64),
+            "area": tfds.features.Scalar(dtype=np.float64),
+            "crowd": tfds.features.Scalar(dtype=np.bool_),
+            "difficult": tfds.features.Scalar(dtype=np.bool_),
+            "mask": tfds.features.Text(),
+        }
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image_id": tfds.features.Scalar(dtype=np.int64),
+            "file_name": tfds.features.Text(),
+            "objects": tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        return StableWriter(file_format=self.info.file_format)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        categories = self.builder_config.data.categories()
+        path = pathlib.Path(self.data_path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "categories.json").write_text(json.dumps(categories))
+        return {role: self._generate_examples(role, categories) for role in ROLES}
+
+    def _generate_examples(self, role: str, categories: tuple[str, ...]):
+        report, kept = BadRecords(shown=ALL), []
+        for image in self.builder_config.data.read(role, categories, report):
+            try:
+                encoded, image = check(image, report)
+            except BadRecord as bad:
+                report.add(bad.reason, bad.detail)
+                continue
+            columns = zip(image.boxes, image.labels, image.area, image.crowd, image.difficult, image.masks, strict=True)
+            objects = [
+                dict(zip(("box", "label", "area", "crowd", "difficult", "mask"), o, strict=True)) for o in columns
+            ]
+            yield (
+                len(kept),
+                {
+                    "image": encoded,
+                    "image_id": image.image_id,
+                    "file_name": image.path.name,
+                    "objects": objects,
+                },
+            )
+            kept.append(image)
+        if not kept:
+            raise LayoutError(f"No image of {role} in {self.builder_config.data.root} can be used:\n{report}")
+        path = pathlib.Path(self.data_path)
+        save_annotations(path / f"annotations-{role}.npz", kept)
+        save_report(path / f"bad_records-{role}.json", report)
+
+
+def build_detection_set(data: DiskData) -> DetectionSet:
+    """Builds the data set unless this root's build is there, and returns its builder.
+
+    Raises:
+      LayoutError: root does not hold the data set; or no image of it can be used.
+      OSError: the build's folder cannot be written, naming it.
+    """
+    data.check_layout()
+    target = pathlib.Path(data.data_dir).expanduser() if data.data_dir else default_data_dir()
+    kind = type(data.kind, (DetectionSet,), {"name": data.kind}, skip_registration=True)
+    config = DetectionSetConfig(name=data.build_name(), data=data)
+    try:
+        return build_once(lambda: kind(data_dir=target, config=config, file_format="array_record"))
+    except LayoutError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"Could not build {data.title} in {target}: {error}. The folder must be writable, with as much free space"
+            " as the images take; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
+        ) from error
+
+
+def columns(
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Sequence[int],
+    *,
+    area: Sequence[float] | None = None,
+    crowd: Sequence[bool] | None = None,
+    difficult: Sequence[bool] | None = None,
+    masks: Sequence[bytes] | None = None,
+) -> dict:
+    """The columns of an ``AnnotatedImage``, with what a layout doesn't have filled in."""
+    n = len(boxes)
+    return {
+        "boxes": boxes,
+        "labels": np.array(labels, np.int32).reshape(n),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(1) if area is None else np.array(area, np.float64).reshape(n),
+        "crowd": np.zeros(n, bool) if crowd is None else np.array(crowd, bool).reshape(n),
+        "difficult": np.zeros(n, bool) if difficult is None else np.array(difficult, bool).reshape(n),
+        "masks": (b"",) * n if masks is None else tuple(masks),
+    }

@@ -1,0 +1,123 @@
+"""Pascal VOC's layout: an XML file per image, and lists of the images of each set.
+
+    root/VOC2007/{Annotations,ImageSets/Main,JPEGImages}/    root/VOC2012/{Annotations,ImageSets/Main,JPEGImages}/
+
+root is the folder ``VOCdevkit``. A data set with these three folders directly in its root names its lists without a
+year: ``--config.data.train="('train',)" --config.data.test="('test',)"`` and ``--config.data.names`` its categories.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+import numpy as np
+
+from detectors.data.annotated import AnnotatedImage
+from detectors.data.on_disk import DiskData, columns
+from detectors.data.records import BadRecord, BadRecords
+
+VOC_CATEGORIES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+@dataclasses.dataclass
+class VocData(DiskData):
+    """VOC 2007+2012 trainval against 2007 test, or a data set in its format.
+
+    Attributes:
+      train, test: lists of images, each ``folder/list`` or, for a root without years, ``list``.
+      names: the categories.
+    """
+
+    train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
+    test: tuple[str, ...] = ("VOC2007/test",)
+    names: tuple[str, ...] = VOC_CATEGORIES
+
+    kind = "voc"
+    title = "Pascal VOC"
+    source = "http://host.robots.ox.ac.uk/pascal/VOC (VOCtrainval and VOCtest 2007, VOCtrainval 2012)"
+
+    def expected(self) -> list[str]:
+        lists = [*self.train, *self.test]
+        folders = sorted({str(pathlib.PurePath(name).parent / part) for name in lists for part in _FOLDERS})
+        return [*folders, *(str(path.relative_to(self.folder())) for name in lists for path in [self._list(name)])]
+
+    def annotation_files(self, role: str) -> list[pathlib.Path]:
+        folders = {self._list(name).parents[2] / "Annotations" for name in getattr(self, role)}
+        return [
+            *(self._list(name) for name in getattr(self, role)),
+            *(path for folder in sorted(folders) for path in sorted(folder.glob("*.xml"))),
+        ]
+
+    def image_folders(self, role: str) -> list[pathlib.Path]:
+        return [self._list(name).parents[2] / "JPEGImages" for name in getattr(self, role)]
+
+    def categories(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
+        image_id = 0
+        for name in getattr(self, role):
+            listed = self._list(name)
+            for line in listed.read_text().splitlines():
+                if not line.strip():
+                    continue
+                image_id += 1
+                path = listed.parents[2] / "Annotations" / f"{line.split()[0]}.xml"
+                try:
+                    yield _read_xml(path, image_id, categories)
+                except BadRecord as bad:
+                    report.add(bad.reason, bad.detail)
+
+    def _list(self, name: str) -> pathlib.Path:
+        path = pathlib.PurePath(name)
+        return self.folder() / path.parent / "ImageSets" / "Main" / f"{path.name}.txt"
+
+
+_FOLDERS = ("Annotations", "JPEGImages")
+
+
+def _read_xml(path: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
+    """Reads one annotation file. Raises BadRecord if it is missing, damaged or names an unknown category."""
+    try:
+        tree = ElementTree.parse(path).getroot()
+        size = (int(tree.findtext("size/height")), int(tree.findtext("size/width")))
+        objects = tree.findall("object")
+        inclusive = [[float(o.findtext(f"bndbox/{e}")) for e in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+        difficult = [int(o.findtext("difficult") or 0) for o in objects]
+    except FileNotFoundError as error:
+        raise BadRecord("missing file", str(path)) from error
+    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        raise BadRecord("annotation that cannot be read", f"{path.name} ({error})") from error
+    names = [(o.findtext("name") or "").strip() for o in objects]
+    unknown = sorted(set(names) - set(categories))
+    if unknown:
+        raise BadRecord("category that is not declared", f"{path.name}: {', '.join(unknown)}")
+    corners = np.array(inclusive, np.float64).reshape(-1, 4)
+    # Pixels count from 1 and the far ones are inside. A box of one pixel is kept as annotated: it has no area.
+    boxes = corners - np.where((corners[:, 2:] > corners[:, :2]).all(1, keepdims=True), [1, 1, 0, 0], 0)
+    image = path.parents[1] / "JPEGImages" / f"{path.stem}.jpg"
+    return AnnotatedImage(
+        image, image_id, size, **columns(boxes, [categories.index(name) for name in names], difficult=difficult)
+    )
