@@ -1,12 +1,14 @@
 """The configs of a search and of a training: everything that their results depend on."""
 
 import dataclasses
+import math
 
 from cse_jax.branch import BranchConfig, CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.datasets import DataConfig
 from detectors.data.settings import BatchConfig
+from detectors.initial_weights import WeightsConfig
 from detectors.models.atss import ATSSConfig, atss_tiny
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
@@ -30,6 +32,7 @@ def training_in_seconds(learning_rate: float, *, warmup_steps: int = 30) -> Trai
         optimiser="adamw",
         batch_size=8,
         learning_rate=learning_rate,
+        rate_batch=0,
         warmup_steps=warmup_steps,
         warmup_ratio=0.1,
         decay_at=(0.75, 0.92),
@@ -82,7 +85,10 @@ class TrainRun:
       name: of the run's folder.
       loss: classification and box loss.
       detector, train, data: model, optimisation and images.
-      steps: length of the training.
+      weights: what the training starts from.
+      epochs: length of the training, if ``steps`` is 0.
+      steps: length of the training; 0 for ``epochs``.
+      evaluate_epochs: epochs between evaluations on the select split; 0 for none.
       save_every: steps between the checkpoints from which an interrupted training goes on; 0 for none.
       seed: of weights and batches.
     """
@@ -92,9 +98,24 @@ class TrainRun:
     detector: FCOSConfig = dataclasses.field(default_factory=fcos_tiny)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     data: BatchConfig = dataclasses.field(default_factory=DataConfig)
-    steps: int = 700
-    save_every: int = 100
+    weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
+    epochs: float = 12.0
+    steps: int = 0
+    evaluate_epochs: int = 1
+    save_every: int = 1000
     seed: int = 0
+
+    def length(self, images: int) -> tuple[int, int]:
+        """Steps of the training and of an epoch over so many images.
+
+        Raises:
+          ValueError: the training has no length.
+        """
+        epoch = max(1, images // self.train.batch_size)
+        steps = self.steps or math.ceil(self.epochs * epoch)
+        if steps < 1:
+            raise ValueError(f"The training has no step: config.steps={self.steps}, config.epochs={self.epochs}")
+        return steps, epoch
 
 
 @dataclasses.dataclass

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,7 @@ class DetectorTrainer:
             stop=stop,
         )
         if purpose == "final":
-            checkpoint.save(folder, (state.params, state.rest))
+            checkpoint.save(folder, state.model)
         metrics = self._evaluate(state, eval_source)
         checkpoint.delete(partial)
         described = metrics._asdict() | ({"checkpoint": folder.name} if purpose == "final" else {})
@@ -136,10 +137,15 @@ def fit(
     flip: float,
     partial: pathlib.Path,
     save_every: int = 0,
+    workers: int = 0,
     stop: threading.Event | None = None,
     progress: Callable[[int, dict[str, Any]], None] | None = None,
+    evaluate_every: int = 0,
+    evaluate: Callable[[int, TrainState], None] | None = None,
 ) -> TrainState:
     """Trains from scratch, or from the checkpoint of the same training that was interrupted.
+
+    The batch of a step is a function of the step, so a checkpoint says where in the data a training was.
 
     Args:
       compiled: the detector's functions.
@@ -151,8 +157,12 @@ def fit(
       flip: probability of mirroring an image.
       partial: where the state is saved meanwhile; the caller deletes it when it has what it wants.
       save_every: steps between saves; 0 for none.
+      workers: processes that make batches; 0 for threads of this one.
       stop: set by another thread to give the training up.
-      progress: called with the steps done and the last one's metrics, at least every ``CHECK_EVERY`` steps.
+      progress: called with the steps done and the last one's metrics, at least every ``CHECK_EVERY`` steps;
+        ``data_seconds`` is what a step waited for its batch on average.
+      evaluate_every: steps between calls of ``evaluate``; 0 for none.
+      evaluate: called with the steps done and the state; not called again for what was done before an interruption.
 
     Raises:
       TrainingDiverged: loss or gradient became non-finite; names the step and the parts of the loss.
@@ -162,22 +172,35 @@ def fit(
     if checkpoint.exists(partial):
         state = checkpoint.restore(partial, state)
     start = int(state.step)
-    batches = train_batches(source, batch_size=batch_size, seed=seed, flip=flip, start_step=start)
+    batches = train_batches(
+        source, batch_size=batch_size, seed=seed, flip=flip, start_step=start, workers=workers if start < steps else 0
+    )
     length, seed = jnp.int32(steps), jnp.int32(seed)
     unseen: list[dict[str, jax.Array]] = []
-    for done in range(start + 1, steps + 1):
-        if stop is not None and stop.is_set():
-            raise Stopped(f"stopped at step {done - 1}")
-        state, metrics = compiled.step(state, next(batches), losses, length, seed)
-        unseen.append(metrics)
-        save = save_every and done % save_every == 0 and done < steps
-        if len(unseen) == CHECK_EVERY or save or done == steps:
-            last = _finite(unseen, done)
-            unseen = []
-            if progress:
-                progress(done, last)
-        if save:
-            checkpoint.save(partial, state)
+    waited = 0.0
+    try:
+        for done in range(start + 1, steps + 1):
+            if stop is not None and stop.is_set():
+                raise Stopped(f"stopped at step {done - 1}")
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            state, metrics = compiled.step(state, batch, losses, length, seed)
+            unseen.append(metrics)
+            save = save_every and done % save_every == 0 and done < steps
+            look = evaluate_every and done % evaluate_every == 0
+            if len(unseen) == CHECK_EVERY or save or look or done == steps:
+                last = _finite(unseen, done) | {"data_seconds": waited / len(unseen)}
+                unseen, waited = [], 0.0
+                if progress:
+                    progress(done, last)
+            if look and evaluate:
+                evaluate(done, state)
+            if save:
+                checkpoint.save(partial, state)
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
     return state
 
 

@@ -8,10 +8,12 @@ Interrupted, the same command goes on from the last checkpoint.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -23,16 +25,21 @@ from cse_jax import spaces, workdir, zoo
 from cse_jax.trials import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
-from detectors.evaluation import evaluate_detector
+from detectors.data.voc import VocData
+from detectors.initial_weights import starting_from
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
+from detectors.scoring import described, score_detector
+from detectors.tensor_files import TensorFileError
 from detectors.trainer import fit
 from detectors.training import compile_detector
+from detectors.training_log import TrainingLog
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
-_SAY_EVERY = 5.0  # seconds between lines of progress
+_RESUME = flags.DEFINE_bool("resume", True, "Go on from the last checkpoint; --noresume deletes it and begins anew.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 
 
 def main(argv: list[str]) -> None:
@@ -56,17 +63,21 @@ def main(argv: list[str]) -> None:
         workdir.leave_interrupted()
     except TrainingDiverged as error:
         sys.exit(f"The training diverged: {error}. Try a smaller --config.loss weight or another loss.")
-    except (workdir.WorkdirError, OSError) as error:
+    except (workdir.WorkdirError, TensorFileError, ValueError, OSError, ImportError) as error:
         sys.exit(f"The training stopped: {error}")
 
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     about = workdir.describe(config)
+    if not _RESUME.value:
+        _forget(folder)
     _check_same_config(folder, about["config"])
     if (folder / "result.json").exists():
         print(f"This training is finished: {folder / 'result.json'}")
         return
+    compiled = starting_from(compile_detector(build, config.detector.backbone, config.train), build, config.weights)
     workdir.write_description(folder, about)
+
     names = {
         "cls": config.loss.cls or zoo.default_name(detector.cls_space),
         "box": config.loss.box or zoo.default_name(spaces.BOX),
@@ -74,63 +85,74 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     weights = {"cls_weight": float(losses.cls.weight), "box_weight": float(losses.box.weight)}
     print(
         f"{type(config.detector).__name__.removesuffix('Config')}, classification {names['cls']} (weight "
-        f"{weights['cls_weight']:g}), box {names['box']} (weight {weights['box_weight']:g}), {about['device']}",
+        f"{weights['cls_weight']:g}), box {names['box']} (weight {weights['box_weight']:g}), {compiled.devices} of "
+        f"{about['device']}",
         flush=True,
     )
+
     data = open_dataset(config.data)
     for split, bad in data.bad_records.items():
         if bad:
             print(f"{split}: {bad}")
-    compiled = compile_detector(build, config.detector.backbone, config.train)
-    partial, batch_size = folder / "partial", config.train.batch_size
+    _check_categories(config.detector.classes, data.categories)
+
+    batch_size, partial = config.train.batch_size, folder / "partial"
+    steps, epoch = config.length(len(data.train))
+    log = TrainingLog(folder, steps=steps, epoch_steps=epoch, batch_size=batch_size, tensorboard=_TENSORBOARD.value)
+    voc = isinstance(config.data, VocData)
+
+    def scores(state, source) -> dict:
+        return score_detector(functools.partial(compiled.predict, state), source, batch_size=batch_size, voc=voc)
+
+    def evaluate(done: int, state) -> None:
+        best = log.evaluated(done, scores(state, data.select))
+        checkpoint.save(folder / "last", state.model)
+        if best:
+            checkpoint.save(folder / "best", state.model)
+
     started = time.monotonic()
     state = fit(
         compiled,
         losses,
         data.train,
-        steps=config.steps,
+        steps=steps,
         seed=config.seed,
         batch_size=batch_size,
         flip=config.data.flip,
         partial=partial,
         save_every=config.save_every,
-        progress=_Progress(config.steps, batch_size),
+        workers=config.data.workers,
+        progress=log.progress,
+        evaluate_every=config.evaluate_epochs * epoch,
+        evaluate=evaluate,
     )
-    checkpoint.save(folder / "model", (state.params, state.rest))
-    metrics = evaluate_detector(
-        lambda image, size: compiled.predict(state, image, size), data.test, batch_size=batch_size
-    )
-    figures = jax.tree.map(lambda value: value if math.isfinite(value) else None, metrics._asdict())
+    checkpoint.save(folder / "last", state.model)
+    metrics = scores(state, data.test)
+    figures = jax.tree.map(lambda value: value if math.isfinite(value) else None, metrics)
     seconds = time.monotonic() - started
-    result = figures | {"losses": names | weights, "seconds": seconds, "checkpoint": "model"} | about
+    result = figures | {"losses": names | weights, "steps": steps, "seconds": seconds, "checkpoint": "last"} | about
     temporary = folder / ".result.json.tmp"
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, folder / "result.json")
     checkpoint.delete(partial)
-    print(f"test split: AP {metrics.ap:.4f}, AP50 {metrics.ap50:.4f}, AP75 {metrics.ap75:.4f}")
+    print("test split: " + described(metrics))
     print(f"Result: {folder / 'result.json'}")
 
 
-class _Progress:
-    """Prints step, losses, images a second and the time left, every few seconds."""
+def _forget(folder: pathlib.Path) -> None:
+    """Removes what an earlier training left."""
+    for name in ("partial", "last", "best", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.json", "result.json", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self._steps, self._batch_size = steps, batch_size
-        self._first: tuple[int, float] | None = None
-        self._said = -math.inf
 
-    def __call__(self, done: int, metrics: dict) -> None:
-        now = time.monotonic()
-        self._first = self._first or (done, now)  # the steps before it were compiled as well
-        if now - self._said < _SAY_EVERY and done < self._steps:
-            return
-        self._said = now
-        parts = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "cls", "box"))
-        line = f"step {done}/{self._steps}: {parts}"
-        if done > self._first[0]:
-            rate = (done - self._first[0]) / (now - self._first[1])
-            line += f", {rate * self._batch_size:.0f} images/s, {(self._steps - done) / rate:.0f} s left"
-        print(line, flush=True)
+def _check_categories(classes: int, categories: tuple[str, ...]) -> None:
+    if classes < len(categories):
+        raise ValueError(
+            f"The data set has {len(categories)} categories, the detector {classes}: set --config.detector.classes="
+            f"{len(categories)}"
+        )
 
 
 def _check_same_config(folder: pathlib.Path, config: dict) -> None:

@@ -3,13 +3,28 @@
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 import hypothesis
-import jax
 import pytest
+
+# Test processes and the scripts they start compile many functions in common. JAX reads this when it is imported.
+_OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE = tempfile.mkdtemp(prefix="cse_jax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax  # noqa: E402
 
 hypothesis.settings.register_profile("project", max_examples=100, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
+
+
+def pytest_unconfigure():
+    """The process that made the cache removes it."""
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
 def _beside(variable: str, name: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = [
     "--config.steps=30",
     "--config.save_every=10",
+    "--config.evaluate_epochs=2",
     "--config.data.digit_scenes.train_images=40",
     "--config.data.digit_scenes.select_images=10",
     "--config.data.digit_scenes.test_images=12",
@@ -60,7 +61,7 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     code, output = finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))
     assert code == 0, output
     assert "varifocal_loss(alpha=0.5) (weight 1), box diou_loss (weight 2)" in output
-    assert "step 30/30: loss " in output and "images/s" in output and "test split: AP " in output
+    assert "step 30/30: loss " in output and "epoch 6, select split: AP " in output and "test split: AP " in output
 
     code, output = signalled(signal.SIGKILL, *SMALL, *LOSSES, workdir=killed, data_dir=data_dir)
     assert code == -signal.SIGKILL and not (killed / "result.json").exists(), output
@@ -72,11 +73,23 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     assert results[0] == results[1]
     expected = {"cls": "varifocal_loss(alpha=0.5)", "box": "diou_loss", "cls_weight": 1.0, "box_weight": 2.0}
     assert results[0]["losses"] == expected and 0.0 <= results[0]["ap"] <= 1.0
-    assert (whole / "model").is_dir() and not (killed / "partial").exists()
+    assert (whole / "last").is_dir() and (whole / "best").is_dir() and not (killed / "partial").exists()
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, killed)
+    ]
+    for line in (line for log in logs for line in log):
+        for noisy in ("images_per_second", "data_seconds", "memory_mib"):
+            line.pop(noisy, None)
+    assert logs[0] == logs[1], "loss for loss and score for score"
+    assert [line["step"] for line in logs[0] if "evaluation" in line] == [10, 20, 30]
 
     assert "is finished" in finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))[1]
     code, output = finish(start(*SMALL, *LOSSES, "--config.seed=1", f"--workdir={whole}", data_dir=data_dir))
     assert code == 1 and "config.seed: 0 -> 1" in output and "another --workdir" in output
+    anew = ["--noresume", "--config.steps=1", "--config.evaluate_epochs=0"]
+    code, output = finish(start(*SMALL, *anew, f"--workdir={killed}", data_dir=data_dir))
+    assert code == 0 and json.loads((killed / "result.json").read_text())["steps"] == 1, output
+    assert not (killed / "best").exists()
 
 
 @pytest.mark.slow

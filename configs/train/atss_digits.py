@@ -8,4 +8,6 @@ from detectors.run_config import ATSSTrainRun, training_in_seconds
 
 
 def get_config() -> ATSSTrainRun:
-    return ATSSTrainRun(name="atss_digits", train=training_in_seconds(learning_rate=0.002), steps=700)
+    return ATSSTrainRun(
+        name="atss_digits", train=training_in_seconds(learning_rate=0.002), steps=700, evaluate_epochs=0, save_every=100
+    )

@@ -8,4 +8,10 @@ from detectors.run_config import FasterRCNNTrainRun, training_in_seconds
 
 
 def get_config() -> FasterRCNNTrainRun:
-    return FasterRCNNTrainRun(name="faster_rcnn_digits", train=training_in_seconds(learning_rate=0.0015), steps=500)
+    return FasterRCNNTrainRun(
+        name="faster_rcnn_digits",
+        train=training_in_seconds(learning_rate=0.0015),
+        steps=500,
+        evaluate_epochs=0,
+        save_every=100,
+    )

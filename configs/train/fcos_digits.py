@@ -8,4 +8,6 @@ from detectors.run_config import TrainRun, training_in_seconds
 
 
 def get_config() -> TrainRun:
-    return TrainRun(name="fcos_digits", train=training_in_seconds(learning_rate=0.002), steps=700)
+    return TrainRun(
+        name="fcos_digits", train=training_in_seconds(learning_rate=0.002), steps=700, evaluate_epochs=0, save_every=100
+    )

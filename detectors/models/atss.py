@@ -17,6 +17,7 @@ from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.atss import assign_adaptively
 from detectors.ops.points import inside_padded_image
+from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
 
 
@@ -104,7 +105,7 @@ class ATSS(nnx.Module):
             batch = x.shape[0]
             by_class, by_box = self.cls_tower(x), self.box_tower(x)
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
-            deltas.append(self.box(by_box).reshape(batch, -1, 4) * self.scales[level])
+            deltas.append(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * self.scales[level])
             centreness.append(self.centreness(by_box).reshape(batch, -1))
         anchors = pyramid_anchors(image.shape[1:3], self.strides, scale=self.config.scale, ratios=(1.0,))
         join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas, centreness)]
@@ -126,10 +127,14 @@ class ATSS(nnx.Module):
         del key
         config = self.config
         anchors, logits, deltas, centreness = self._heads(batch.image)
-        inside = jax.vmap(lambda size: inside_padded_image(anchors.centre, size))(batch.image_size)
+        inside = map_images(lambda size: inside_padded_image(anchors.centre, size), batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # a masked loss has NaN gradients where it is NaN itself
-        targets = jax.vmap(lambda *truth: assign_adaptively(anchors, *truth, candidates=config.nearest))(
-            batch.boxes, batch.labels, batch.valid, inside
+        targets = map_images(
+            lambda *truth: assign_adaptively(anchors, *truth, candidates=config.nearest),
+            batch.boxes,
+            batch.labels,
+            batch.valid,
+            inside,
         )
         positive, target = targets.positive, targets.boxes
         predicted = jnp.where(
@@ -179,4 +184,4 @@ class ATSS(nnx.Module):
             inside = inside_padded_image(anchors.centre, size)
             return select_by_level(config, boxes, scores, inside, anchors.level, size)
 
-        return jax.vmap(one)(boxes, scores, image_size)
+        return map_images(one, boxes, scores, image_size)

@@ -18,6 +18,7 @@ from detectors.ops.matching import match
 from detectors.ops.nms import select_detections
 from detectors.ops.roi_align import roi_align, roi_levels
 from detectors.ops.sampling import sample
+from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
 
 
@@ -124,7 +125,7 @@ def pool_rois(
         options = dict(aligned=config.aligned, as_product=config.pool_as_product)
         return roi_align(features, rois, level, strides=strides[: config.levels], size=size, **options)
 
-    return jax.vmap(one)(features[: config.levels], rois)
+    return map_images(one, features[: config.levels], rois)
 
 
 class _RoIHead(nnx.Module):
@@ -195,7 +196,7 @@ class FasterRCNN(nnx.Module):
             count=self.config.rpn.train_proposals,
             per_level=self.config.rpn.per_level,
         )
-        sampled = jax.vmap(self._sample)(proposals, real, batch, roi_key)
+        sampled = map_images(self._sample, proposals, real, batch, roi_key)
         cls, box = self._roi_loss(features, losses, sampled)
         total = rpn_cls + rpn_box + cls + box
         parts = {"loss": total, "cls": cls, "box": box, "rpn_cls": rpn_cls, "rpn_box": rpn_box}
@@ -300,4 +301,4 @@ class FasterRCNN(nnx.Module):
                 max_detections=config.max_detections,
             )
 
-        return jax.vmap(one)(boxes, scores, real, image_size)
+        return map_images(one, boxes, scores, real, image_size)

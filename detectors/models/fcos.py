@@ -15,6 +15,7 @@ from detectors.models.dense import Tower, head_conv, select_by_level
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.ops import boxes as box_ops
 from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
+from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
 
 
@@ -124,7 +125,7 @@ class FCOS(nnx.Module):
             by_class, by_box = self.cls_tower(x), self.box_tower(x)
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
             scale = 1.0 if self.scales is None else self.scales[level]
-            distances.append(jax.nn.relu(self.box(by_box).reshape(batch, -1, 4) * scale))
+            distances.append(jax.nn.relu(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * scale))
             centreness.append(self.centreness(by_box).reshape(batch, -1))
         points = pyramid_points(
             image.shape[1:3],
@@ -153,10 +154,14 @@ class FCOS(nnx.Module):
         del key
         config = self.config
         points, logits, distances, centreness = self._heads(batch.image)
-        inside = jax.vmap(lambda size: inside_padded_image(points.xy, size))(batch.image_size)
+        inside = map_images(lambda size: inside_padded_image(points.xy, size), batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # a masked loss has NaN gradients where it is NaN itself
-        targets = jax.vmap(lambda *truth: assign_points(points, *truth, radius=config.radius))(
-            batch.boxes, batch.labels, batch.valid, inside
+        targets = map_images(
+            lambda *truth: assign_points(points, *truth, radius=config.radius),
+            batch.boxes,
+            batch.labels,
+            batch.valid,
+            inside,
         )
         positive, stride = targets.positive, points.stride[:, None]
         centres = points.xy / stride
@@ -214,4 +219,4 @@ class FCOS(nnx.Module):
             inside = inside_padded_image(points.xy, size)
             return select_by_level(config, boxes, scores, inside, points.level, size)
 
-        return jax.vmap(one)(boxes, scores, image_size)
+        return map_images(one, boxes, scores, image_size)

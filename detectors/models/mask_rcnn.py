@@ -18,6 +18,7 @@ from detectors.models.faster_rcnn import (
     pool_rois,
 )
 from detectors.ops.masks import crop_masks
+from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
 
 
@@ -118,7 +119,7 @@ class MaskRCNN(FasterRCNN):
         coarser = batch.image.shape[1] // batch.masks.shape[2]
 
         cut = functools.partial(crop_masks, size=logits.shape[-1], aligned=config.roi.aligned)
-        target = jax.vmap(cut)(batch.masks, truth, rois / coarser, batch.image_size / coarser)
+        target = map_images(cut, batch.masks, truth, rois / coarser, batch.image_size / coarser)
         if not config.mask.soft_targets:
             target = (target >= 0.5).astype(jnp.float32)
         cross_entropy = (jax.nn.softplus(logits) - logits * target).mean((-2, -1))

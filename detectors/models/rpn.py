@@ -15,6 +15,7 @@ from detectors.ops.matching import match
 from detectors.ops.nms import nms
 from detectors.ops.points import inside_padded_image
 from detectors.ops.sampling import sample
+from detectors.parallel import map_images
 from detectors.structures import Batch
 
 _STDS = (1.0, 1.0, 1.0, 1.0)
@@ -128,7 +129,7 @@ class RPN(nnx.Module):
                 chosen.valid.sum(),
             )
 
-        cls, box, count = jax.vmap(one)(logits, deltas, batch.boxes, batch.valid, batch.image_size, keys)
+        cls, box, count = map_images(one, logits, deltas, batch.boxes, batch.valid, batch.image_size, keys)
         total = jnp.maximum(count.sum(), 1)
         return cls.sum() / total, box.sum() / total
 
@@ -170,5 +171,5 @@ class RPN(nnx.Module):
             score, index = lax.top_k(best, min(count, best.shape[0]))
             return boxes[index], jnp.isfinite(score)
 
-        boxes, real = jax.vmap(one)(*jax.lax.stop_gradient((logits, deltas)), image_size)
+        boxes, real = map_images(one, *jax.lax.stop_gradient((logits, deltas)), image_size)
         return boxes, real

@@ -1,0 +1,236 @@
+"""The training step in its variants: many devices, parts of a batch, bfloat16, an average, given weights."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detectors.initial_weights import WeightsConfig, starting_from
+from detectors.losses import default_losses
+from detectors.models import build_detector
+from detectors.models.backbone import ResNetConfig
+from detectors.models.faster_rcnn import faster_rcnn_tiny
+from detectors.models.fcos import fcos_tiny
+from detectors.models.fpn import FPNConfig
+from detectors.structures import Batch
+from detectors.training import TrainConfig, compile_detector, learning_rate
+from detectors.weights import RESNET, WeightsError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIZE = 64
+TINY = {"fcos": fcos_tiny(3), "faster_rcnn": faster_rcnn_tiny(3)}
+SGD = dict(warmup_steps=0, rate_batch=0, decay_at=())
+
+
+def batch_of(images: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0.0, 30.0, (images, 5, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10.0, 30.0, (images, 5, 2))], -1).astype(np.float32)
+    return Batch(
+        rng.normal(size=(images, SIZE, SIZE, 3)).astype(np.float32),
+        np.full((images, 2), SIZE, np.float32),
+        boxes,
+        rng.integers(0, 3, (images, 5)).astype(np.int32),
+        np.arange(5)[None] < rng.integers(1, 5, (images, 1)),
+        np.arange(images, dtype=np.int32),
+        np.ones(images, bool),
+    )
+
+
+def train(name: str, batches, **options):
+    """Losses of the steps, the last state, and the compiled functions."""
+    devices = options.pop("devices", None)
+    detector, build = build_detector(TINY[name])
+    functions = compile_detector(build, TINY[name].backbone, TrainConfig(**(SGD | options)), devices=devices)
+    state, losses, history = functions.init(0), default_losses(detector.cls_space), []
+    for batch in batches:
+        state, metrics = functions.step(state, batch, losses, jnp.int32(100), jnp.int32(0))
+        history.append(float(metrics["loss"]))
+    return history, state, functions
+
+
+# Devices
+
+
+def on_devices(name: str) -> None:
+    """Run in a process with eight simulated devices: one device and all of them see the same losses."""
+    batches = [batch_of(8, seed) for seed in range(3)]
+    one, _, functions = train(name, batches, batch_size=8, devices=jax.devices()[:1])
+    assert functions.devices == 1
+    all_, state, functions = train(name, batches, batch_size=8)
+    assert functions.devices == 8 == len(state.step.sharding.device_set)
+    # Sums over images are taken in another order: 1e-7 a step, which three steps amplify.
+    np.testing.assert_allclose(one, all_, rtol=2e-5)
+    boxes = functions.predict(state, batches[0].image, batches[0].image_size).boxes
+    assert len(boxes.sharding.device_set) == 8, "images must stay on their devices"
+    assert (
+        compile_detector(build_detector(TINY[name])[1], TINY[name].backbone, TrainConfig(batch_size=6)).devices == 2
+    ), "six images are shared by two of eight devices"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_eight_devices_train_as_one_does(name):
+    script = f"import test_training; test_training.on_devices({name!r})"
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment | paths, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Variants
+
+
+def test_a_batch_in_parts_is_averaged():
+    """Two equal parts: every image twice, side by side, as parts take every second image."""
+    half = batch_of(2)
+    double = jax.tree.map(lambda a: np.repeat(a, 2, axis=0), half)
+    whole, expected, _ = train("fcos", [half, half], batch_size=2)
+    parts, state, _ = train("fcos", [double, double], batch_size=4, accumulate=2)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, expected.params)
+
+
+def test_the_average_follows_the_parameters():
+    batches = [batch_of(2, seed) for seed in range(3)]
+    detector, build = build_detector(TINY["fcos"])
+    config = TrainConfig(batch_size=2, average=0.8, **SGD)
+    functions = compile_detector(build, TINY["fcos"].backbone, config)
+    state = functions.init(0)
+    expected = jax.device_get(state.params["cls"]["kernel"][...])
+    for batch in batches:
+        state, _ = functions.step(state, batch, default_losses(detector.cls_space), jnp.int32(9), jnp.int32(0))
+        expected = 0.8 * expected + 0.2 * jax.device_get(state.params["cls"]["kernel"][...])
+    np.testing.assert_allclose(state.average["cls"]["kernel"][...], expected, atol=1e-7)
+    assert state.model[0] is state.average
+    shown = functions.predict(state, batches[0].image, batches[0].image_size)
+    swapped = functions.predict(
+        state._replace(params=state.average, average=None), batches[0].image, batches[0].image_size
+    )
+    jax.tree.map(np.testing.assert_array_equal, shown, swapped)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_bfloat16_computes_the_same_loss_roughly(name):
+    """Eight bits of mantissa: a few parts in a thousand, more in sums over few boxes."""
+    batch = batch_of(2)
+    full, _, _ = train(name, [batch], batch_size=2)
+    half, state, functions = train(name, [batch], batch_size=2, compute="bfloat16")
+    assert full != half
+    np.testing.assert_allclose(half, full, rtol=0.03)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    found = functions.predict(state, batch.image, batch.image_size)
+    assert found.boxes.dtype == found.scores.dtype == jnp.float32
+
+
+def test_the_network_runs_in_bfloat16():
+    detector, build = build_detector(TINY["faster_rcnn"])
+    functions = compile_detector(
+        build, TINY["faster_rcnn"].backbone, TrainConfig(batch_size=2, compute="bfloat16", **SGD)
+    )
+    batch, losses = batch_of(2), default_losses(detector.cls_space)
+    text = functions.step.lower(functions.init(0), batch, losses, jnp.int32(9), jnp.int32(0)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert products and all("bf16" in line for line in products)
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    def rate(**changes):
+        config = TrainConfig(learning_rate=0.02, warmup_steps=0, **changes)
+        return float(learning_rate(config, jnp.int32(0), jnp.int32(9)))
+
+    assert rate(batch_size=16) == pytest.approx(0.02)
+    assert rate(batch_size=4) == pytest.approx(0.005)
+    assert rate(batch_size=4, rate_batch=0) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compute": "float16"}, "train.compute is 'float16'; use 'float32' or 'bfloat16'"),
+        ({"optimiser": "adam"}, "train.optimiser is 'adam'"),
+        ({"accumulate": 3}, "train.accumulate=3 must divide train.batch_size=16"),
+        ({"accumulate": 0}, "train.accumulate=0 must divide"),
+        ({"average": 1.0}, r"train.average=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_bad_settings_are_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        compile_detector(build_detector(TINY["fcos"])[1], TINY["fcos"].backbone, TrainConfig(**changes))
+
+
+# Weights to start from
+
+FROZEN = ResNetConfig(depths=(1, 1), widths=(8, 16), bottleneck=True, stem_width=8, norm="frozen_bn", outputs=(1, 2))
+PRETRAINED = dataclasses.replace(fcos_tiny(3), backbone=FROZEN, fpn=FPNConfig(channels=16, extra="none"), norm_groups=4)
+
+
+def write_resnet(path: pathlib.Path, **changes) -> dict[str, np.ndarray]:
+    """A backbone's file of random weights, under torchvision's names."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv1.weight": (8, 3, 7, 7)} | norms("bn1", 8)
+    for stage, (inputs, width) in enumerate([(8, 8), (32, 16)], start=1):
+        block = f"layer{stage}.0."
+        plan = [(inputs, width, 1), (width, width, 3), (width, 4 * width, 1)]
+        for k, (before, after, kernel) in enumerate(plan, start=1):
+            shapes |= {f"{block}conv{k}.weight": (after, before, kernel, kernel)} | norms(f"{block}bn{k}", after)
+        shapes |= {f"{block}downsample.0.weight": (4 * width, inputs, 1, 1)}
+        shapes |= norms(f"{block}downsample.1", 4 * width)
+    tensors = {name: rng.uniform(0.1, 1.0, shape).astype(np.float32) for name, shape in (shapes | changes).items()}
+    header, body = {}, b""
+    for name, array in tensors.items():
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [len(body), len(body) + array.nbytes],
+        }
+        body += array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return tensors
+
+
+def norms(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_a_training_starts_from_a_file(tmp_path, bgr):
+    assert RESNET
+    file = tmp_path / "resnet.safetensors"
+    tensors = write_resnet(file)
+    _, build = build_detector(PRETRAINED)
+    random = compile_detector(build, FROZEN, TrainConfig(batch_size=2, average=0.9, **SGD))
+    functions = starting_from(random, build, WeightsConfig(file=str(file), bgr=bgr))
+    state, other = functions.init(0), random.init(0)
+    stem = tensors["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(state.params["backbone"]["stem"]["kernel"][...], stem[:, :, ::-1] if bgr else stem)
+    np.testing.assert_array_equal(state.rest["backbone"]["stem_norm"]["mean"][...], tensors["bn1.running_mean"])
+    np.testing.assert_array_equal(state.params["cls"]["kernel"][...], other.params["cls"]["kernel"][...])
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.average)
+    state, metrics = functions.step(
+        state, batch_of(2), default_losses(build_detector(PRETRAINED)[0].cls_space), jnp.int32(9), jnp.int32(0)
+    )
+    assert metrics["finite"]
+
+
+def test_weights_that_are_missing_or_do_not_fit_are_told(tmp_path):
+    _, build = build_detector(PRETRAINED)
+    functions = compile_detector(build, FROZEN, TrainConfig(batch_size=2))
+    with pytest.raises(ValueError, match=r"--config\.weights\.file=.*--config\.detector\.backbone\.norm=gn"):
+        starting_from(functions, build, WeightsConfig())
+    with pytest.raises(FileNotFoundError, match="get them from"):
+        starting_from(functions, build, WeightsConfig(file=str(tmp_path / "absent.pth")))
+    write_resnet(tmp_path / "bad.safetensors", **{"conv1.weight": (4, 3, 7, 7), "extra": (1,)})
+    with pytest.raises(WeightsError, match=r"(?s)2 weights do not fit.*wrong shape: conv1\.weight.*unexpected: extra"):
+        starting_from(functions, build, WeightsConfig(file=str(tmp_path / "bad.safetensors")))
+    with pytest.raises(FileNotFoundError, match="fcos_resnet50_fpn_coco"):
+        starting_from(functions, build, WeightsConfig(file=str(tmp_path / "absent.pth"), whole=True))
