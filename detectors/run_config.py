@@ -12,6 +12,7 @@ from detectors.initial_weights import WeightsConfig
 from detectors.models.atss import ATSSConfig, atss_tiny
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
+from detectors.models.mask_rcnn import MaskRCNNConfig, mask_rcnn_tiny
 from detectors.trainer import ScheduleConfig
 from detectors.training import TrainConfig
 
@@ -124,6 +125,14 @@ class FasterRCNNTrainRun(TrainRun):
 
     name: str = "faster_rcnn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)
+
+
+@dataclasses.dataclass
+class MaskRCNNTrainRun(TrainRun):
+    """A training of Mask R-CNN; its data need masks (``data.mask_stride``)."""
+
+    name: str = "mask_rcnn"
+    detector: MaskRCNNConfig = dataclasses.field(default_factory=mask_rcnn_tiny)
 
 
 @dataclasses.dataclass

@@ -142,9 +142,10 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
     annotations, places, reports = {}, {}, {}
     for role, split in splits.items():
         report = reports[role] = split.report
-        places[role] = _usable(split.annotations, config, report, training=role == "train")
+        found = split.annotations[: config.limit or None]
+        places[role] = _usable(found, config, report, training=role == "train")
         annotations[role] = [split.annotations[index] for index in places[role]]
-        _check_split(role, annotations[role], len(split.annotations), report)
+        _check_split(role, annotations[role], len(found), report)
     if not 0 <= config.select_images < len(places["train"]):
         raise ValueError(
             f"data.select_images={config.select_images} must leave images to train on, of {len(places['train'])}"

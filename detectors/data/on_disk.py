@@ -39,10 +39,12 @@ class DiskData(BatchConfig, abc.ABC):
       root: folder of the data set, in its original layout.
       select_images: so many images of train, always the same, are kept out of training to select on; if 0, ``select``
         is ``test``.
+      limit: use only the first images of each split, for trials; 0 for all.
     """
 
     root: str = ""
     select_images: int = 0
+    limit: int = 0
 
     kind: ClassVar[str]  # folder of its builds
     title: ClassVar[str]

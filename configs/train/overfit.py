@@ -1,0 +1,67 @@
+"""Learns 20 images of a data set in COCO's format by heart, from scratch: a check of detector and data, on a CPU.
+
+python launch/train.py --config=configs/train/overfit.py:fcos --config.data.root=/data/mine
+python launch/train.py --config=configs/train/overfit.py:mask_rcnn --config.data.root=/data/mine
+
+fcos, atss, faster_rcnn or mask_rcnn; the data as in configs/data/coco_format.py, with masks for mask_rcnn.
+Cost and AP: docs/benchmarks.md.
+"""
+
+import dataclasses
+
+from detectors.data.coco import CocoData
+from detectors.models.atss import ATSSConfig
+from detectors.models.backbone import ResNetConfig
+from detectors.models.faster_rcnn import FasterRCNNConfig, RoIConfig
+from detectors.models.fcos import FCOSConfig
+from detectors.models.fpn import FPNConfig
+from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
+from detectors.models.rpn import RPNConfig
+from detectors.run_config import ATSSTrainRun, FasterRCNNTrainRun, MaskRCNNTrainRun, TrainRun, training_in_seconds
+
+RPN = RPNConfig(scale=4.0, samples=128, per_level=300, test_per_level=300, train_proposals=200, test_proposals=200)
+ROI = RoIConfig(finest_side=28.0, width=256, samples=64, positive_fraction=0.5)
+DENSE = dict(towers=2, norm_groups=8, score_threshold=0.02, candidates_per_level=300, max_candidates=500)
+TWO_STAGE = dict(rpn=RPN, roi=ROI, score_threshold=0.02, max_candidates=500)
+RUNS = {
+    "fcos": (TrainRun, FCOSConfig(range_limits=(24.0, 48.0, 96.0), **DENSE)),
+    "atss": (ATSSTrainRun, ATSSConfig(scale=4.0, **DENSE)),
+    "faster_rcnn": (FasterRCNNTrainRun, FasterRCNNConfig(**TWO_STAGE)),
+    "mask_rcnn": (MaskRCNNTrainRun, MaskRCNNConfig(**TWO_STAGE, mask=MaskConfig(channels=64))),
+}
+
+
+def get_config(name: str = "fcos") -> TrainRun:
+    if name not in RUNS:
+        raise ValueError(f"{name!r} is no detector; use {', '.join(RUNS)}")
+    run, detector = RUNS[name]
+    backbone = ResNetConfig(
+        depths=(1, 1, 1, 1),
+        widths=(32, 48, 96, 128),
+        bottleneck=False,
+        stem_width=32,
+        norm="gn",
+        norm_groups=8,
+        frozen_stages=-1,
+        outputs=(1, 2, 3, 4),
+    )
+    return run(
+        name=f"overfit_{name}",
+        detector=dataclasses.replace(detector, backbone=backbone, fpn=FPNConfig(channels=64, extra="none")),
+        train=training_in_seconds(learning_rate=0.001, warmup_steps=100),
+        data=CocoData(
+            annotations="annotations/instances_{split}.json",
+            images="images",
+            train="train",
+            test="train",
+            limit=20,
+            flip=0.0,
+            short_side=192,
+            long_side=256,
+            mask_stride=4 if name == "mask_rcnn" else 0,
+            cache=True,
+        ),
+        steps=1500,
+        evaluate_epochs=100,
+        save_every=0,
+    )
