@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     about = workdir.describe(config)
-    _check_same_config(folder, about["config"])
+    workdir.check_same_config(folder, about["config"])
     if (folder / "result.json").exists():
         print(f"This training is finished: {folder / 'result.json'}")
         return
@@ -131,26 +131,6 @@ class _Progress:
             rate = (done - self._first[0]) / (now - self._first[1])
             line += f", {rate * self._batch_size:.0f} images/s, {(self._steps - done) / rate:.0f} s left"
         print(line, flush=True)
-
-
-def _check_same_config(folder: pathlib.Path, config: dict) -> None:
-    """Refuses a folder that holds the training of another config."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
-    changed = sorted(key for key in now | before if now.get(key) != before.get(key))
-    if changed:
-        shown = "; ".join(f"config.{key}: {before.get(key)} -> {now.get(key)}" for key in changed[:5])
-        raise workdir.WorkdirError(
-            f"{folder} holds a training with other settings ({shown}). Choose another --workdir or --config.name, or "
-            "delete that folder."
-        )
-
-
-def _flat(tree: dict) -> dict[str, object]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 if __name__ == "__main__":
