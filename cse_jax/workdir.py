@@ -67,6 +67,35 @@ def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
         raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
 
 
+def check_same_config(path: pathlib.Path, config: dict) -> None:
+    """Refuses a folder that holds the training of another config.
+
+    Raises:
+      WorkdirError: ``config.json`` is there and differs; names the fields.
+    """
+    stored = path / "config.json"
+    if not stored.exists():
+        return
+    changed = differences(json.loads(stored.read_text()), config)
+    if changed:
+        raise WorkdirError(
+            f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another --workdir or "
+            "--config.name, or delete that folder."
+        )
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """The fields in which two configs differ, each as ``config.field: before -> now``."""
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    changed = sorted(key for key in new | old if new.get(key) != old.get(key))
+    return [f"config.{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
+
+
+def _flat(tree: dict) -> dict[str, object]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}

@@ -101,7 +101,11 @@ def evaluate_detector(
 
 
 def detect(
-    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections], source: Source, *, batch_size: int
+    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections],
+    source: Source,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> Found:
     """Everything that a detector finds on the images of a source, in pixels of the original images.
 
@@ -110,12 +114,14 @@ def detect(
         two if the source has two.
       source: the images and their ground truth.
       batch_size: images per call.
+      progress: called with the number of images done, after each batch.
     """
     sizes = {annotation.image_id: annotation.size for annotation in source.annotations}
-    parts = [
-        collect(jax.device_get(predict(batch.image, batch.image_size)), batch, sizes)
-        for batch in eval_batches(source, batch_size)
-    ]
+    parts, done = [], 0
+    for batch in eval_batches(source, batch_size):
+        parts.append(collect(jax.device_get(predict(batch.image, batch.image_size)), batch, sizes))
+        done += int(np.sum(batch.real))
+        progress(done)
     columns = [np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)]
     if any(part.masks is None for part in parts):
         return Found(*columns)

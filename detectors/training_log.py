@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from detectors.scoring import described
+from detectors.scores import Scores, as_json, in_a_line
 
 FILE = "log.jsonl"
 _SAY_EVERY = 5.0  # seconds between lines on the console
@@ -71,13 +71,13 @@ class TrainingLog:
             line += f", {memory:,.0f} MiB, {_clock(left)} left"
         print(line, flush=True)
 
-    def evaluated(self, done: int, scores: Mapping[str, Any]) -> bool:
-        """Notes an evaluation after ``done`` steps; ``scores["ap"]`` decides. Returns whether it is the best so far."""
-        earlier = [line["evaluation"]["ap"] for line in self._read(done) if "evaluation" in line]
-        self._write(done, {"evaluation": _finite(scores)})
-        print(f"epoch {done / self._epoch_steps:.3g}, select split: {described(scores)}", flush=True)
+    def evaluated(self, done: int, scores: Scores) -> bool:
+        """Notes an evaluation after ``done`` steps. Returns whether it is the best so far by the AP of boxes."""
+        earlier = [line["evaluation"]["boxes"]["ap"] for line in self._read(done) if "evaluation" in line]
+        self._write(done, {"evaluation": as_json(scores)})
+        print(f"epoch {done / self._epoch_steps:.3g}, select split: {in_a_line(scores)}", flush=True)
         self._before = None  # the time of the evaluation is no time of steps
-        return scores["ap"] >= max((ap for ap in earlier if ap is not None), default=0.0)  # never if it is NaN
+        return scores.boxes.ap >= max((ap for ap in earlier if ap is not None), default=0.0)  # never if it is NaN
 
     def _write(self, done: int, figures: Mapping[str, Any]) -> None:
         lines = self._read(done)
@@ -86,7 +86,9 @@ class TrainingLog:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is not None:
-            for name, value in {**figures, **figures.get("evaluation", {})}.items():
+            scored = figures.get("evaluation", {})
+            boards = figures | {f"{part}/{k}": v for part, values in scored.items() for k, v in values.items()}
+            for name, value in boards.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, done)
 

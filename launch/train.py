@@ -10,14 +10,12 @@ Interrupted, the same command goes on from the last checkpoint.
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import shutil
 import sys
 import time
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -26,10 +24,11 @@ from cse_jax.trials import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
+from detectors.evaluation import detect, ground_truth
 from detectors.initial_weights import starting_from
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
-from detectors.scoring import described, score_detector
+from detectors.scores import Scores, as_json, in_a_line, score
 from detectors.tensor_files import TensorFileError
 from detectors.trainer import fit
 from detectors.training import compile_detector
@@ -71,7 +70,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     about = workdir.describe(config)
     if not _RESUME.value:
         _forget(folder)
-    _check_same_config(folder, about["config"])
+    workdir.check_same_config(folder, about["config"])
     if (folder / "result.json").exists():
         print(f"This training is finished: {folder / 'result.json'}")
         return
@@ -99,10 +98,12 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     batch_size, partial = config.train.batch_size, folder / "partial"
     steps, epoch = config.length(len(data.train))
     log = TrainingLog(folder, steps=steps, epoch_steps=epoch, batch_size=batch_size, tensorboard=_TENSORBOARD.value)
-    voc = isinstance(config.data, VocData)
 
-    def scores(state, source) -> dict:
-        return score_detector(functools.partial(compiled.predict, state), source, batch_size=batch_size, voc=voc)
+    def scores(state, source) -> Scores:
+        found = detect(functools.partial(compiled.predict, state), source, batch_size=batch_size)
+        truth = ground_truth(source.annotations)
+        masks = found.masks is not None and truth.masks is not None
+        return score(found, truth, source.categories, masks=masks, voc=isinstance(config.data, VocData))
 
     def evaluate(done: int, state) -> None:
         best = log.evaluated(done, scores(state, data.select))
@@ -127,15 +128,20 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         evaluate=evaluate,
     )
     checkpoint.save(folder / "last", state.model)
-    metrics = scores(state, data.test)
-    figures = jax.tree.map(lambda value: value if math.isfinite(value) else None, metrics)
-    seconds = time.monotonic() - started
-    result = figures | {"losses": names | weights, "steps": steps, "seconds": seconds, "checkpoint": "last"} | about
+    final = scores(state, data.test)
+    result = {
+        "test": as_json(final),
+        "checkpoint": "last",
+        "losses": names | weights,
+        "steps": steps,
+        "seconds": time.monotonic() - started,
+        **about,
+    }
     temporary = folder / ".result.json.tmp"
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, folder / "result.json")
     checkpoint.delete(partial)
-    print("test split: " + described(metrics))
+    print(f"test split: {in_a_line(final)}")
     print(f"Result: {folder / 'result.json'}")
 
 
@@ -153,26 +159,6 @@ def _check_categories(classes: int, categories: tuple[str, ...]) -> None:
             f"The data set has {len(categories)} categories, the detector {classes}: set --config.detector.classes="
             f"{len(categories)}"
         )
-
-
-def _check_same_config(folder: pathlib.Path, config: dict) -> None:
-    """Refuses a folder that holds the training of another config."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
-    changed = sorted(key for key in now | before if now.get(key) != before.get(key))
-    if changed:
-        shown = "; ".join(f"config.{key}: {before.get(key)} -> {now.get(key)}" for key in changed[:5])
-        raise workdir.WorkdirError(
-            f"{folder} holds a training with other settings ({shown}). Choose another --workdir or --config.name, or "
-            "delete that folder."
-        )
-
-
-def _flat(tree: dict) -> dict[str, object]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 if __name__ == "__main__":

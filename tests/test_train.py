@@ -72,7 +72,7 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
         del result["seconds"]
     assert results[0] == results[1]
     expected = {"cls": "varifocal_loss(alpha=0.5)", "box": "diou_loss", "cls_weight": 1.0, "box_weight": 2.0}
-    assert results[0]["losses"] == expected and 0.0 <= results[0]["ap"] <= 1.0
+    assert results[0]["losses"] == expected and 0.0 <= results[0]["test"]["boxes"]["ap"] <= 1.0
     assert (whole / "last").is_dir() and (whole / "best").is_dir() and not (killed / "partial").exists()
     logs = [
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, killed)

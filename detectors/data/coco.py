@@ -54,6 +54,16 @@ class CocoData(DiskData):
         (path,) = self.annotation_files("train")
         return tuple(category["name"] for category in _categories(_read(path), path))
 
+    def category_ids(self, categories: tuple[str, ...]) -> list[int]:
+        """The number that each category has in the annotations."""
+        found = {}
+        for role in ("test", "train"):  # the file of test is the small one
+            (path,) = self.annotation_files(role)
+            found |= {row["name"]: row["id"] for row in _categories(_read(path), path, categories)}
+            if found.keys() >= set(categories):
+                break
+        return [found[name] for name in categories]
+
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         (path,), (folder,) = self.annotation_files(role), self.image_folders(role)
         content = _read(path)

@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from detectors.data.annotated import load_annotations, load_report
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
-from detectors.data.on_disk import ROLES, DiskData, build_detection_set
+from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
 from detectors.data.resizing import fitted_size, resized
@@ -75,6 +75,18 @@ def open_dataset(config: DataConfig | DiskData) -> Dataset:
         raise OSError(
             f"Could not read the data set in {builder.data_path}: {error}. Delete that folder to have it built again."
         ) from error
+
+
+def category_names(config: DataConfig | DiskData) -> tuple[str, ...]:
+    """The names of a data set's labels, without building it.
+
+    Raises:
+      OSError: its folder does not hold what says them.
+    """
+    if not isinstance(config, DiskData):
+        return CATEGORIES
+    config.check_layout()
+    return built_categories(config) or config.categories()
 
 
 def open_records(

@@ -184,7 +184,7 @@ def build_detection_set(data: DiskData) -> DetectionSet:
       OSError: the build's folder cannot be written, naming it.
     """
     data.check_layout()
-    target = pathlib.Path(data.data_dir).expanduser() if data.data_dir else default_data_dir()
+    target = _built_in(data)
     kind = type(data.kind, (DetectionSet,), {"name": data.kind}, skip_registration=True)
     config = DetectionSetConfig(name=data.build_name(), data=data)
     try:
@@ -196,6 +196,16 @@ def build_detection_set(data: DiskData) -> DetectionSet:
             f"Could not build {data.title} in {target}: {error}. The folder must be writable, with as much free space"
             " as the images take; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
         ) from error
+
+
+def built_categories(data: DiskData) -> tuple[str, ...]:
+    """The categories of this root's build, or nothing if it is not built."""
+    path = _built_in(data) / data.kind / data.build_name() / str(DetectionSet.VERSION) / "categories.json"
+    return tuple(json.loads(path.read_text())) if path.is_file() else ()
+
+
+def _built_in(data: DiskData) -> pathlib.Path:
+    return pathlib.Path(data.data_dir).expanduser() if data.data_dir else default_data_dir()
 
 
 def columns(

@@ -1,0 +1,166 @@
+"""Scores a detector on a data set, or a file of detections.
+
+    python launch/evaluate.py --config=configs/train/fcos_digits.py
+    python launch/evaluate.py --config=configs/train/fcos_digits.py --workdir=runs/mine --checkpoint=last --split=select
+    python launch/evaluate.py --config=configs/pretrained/fcos_resnet50_fpn.py --weights=fcos.pth \\
+        --config.data.root=/data/coco --results
+    python launch/evaluate.py --results_file=detections.json --annotations=instances_val2017.json --iou_type=segm
+
+The first two take config file and fields of the training. Scores are AP by the COCO rules, of masks too where detector
+and data have them, and VOC's mAP for its data; they are printed and written to the work folder.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cse_jax import workdir
+from detectors import inference
+from detectors.data.datasets import open_dataset
+from detectors.data.on_disk import DiskData
+from detectors.data.voc import VocData
+from detectors.evaluation import Found, detect, ground_truth
+from detectors.models.mask_rcnn import MaskRCNNConfig
+from detectors.results_files import IOU_TYPES, read_reference, read_results, write_results
+from detectors.scores import as_json, score, table
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
+_CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "Of the training, or pretrained.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    f"A checkpoint of the work folder ({' or '.join(inference.USUAL)}; the first by default), or a path.",
+)
+_WEIGHTS = flags.DEFINE_string("weights", None, "torchvision's weights, instead of a checkpoint.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "select", "train"], "What to evaluate on.")
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Images per call of the detector.", lower_bound=1)
+_RESULTS = flags.DEFINE_bool("results", False, "Write the detections as well, as COCO's results file.")
+_RESULTS_FILE = flags.DEFINE_string("results_file", None, "Detections in COCO's format to score, without a detector.")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "The ground truth of --results_file, in COCO's format.")
+_IOU_TYPE = flags.DEFINE_enum("iou_type", "bbox", IOU_TYPES, "With --results_file: score boxes or masks.")
+_MASK_STRIDE = 4  # only says that masks are wanted
+_SAY_EVERY = 5.0  # seconds between lines of progress
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
+        raise app.UsageError("--results_file needs --annotations, and they go together")
+    if _WEIGHTS.value and _CHECKPOINT.value:
+        raise app.UsageError("give either --weights or --checkpoint")
+    logging.set_verbosity(logging.WARNING)
+    workdir.hear_interrupts()
+    try:
+        if _RESULTS_FILE.value is not None:
+            _score_file(pathlib.Path(_RESULTS_FILE.value), pathlib.Path(_ANNOTATIONS.value))
+        else:
+            _score_detector(_CONFIG.value)
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was written.")
+        workdir.leave_interrupted()
+    except (workdir.WorkdirError, OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def _score_file(path: pathlib.Path, annotations: pathlib.Path) -> None:
+    masks = _IOU_TYPE.value == "segm"
+    reference = read_reference(annotations, masks=masks)
+    found = read_results(path, reference, iou_type=_IOU_TYPE.value)
+    print(f"{path}: {len(found.scores)} detections on {len(reference.truth.image_ids)} images of {annotations}\n")
+    print(table(score(found, reference.truth, reference.categories, boxes=not masks, masks=masks)))
+
+
+def _score_detector(config) -> None:
+    folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
+    if _WEIGHTS.value:
+        origin = pathlib.Path(_WEIGHTS.value)
+        model = inference.loaded(config.detector, origin)
+    else:
+        inference.check_trained_with(folder, config)
+        origin = inference.find_checkpoint(folder, _CHECKPOINT.value)
+        model = inference.restored(config.detector, origin)
+    about = workdir.describe(config)
+    with_masks = isinstance(config.detector, MaskRCNNConfig)
+    data = _opened(config.data, masks=with_masks)
+    # Masks are scored from the annotations: batches need none.
+    source = getattr(data, _SPLIT.value)
+    source = dataclasses.replace(source, layout=source.layout._replace(mask_stride=0))
+    names = getattr(config, "label_names", data.categories)
+    labels = inference.label_table(names, data.categories)
+    unknown = sorted(set(data.categories) - set(names))
+    kind = type(config.detector).__name__.removesuffix("Config")
+    print(f"{kind} of {origin} on {len(source)} images of {_SPLIT.value}, {about['device']}", flush=True)
+    if unknown:
+        print(f"Categories that the detector does not know: {', '.join(unknown)}")
+    started = time.monotonic()
+    found = detect(inference.predictor(model, labels), source, batch_size=_BATCH.value, progress=_Progress(len(source)))
+    seconds = time.monotonic() - started
+    truth = ground_truth(source.annotations)
+    if with_masks and truth.masks is None:
+        print("Masks are not scored: the data have objects without masks.")
+    scores = score(
+        found,
+        truth,
+        data.categories,
+        masks=with_masks and truth.masks is not None,
+        voc=isinstance(config.data, VocData),
+    )
+    print(f"{len(found.scores)} detections in {seconds:.0f} s\n\n{table(scores)}\n")
+    name = f"{origin.stem if _WEIGHTS.value else origin.name}-{_SPLIT.value}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if _RESULTS.value:
+        _write_detections(folder / f"detections-{name}.json", found, config.data, data.categories)
+    result = as_json(scores) | {"split": _SPLIT.value, "images": len(source), "detector": str(origin)}
+    path = folder / f"evaluation-{name}.json"
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result | {"seconds": seconds} | about, indent=2) + "\n")
+    os.replace(temporary, path)
+    print(f"Scores: {path}")
+
+
+def _opened(config, *, masks: bool):
+    """The data set, without what only a training needs."""
+    changes = {"cache": False}
+    if isinstance(config, DiskData):
+        changes["mask_stride"] = _MASK_STRIDE if masks else 0
+    return open_dataset(dataclasses.replace(config, **changes))
+
+
+def _write_detections(path: pathlib.Path, found: Found, config, categories: tuple[str, ...]) -> None:
+    """With the annotation files' numbers of categories where there are any, else labels counted from 1."""
+    numbered = hasattr(config, "category_ids")
+    numbers = config.category_ids(categories) if numbered else range(1, len(categories) + 1)
+    write_results(path, found, list(numbers))
+    print(f"Detections: {path}")
+
+
+class _Progress:
+    """Prints images done, images a second and the time left, every few seconds."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._first: tuple[int, float] | None = None
+        self._said = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        self._first = self._first or (done, now)  # the images before it were compiled for as well
+        if now - self._said < _SAY_EVERY or done == self._first[0]:
+            return
+        self._said = now
+        rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
+        left = math.ceil((self._images - done) / rate)
+        print(f"{done}/{self._images} images, {rate:.1f} images/s, {left} s left", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
