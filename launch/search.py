@@ -55,9 +55,6 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
         data = open_dataset(config.data)
-        for split, bad in data.bad_records.items():
-            if bad:
-                console.print(f"{split}: {bad}", markup=False)
         detector, build = build_detector(config.detector)
         trainer = DetectorTrainer(
             compile_detector(build, config.detector.backbone, config.train),

@@ -90,9 +90,6 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     )
 
     data = open_dataset(config.data)
-    for split, bad in data.bad_records.items():
-        if bad:
-            print(f"{split}: {bad}")
     _check_categories(config.detector.classes, data.categories)
 
     batch_size, partial = config.train.batch_size, folder / "partial"

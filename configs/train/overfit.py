@@ -11,7 +11,7 @@ import dataclasses
 
 from detectors.data.coco import CocoData
 from detectors.models.atss import ATSSConfig
-from detectors.models.backbone import ResNetConfig
+from detectors.models.backbone import small
 from detectors.models.faster_rcnn import FasterRCNNConfig, RoIConfig
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
@@ -20,11 +20,11 @@ from detectors.models.rpn import RPNConfig
 from detectors.run_config import ATSSTrainRun, FasterRCNNTrainRun, MaskRCNNTrainRun, TrainRun, training_in_seconds
 
 RPN = RPNConfig(scale=4.0, samples=128, per_level=300, test_per_level=300, train_proposals=200, test_proposals=200)
-ROI = RoIConfig(finest_side=28.0, width=256, samples=64, positive_fraction=0.5)
+ROI = RoIConfig(levels=3, finest_side=40.0, width=256, samples=64, positive_fraction=0.5)
 DENSE = dict(towers=2, norm_groups=8, score_threshold=0.02, candidates_per_level=300, max_candidates=500)
 TWO_STAGE = dict(rpn=RPN, roi=ROI, score_threshold=0.02, max_candidates=500)
 RUNS = {
-    "fcos": (TrainRun, FCOSConfig(range_limits=(24.0, 48.0, 96.0), **DENSE)),
+    "fcos": (TrainRun, FCOSConfig(range_limits=(48.0, 96.0), **DENSE)),
     "atss": (ATSSTrainRun, ATSSConfig(scale=4.0, **DENSE)),
     "faster_rcnn": (FasterRCNNTrainRun, FasterRCNNConfig(**TWO_STAGE)),
     "mask_rcnn": (MaskRCNNTrainRun, MaskRCNNConfig(**TWO_STAGE, mask=MaskConfig(channels=64))),
@@ -35,19 +35,11 @@ def get_config(name: str = "fcos") -> TrainRun:
     if name not in RUNS:
         raise ValueError(f"{name!r} is no detector; use {', '.join(RUNS)}")
     run, detector = RUNS[name]
-    backbone = ResNetConfig(
-        depths=(1, 1, 1, 1),
-        widths=(32, 48, 96, 128),
-        bottleneck=False,
-        stem_width=32,
-        norm="gn",
-        norm_groups=8,
-        frozen_stages=-1,
-        outputs=(1, 2, 3, 4),
-    )
     return run(
         name=f"overfit_{name}",
-        detector=dataclasses.replace(detector, backbone=backbone, fpn=FPNConfig(channels=64, extra="none")),
+        detector=dataclasses.replace(
+            detector, backbone=small(outputs=(2, 3, 4)), fpn=FPNConfig(channels=64, extra="none")
+        ),
         train=training_in_seconds(learning_rate=0.001, warmup_steps=100),
         data=CocoData(
             annotations="annotations/instances_{split}.json",

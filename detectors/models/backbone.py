@@ -84,6 +84,20 @@ def resnet34(**changes) -> ResNetConfig:
     return ResNetConfig(depths=(3, 4, 6, 3), bottleneck=False, **changes)
 
 
+def small(**changes) -> ResNetConfig:
+    """A network for images of 200 to 400 pixels that trains from scratch in minutes on a CPU."""
+    defaults = dict(
+        depths=(1, 1, 1, 1),
+        widths=(24, 48, 96, 192),
+        bottleneck=False,
+        stem_width=24,
+        norm="gn",
+        norm_groups=8,
+        frozen_stages=-1,
+    )
+    return ResNetConfig(**(defaults | changes))
+
+
 def tiny(**changes) -> ResNetConfig:
     """A network for images of about 96 pixels that trains from scratch in seconds."""
     defaults = dict(
