@@ -1,0 +1,67 @@
+"""The configs of trainings: each builds its detector, fits its data, and says how it is run."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+from flax import nnx
+
+from detectors.data.bdd100k import Bdd100kData
+from detectors.data.coco import CocoData
+from detectors.data.voc import VocData
+from detectors.initial_weights import WeightsConfig, load
+from detectors.losses import resolve_pair
+from detectors.models import build_detector
+from detectors.models.mask_rcnn import MaskRCNNConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs" / "train").glob("*.py"))
+CATEGORIES = {CocoData: 80, Bdd100kData: 10}
+
+
+def read(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_config_is_whole(path):
+    module = read(path)
+    assert f"--config=configs/train/{path.name}" in module.__doc__ or path.stem == "fcos_digits"
+    config = module.get_config()
+    detector, build = build_detector(config.detector)
+    resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight)
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    assert jax.tree.leaves(nnx.state(abstract, nnx.Param))
+    kind = type(config.data)
+    classes = len(config.data.names) if kind is VocData else CATEGORIES.get(kind, 10)
+    assert config.detector.classes == classes
+    assert bool(config.data.mask_stride) == isinstance(config.detector, MaskRCNNConfig)
+    if getattr(config.detector.backbone, "norm", "") == "frozen_bn":
+        with pytest.raises(ValueError, match=r"--config\.weights\.file"):
+            load(abstract, WeightsConfig())
+    steps, epoch = config.length(1000)
+    assert steps >= 1 and epoch == 1000 // config.train.batch_size
+
+
+@pytest.mark.parametrize("name", read(ROOT / "configs" / "train" / "overfit.py").RUNS)
+def test_every_detector_can_learn_by_heart(name):
+    config = read(ROOT / "configs" / "train" / "overfit.py").get_config(name)
+    _, build = build_detector(config.detector)
+    nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    assert config.data.train == config.data.test and config.data.limit == 20
+
+
+def test_an_unknown_detector_is_named():
+    with pytest.raises(ValueError, match="'yolo' is no detector; use fcos, atss"):
+        read(ROOT / "configs" / "train" / "overfit.py").get_config("yolo")
+
+
+def test_a_training_without_length_is_refused():
+    config = read(ROOT / "configs" / "train" / "fcos_digits.py").get_config()
+    config.steps, config.epochs = 0, 0.0
+    with pytest.raises(ValueError, match=r"no step: config\.steps=0, config\.epochs=0"):
+        config.length(1000)
