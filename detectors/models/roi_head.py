@@ -134,7 +134,7 @@ def sample_rois(
     rois = jnp.where(chosen.valid[:, None], boxes[chosen.index], NO_ROI)
     targets = jnp.where(chosen.positive[:, None], truth.boxes[target], rois)
     sampled = SampledRoIs(rois, labels, chosen.positive, chosen.valid, targets, target)
-    return sampled, chosen.index < truth.boxes.shape[0]
+    return sampled, chosen.valid & (chosen.index < truth.boxes.shape[0])
 
 
 def roi_loss(
