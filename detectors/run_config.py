@@ -10,6 +10,7 @@ from detectors.data.datasets import DataConfig
 from detectors.data.settings import BatchConfig
 from detectors.initial_weights import WeightsConfig
 from detectors.models.atss import ATSSConfig, atss_tiny
+from detectors.models.cascade_rcnn import CascadeRCNNConfig, cascade_rcnn_tiny
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.models.mask_rcnn import MaskRCNNConfig, mask_rcnn_tiny
@@ -125,6 +126,14 @@ class FasterRCNNTrainRun(TrainRun):
 
     name: str = "faster_rcnn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)
+
+
+@dataclasses.dataclass
+class CascadeRCNNTrainRun(TrainRun):
+    """A training of Cascade R-CNN."""
+
+    name: str = "cascade_rcnn"
+    detector: CascadeRCNNConfig = dataclasses.field(default_factory=cascade_rcnn_tiny)
 
 
 @dataclasses.dataclass

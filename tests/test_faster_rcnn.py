@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from detectors.losses import default_losses
-from detectors.models.faster_rcnn import FasterRCNN, SampledRoIs, faster_rcnn_tiny
+from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
+from detectors.models.roi_head import SampledRoIs
 from detectors.models.rpn import RPN
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import pyramid_anchors
@@ -182,7 +183,7 @@ def test_the_class_loss_sees_the_iou_of_positives_and_1_elsewhere(monkeypatch):
         seen.update(labels=labels, iou=iou)
         return jnp.zeros(len(iou))
 
-    monkeypatch.setattr("detectors.models.faster_rcnn.multi_class_loss", spy)
+    monkeypatch.setattr("detectors.models.roi_head.multi_class_loss", spy)
     roi_loss(batch_of())
     background = np.asarray(seen["labels"])[:, -1] == 1.0
     iou = np.asarray(seen["iou"])

@@ -11,8 +11,8 @@ from flax import nnx
 
 from detectors.losses import default_losses
 from detectors.models import build_detector
-from detectors.models.faster_rcnn import SampledRoIs
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, mask_rcnn_tiny
+from detectors.models.roi_head import SampledRoIs
 from detectors.ops.masks import crop_masks, paste_masks
 from detectors.structures import Batch
 

@@ -3,7 +3,7 @@
 python launch/train.py --config=configs/train/overfit.py:fcos --config.data.root=/data/mine
 python launch/train.py --config=configs/train/overfit.py:mask_rcnn --config.data.root=/data/mine
 
-fcos, atss, faster_rcnn or mask_rcnn; the data as in configs/data/coco_format.py, with masks for mask_rcnn.
+fcos, atss, faster_rcnn, cascade_rcnn or mask_rcnn; data as in configs/data/coco_format.py, with masks for mask_rcnn.
 Cost and AP: docs/benchmarks.md.
 """
 
@@ -12,12 +12,21 @@ import dataclasses
 from detectors.data.coco import CocoData
 from detectors.models.atss import ATSSConfig
 from detectors.models.backbone import small
-from detectors.models.faster_rcnn import FasterRCNNConfig, RoIConfig
+from detectors.models.cascade_rcnn import CascadeRCNNConfig
+from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
+from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.run_config import ATSSTrainRun, FasterRCNNTrainRun, MaskRCNNTrainRun, TrainRun, training_in_seconds
+from detectors.run_config import (
+    ATSSTrainRun,
+    CascadeRCNNTrainRun,
+    FasterRCNNTrainRun,
+    MaskRCNNTrainRun,
+    TrainRun,
+    training_in_seconds,
+)
 
 RPN = RPNConfig(scale=4.0, samples=128, per_level=300, test_per_level=300, train_proposals=200, test_proposals=200)
 ROI = RoIConfig(levels=3, finest_side=40.0, width=256, samples=64, positive_fraction=0.5)
@@ -27,6 +36,10 @@ RUNS = {
     "fcos": (TrainRun, FCOSConfig(range_limits=(48.0, 96.0), **DENSE)),
     "atss": (ATSSTrainRun, ATSSConfig(scale=4.0, **DENSE)),
     "faster_rcnn": (FasterRCNNTrainRun, FasterRCNNConfig(**TWO_STAGE)),
+    "cascade_rcnn": (
+        CascadeRCNNTrainRun,
+        CascadeRCNNConfig(**TWO_STAGE | {"roi": dataclasses.replace(ROI, class_agnostic=True)}),
+    ),
     "mask_rcnn": (MaskRCNNTrainRun, MaskRCNNConfig(**TWO_STAGE, mask=MaskConfig(channels=64))),
 }
 

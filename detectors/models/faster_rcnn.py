@@ -1,7 +1,6 @@
 """Faster R-CNN (Ren et al. 2015) with a feature pyramid and a box loss on decoded boxes."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax import spaces
-from detectors.losses import DetectionLosses, box_loss, multi_class_loss
+from detectors.losses import DetectionLosses
 from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
 from detectors.models.fpn import FPN, FPNConfig
+from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
 from detectors.models.rpn import RPN, RPNConfig
 from detectors.ops import boxes as box_ops
-from detectors.ops.matching import match
 from detectors.ops.nms import select_detections
-from detectors.ops.roi_align import roi_align, roi_levels
-from detectors.ops.sampling import sample
 from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
-
-
-@dataclasses.dataclass
-class RoIConfig:
-    """The second stage.
-
-    Attributes:
-      levels: pyramid levels that RoIs are pooled from, finest first.
-      finest_side: RoIs of this side are pooled from the second level, pixels.
-      size: bins per side of RoIAlign.
-      aligned: whether RoIAlign takes a cell's value for that of its centre; torchvision: of its corner.
-      pool_as_product: RoIAlign as a matrix product: the same, and faster for small maps on CPUs.
-      width: of the two fully connected layers.
-      stds: of the box offsets.
-      positive_iou: from which a proposal is positive.
-      low_quality_iou: from which each ground truth also takes the proposals that overlap it most; none without.
-      samples, positive_fraction: proposals per image in the loss.
-    """
-
-    levels: int = 4
-    finest_side: float = 56.0
-    size: int = 7
-    aligned: bool = True
-    pool_as_product: bool = False
-    width: int = 1024
-    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
-    positive_iou: float = 0.5
-    low_quality_iou: float | None = None
-    samples: int = 512
-    positive_fraction: float = 0.25
 
 
 @dataclasses.dataclass
@@ -99,57 +66,6 @@ def faster_rcnn_tiny(classes: int = 10) -> FasterRCNNConfig:
     )
 
 
-class SampledRoIs(NamedTuple):
-    """The RoIs of a batch in the second stage's loss: positives, then background, then padding."""
-
-    boxes: Float[Array, "b s 4"]
-    labels: Int[Array, "b s"]  # the background comes after the last category
-    positive: Bool[Array, "b s"]
-    valid: Bool[Array, "b s"]
-    targets: Float[Array, "b s 4"]  # the ground truth's boxes; the RoIs themselves where not positive
-    truth: Int[Array, "b s"]  # index of the ground truth; meaningless where not positive
-
-
-def pool_rois(
-    config: RoIConfig,
-    features: list[Float[Array, "b _h _w c"]],
-    rois: Float[Array, "b k 4"],
-    strides: tuple[int, ...],
-    *,
-    size: int,
-) -> Float[Array, "b k size size c"]:
-    """Features of each RoI in ``size`` bins per side, from the level that suits it."""
-
-    def one(features, rois):
-        level = roi_levels(rois, levels=config.levels, finest_side=config.finest_side)
-        options = dict(aligned=config.aligned, as_product=config.pool_as_product)
-        return roi_align(features, rois, level, strides=strides[: config.levels], size=size, **options)
-
-    return map_images(one, features[: config.levels], rois)
-
-
-class _RoIHead(nnx.Module):
-    """Two fully connected layers, class logits (background last) and class-specific box offsets."""
-
-    def __init__(self, config: RoIConfig, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
-        self.config, self.classes = config, classes
-        xavier, normal = nnx.initializers.xavier_uniform(), nnx.initializers.normal
-        self.fc1 = nnx.Linear(config.size**2 * channels, config.width, kernel_init=xavier, rngs=rngs)
-        self.fc2 = nnx.Linear(config.width, config.width, kernel_init=xavier, rngs=rngs)
-        self.cls = nnx.Linear(config.width, classes + 1, kernel_init=normal(0.01), rngs=rngs)
-        self.box = nnx.Linear(config.width, 4 * classes, kernel_init=normal(0.001), rngs=rngs)
-
-    def __call__(
-        self, features: list[Float[Array, "b _h _w c"]], rois: Float[Array, "b k 4"], strides: tuple[int, ...]
-    ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:
-        """Class logits (``d`` is classes + 1) and offsets of each class (``e`` is classes), in float32."""
-        pooled = pool_rois(self.config, features, rois, strides, size=self.config.size)
-        x = jax.nn.relu(self.fc1(pooled.reshape(*rois.shape[:2], -1)))
-        x = jax.nn.relu(self.fc2(x))
-        deltas = self.box(x).reshape(*rois.shape[:2], self.classes, 4)
-        return self.cls(x).astype(jnp.float32), deltas.astype(jnp.float32)
-
-
 class FasterRCNN(nnx.Module):
     """The detector."""
 
@@ -163,7 +79,7 @@ class FasterRCNN(nnx.Module):
         self.backbone = ResNet(config.backbone, rngs=rngs)
         self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
         self.rpn = RPN(config.rpn, config.fpn.channels, self.strides, rngs=rngs)
-        self.roi = _RoIHead(config.roi, config.fpn.channels, config.classes, rngs=rngs)
+        self.roi = RoIHead(config.roi, config.fpn.channels, config.classes, rngs=rngs)
 
     def loss(
         self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
@@ -181,6 +97,24 @@ class FasterRCNN(nnx.Module):
         self, batch: Batch, losses: DetectionLosses, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], list[Float[Array, "b _h _w c"]], SampledRoIs]:
         """``loss``, and what further heads need: the pyramid's features and the sampled RoIs."""
+        features, proposals, real, parts, roi_key = self._propose(batch, key)
+        sampled = map_images(self._sample, proposals, real, batch, roi_key)
+        cls, box = self._roi_loss(features, losses, sampled)
+        total = parts["rpn_cls"] + parts["rpn_box"] + cls + box
+        parts |= {"loss": total, "cls": cls, "box": box}
+        parts |= {"positives": sampled.positive.sum().astype(jnp.float32)}
+        return total, parts, features, sampled
+
+    def _propose(
+        self, batch: Batch, key: jax.Array
+    ) -> tuple[
+        list[Float[Array, "b _h _w c"]],
+        Float[Array, "b k 4"],
+        Bool[Array, "b k"],
+        dict[str, Float[Array, ""]],
+        jax.Array,
+    ]:
+        """The first stage in training: features, proposals and which are real, the RPN's losses, keys for the rest."""
         features = self.fpn(self.backbone(batch.image))
         anchors, objectness, deltas = self.rpn(features, batch.image.shape[1:3])
         rpn_key, roi_key = (
@@ -196,65 +130,20 @@ class FasterRCNN(nnx.Module):
             count=self.config.rpn.train_proposals,
             per_level=self.config.rpn.per_level,
         )
-        sampled = map_images(self._sample, proposals, real, batch, roi_key)
-        cls, box = self._roi_loss(features, losses, sampled)
-        total = rpn_cls + rpn_box + cls + box
-        parts = {"loss": total, "cls": cls, "box": box, "rpn_cls": rpn_cls, "rpn_box": rpn_box}
-        parts |= {"positives": sampled.positive.sum().astype(jnp.float32)}
-        return total, parts, features, sampled
+        return features, proposals, real, {"rpn_cls": rpn_cls, "rpn_box": rpn_box}, roi_key
 
     def _sample(
         self, proposals: Float[Array, "k 4"], real: Bool[Array, " k"], truth: Batch, key: jax.Array
     ) -> SampledRoIs:
-        """One image's RoIs: proposals and ground truth, matched and sampled."""
-        config = self.config.roi
-        boxes = jnp.concatenate([truth.boxes, proposals])
-        usable = jnp.concatenate([truth.valid & (box_ops.area(truth.boxes) > 0.0), real])
-        matches = match(
-            boxes,
-            usable,
-            truth.boxes,
-            truth.valid,
-            positive_iou=config.positive_iou,
-            negative_iou=config.positive_iou,
-            low_quality_iou=config.low_quality_iou,
-        )
-        chosen = sample(
-            key, matches.positive, matches.negative, count=config.samples, fraction=config.positive_fraction
-        )
-        target = matches.target[chosen.index]
-        labels = jnp.where(chosen.positive, truth.labels[target], self.config.classes)
-        rois = jnp.where(chosen.valid[:, None], boxes[chosen.index], jnp.array([0.0, 0.0, 1.0, 1.0]))
-        targets = jnp.where(chosen.positive[:, None], truth.boxes[target], rois)
-        return SampledRoIs(rois, labels, chosen.positive, chosen.valid, targets, target)
+        """One image's RoIs."""
+        return sample_rois(self.config.roi, self.config.classes, proposals, real, truth, key)[0]
 
     def _roi_loss(
         self, features: list[Float[Array, "b _h _w c"]], losses: DetectionLosses, sampled: SampledRoIs
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Classification and box losses of the sampled RoIs."""
-        classes = self.config.classes
-        rois, labels, positive, valid, targets, _ = sampled
-        logits, deltas = self.roi(features, rois, self.strides)
-        own = jnp.take_along_axis(deltas, jnp.minimum(labels, classes - 1)[..., None, None], axis=2)[:, :, 0]
-        decoded = box_ops.decode_deltas(rois, own, self.config.roi.stds)
-        predicted = jnp.where(positive[..., None], decoded, rois)
-        iou = jax.lax.stop_gradient(jnp.where(positive, box_ops.iou(predicted, targets), 1.0))
-        encoded = box_ops.encode_deltas(rois, targets, self.config.roi.stds)
-        flat = [a.reshape(-1, *a.shape[2:]) for a in (logits, labels, iou, predicted, targets, own, encoded, positive)]
-        logits, labels, iou, predicted, targets, own, encoded, positive = flat
-        count = jnp.maximum(valid.sum(), 1)
-        per_roi = multi_class_loss(losses.cls, logits=logits, labels=jax.nn.one_hot(labels, classes + 1), iou=iou)
-        per_box = box_loss(
-            losses.box,
-            predicted=predicted,
-            target=targets,
-            predicted_offsets=own,
-            target_offsets=encoded,
-            mask=positive,
-        )
-        cls = jnp.where(valid.reshape(-1), per_roi, 0.0).sum() / count
-        box = per_box.sum() / count
-        return cls, box
+        logits, deltas = self.roi(features, sampled.boxes, self.strides)
+        return roi_loss(self.config.roi, logits, deltas, losses, sampled)
 
     def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image."""
@@ -283,16 +172,15 @@ class FasterRCNN(nnx.Module):
             count=config.rpn.test_proposals,
             per_level=config.rpn.test_per_level,
         )
-        rois = jnp.where(real[..., None], rois, jnp.array([0.0, 0.0, 1.0, 1.0]))
-        logits, deltas = self.roi(features, rois, self.strides)
-        boxes = box_ops.decode_deltas(rois[:, :, None], deltas, config.roi.stds)
+        rois = jnp.where(real[..., None], rois, NO_ROI)
+        logits, boxes = self._refine(features, rois, image_size)
         scores = jax.nn.softmax(logits, axis=-1)[..., :-1]
 
         def one(boxes, scores, real, size):
-            boxes = box_ops.clip(boxes, size)
+            boxes = box_ops.clip(boxes, size)  # of each class, or one for all
             wide = (boxes[..., 2:] - boxes[..., :2]).min(-1) >= config.min_side
             return select_detections(
-                boxes,
+                boxes if boxes.shape[1] == scores.shape[1] else boxes[:, 0],
                 jnp.where(wide, scores, 0.0),
                 real,
                 score_threshold=config.score_threshold,
@@ -302,3 +190,10 @@ class FasterRCNN(nnx.Module):
             )
 
         return map_images(one, boxes, scores, real, image_size)
+
+    def _refine(
+        self, features: list[Float[Array, "b _h _w c"]], rois: Float[Array, "b k 4"], image_size: Float[Array, "b 2"]
+    ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:
+        """The second stage at test: class logits and boxes of the proposals."""
+        logits, deltas = self.roi(features, rois, self.strides)
+        return logits, box_ops.decode_deltas(rois[:, :, None], deltas, self.config.roi.stds)

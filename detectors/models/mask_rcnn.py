@@ -9,14 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from detectors.losses import DetectionLosses
-from detectors.models.faster_rcnn import (
-    FasterRCNN,
-    FasterRCNNConfig,
-    RoIConfig,
-    SampledRoIs,
-    faster_rcnn_tiny,
-    pool_rois,
-)
+from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
+from detectors.models.roi_head import RoIConfig, SampledRoIs, pool_rois
 from detectors.ops.masks import crop_masks
 from detectors.parallel import map_images
 from detectors.structures import Batch, Detections
