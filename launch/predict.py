@@ -86,7 +86,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
             draw_objects(image, finding.objects, categories, scores=finding.scores).save(out / name)
             listed.append({"image": str(path), "drawn": name} | _listed(finding, categories))
             objects += len(finding.scores)
-            if time.monotonic() - said > _SAY_EVERY:
+            if time.monotonic() - said > _SAY_EVERY and path != files[-1]:
                 said = time.monotonic()
                 rate = len(listed) / (said - started)
                 left = (len(files) - len(listed)) / rate

@@ -75,10 +75,13 @@ def _in_image(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> tuple[float
 
 
 def _place(box, plate: tuple[float, float], size: tuple[int, int], taken: list) -> tuple[float, float]:
-    """Where a name goes: over its box, inside it, or under it, whichever is within the image and not taken."""
+    """Where a name goes: over its box, inside it, or under it, the first that is within the image and not taken."""
     x1, y1, x2, y2 = box
-    right, lowest = max(size[0] - plate[0] - 1, 0), max(size[1] - plate[1] - 1, 0)
-    choices = [(x1, y1 - plate[1]), (x1, y1), (x1, y2 - plate[1]), (x1, y2), (x2 - plate[0], y1 - plate[1])]
+    wide, high = plate
+    right, lowest = max(size[0] - wide - 1, 0), max(size[1] - high - 1, 0)
+    choices = [(x1, y1 - high), (x1, y1), (x1, y2 - high), (x1, y2)]
+    choices += [(x2 - wide, y) for y in (y1 - high, y1, y2 - high, y2)]
+    choices += [(x1, y1 + lines * high) for lines in (1, 2, 3)]
     choices = [(min(max(x, 0), right), y) for x, y in choices if 0 <= y <= lowest]
     for x, y in choices:
         mine = (x, y, x + plate[0], y + plate[1])
