@@ -75,25 +75,35 @@ def paste_masks(
     pasted = np.zeros((len(masks), height, width), np.float32)
     for k, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks, np.asarray(boxes, np.float32), strict=True)):
         side = mask.shape[0]
-        rows = _pixel_weights(y1, y2, side, height, whole_pixels)
-        columns = _pixel_weights(x1, x2, side, width, whole_pixels)
-        pasted[k] = rows @ mask @ columns.T
+        rows, row = _places(y1, y2, side, height, whole_pixels)
+        columns, column = _places(x1, x2, side, width, whole_pixels)
+        bordered = np.pad(np.asarray(mask, np.float32), 1)
+        pasted[k, rows, columns] = _between(_between(bordered, row).T, column).T
     return pasted
 
 
-def _pixel_weights(
+def _places(
     low: float, high: float, side: int, length: int, whole_pixels: bool
-) -> Float[np.ndarray, "length side"]:
-    """Weight of each of a mask's ``side`` cells at each pixel of an axis."""
+) -> tuple[slice, Float[np.ndarray, " n"]]:
+    """The pixels of an axis that a mask of ``side`` cells and an empty border reaches, and where in it they are."""
     pixel = np.arange(length)
-    if whole_pixels:  # with a border of one empty cell
+    if whole_pixels:
         centre, half = (low + high) * np.float32(0.5), (high - low) * np.float32(0.5 * (side + 2) / side)
         first, last = int(centre - half), int(centre + half)
         count = max(last - first + 1, 1)
-        at = np.clip((pixel - first + 0.5) * ((side + 2) / count) - 0.5, 0.0, side + 1.0) - 1.0
+        at = np.clip((pixel - first + 0.5) * ((side + 2) / count) - 0.5, 0.0, side + 1.0)
         inside = (pixel >= first) & (pixel < first + count)
     else:
-        at = (pixel + 0.5 - low) / max(high - low, 1e-6) * side - 0.5
-        inside = (at > -1.0) & (at < side)
-    near = np.maximum(1.0 - np.abs(at[:, None] - np.arange(side)), 0.0)
-    return np.where(inside[:, None], near, 0.0).astype(np.float32)
+        at = (pixel + 0.5 - low) / max(high - low, 1e-6) * side + 0.5
+        inside = (at > 0.0) & (at < side + 1.0)
+    reached = np.flatnonzero(inside)
+    if not len(reached):
+        return slice(0, 0), np.zeros(0, np.float32)
+    return slice(reached[0], reached[-1] + 1), at[inside].astype(np.float32)
+
+
+def _between(values: Float[np.ndarray, "s t"], at: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n t"]:
+    """Rows at fractional places, between the two nearest."""
+    low = np.minimum(at.astype(np.intp), len(values) - 2)
+    share = (at - low)[:, None]
+    return values[low] * (1.0 - share) + values[low + 1] * share
