@@ -207,6 +207,8 @@ def test_published_settings():
     assert [stage.positive_iou for stage in config.stages()] == [0.5, 0.6, 0.7]
     assert [stage.stds[0] for stage in config.stages()] == [0.1, 0.05, 0.033]
     assert config.rpn.box_beta == 1 / 9 and config.rpn.train_proposals == 2000 and config.roi.samples == 512
+    model = nnx.eval_shape(lambda: CascadeRCNN(config, rngs=nnx.Rngs(0)))
+    assert sum(np.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == 69_394_766
 
 
 def test_bad_settings_are_named():
