@@ -11,6 +11,7 @@ from detectors import weights
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
+from detectors.models.mobilenet import MobileNetV1
 from detectors.training import Compiled, TrainState
 
 _WHOLE = {FasterRCNN: weights.load_faster_rcnn, MaskRCNN: weights.load_mask_rcnn, FCOS: weights.load_fcos}
@@ -21,7 +22,7 @@ class WeightsConfig:
     """Weights that a training starts from.
 
     Attributes:
-      file: a .safetensors or .pth file; empty for random weights.
+      file: a .safetensors or .pth file, for a MobileNetV1 an .npz file; empty for random weights.
       whole: it holds a whole detector of torchvision, for a config of ``torchvision_settings``, not only a backbone.
       bgr: the network in it reads blue, green, red (caffe); its first kernel is turned round.
     """
@@ -54,6 +55,9 @@ def load(detector: nnx.Module, config: WeightsConfig) -> None:
             kind = type(detector).__name__
             raise ValueError(f"weights.whole: torchvision's weights are read for {known}, not for {kind}")
         _WHOLE[type(detector)](detector, config.file)
+        return
+    if isinstance(backbone, MobileNetV1):
+        weights.load_mobilenet(backbone, config.file)
         return
     weights.load_resnet(backbone, config.file)
     if config.bgr:

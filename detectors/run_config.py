@@ -43,7 +43,7 @@ def training_in_seconds(learning_rate: float, *, warmup_steps: int = 30) -> Trai
 
 @dataclasses.dataclass
 class FCOSRun:
-    """A search with FCOS."""
+    """A search with FCOS; each training starts from ``weights``."""
 
     name: str = "fcos"
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
@@ -51,6 +51,7 @@ class FCOSRun:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     data: BatchConfig = dataclasses.field(default_factory=DataConfig)
+    weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""Reads named tensors from .safetensors, and from PyTorch's .pth and .pt without running any code in them.
+"""Reads named tensors from .safetensors and .npz, and from PyTorch's .pth and .pt without running any code in them.
 
 PyTorch's files are pickles, which can call whatever they name.  Here they may name tensors, their storages and the
 dictionary that holds them; anything else is refused.
@@ -54,16 +54,18 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All tensors of a file, by name.
 
     Args:
-      path: a .safetensors, .pth or .pt file.
+      path: a .safetensors, .pth, .pt or .npz file.
 
     Raises:
       FileNotFoundError: there is no such file.
       TensorFileError: it is none of these formats, is damaged, or holds anything but named tensors.
     """
     path = pathlib.Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".npz"):
         raise TensorFileError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use .safetensors or .pth")
     try:
+        if path.suffix == ".npz":
+            return _read_npz(path)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
@@ -73,6 +75,11 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise TensorFileError(
             f"{path}: not a file of plain tensors ({error}); save the model's state_dict as .safetensors"
         ) from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cse_jax.spaces import Space
 from detectors.losses import DetectionLosses
-from detectors.models.backbone import ResNetConfig, is_frozen, is_norm
+from detectors.models.norms import is_norm
 from detectors.parallel import by_image, everywhere, mesh_for, using
 from detectors.structures import Batch, Detections
 
@@ -107,7 +107,6 @@ class Compiled(NamedTuple):
 
 def compile_detector(
     build: Callable[[nnx.Rngs], nnx.Module],
-    backbone: ResNetConfig,
     config: TrainConfig,
     *,
     devices: Sequence[jax.Device] | None = None,
@@ -116,7 +115,6 @@ def compile_detector(
 
     Args:
       build: makes the detector from random numbers.
-      backbone: its backbone's config, which says what is frozen.
       config: the optimisation.
       devices: those that share each batch, as far as it can be shared equally; all of this process by default.
 
@@ -128,7 +126,8 @@ def compile_detector(
     mesh = mesh_for(part, devices)
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, abstract_params, _ = nnx.split(abstract, nnx.Param, ...)
-    frozen = _mask(abstract_params, lambda path: path[0] == "backbone" and is_frozen(backbone, path[1:]))
+    still = abstract.backbone.config.is_frozen
+    frozen = _mask(abstract_params, lambda path: path[0] == "backbone" and still(path[1:]))
     optimiser = _optimiser(config, abstract_params, frozen)
     compute = jnp.dtype(config.compute)
 

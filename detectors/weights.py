@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from detectors.models.backbone import ResNet
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
+from detectors.models.mobilenet import BLOCKS as MOBILENET_BLOCKS
+from detectors.models.mobilenet import LAST_POINTWISE, MobileNetV1
+from detectors.models.resnet import ResNet
 from detectors.tensor_files import read_tensors
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -60,6 +62,22 @@ def load_resnet(backbone: ResNet, path: str | os.PathLike) -> None:
     _load(backbone, path, RESNET, where, skip=CLASSIFIER)
 
 
+def load_mobilenet(backbone: MobileNetV1, path: str | os.PathLike) -> None:
+    """Fills a MobileNetV1 in place with weights of ImageNet under Keras's names; its last pointwise convolution stays.
+
+    Args:
+      backbone: made or abstract (``nnx.eval_shape``).
+      path: an .npz file of ``conv1.kernel``, ``conv_dw_1.depthwise_kernel``, ``conv_pw_1_bn.gamma`` and so on.
+
+    Raises:
+      As ``load_resnet``.
+    """
+    where = "Keras's mobilenet_1_0_224_tf_no_top.h5, its arrays saved with numpy.savez"
+    beyond = "|".join(str(number) for number in range(len(backbone.blocks) + 1, len(MOBILENET_BLOCKS) + 1))
+    skip = rf"conv_pw_{len(MOBILENET_BLOCKS)}[_.].*|conv_(dw|pw)_({beyond or 'none'})[_.].*"
+    _load(backbone, path, MOBILENET, where, skip=skip, stays=LAST_POINTWISE)
+
+
 def load_faster_rcnn(model: FasterRCNN, path: str | os.PathLike) -> None:
     """Fills a Faster R-CNN in place with weights of torchvision's ``fasterrcnn_resnet50_fpn``.
 
@@ -89,6 +107,7 @@ def assign(
     table: tuple[Row, ...],
     *,
     skip: str = r".*\.num_batches_tracked",
+    stays: str = "",
 ) -> None:
     """Fills a model in place with named tensors.
 
@@ -97,6 +116,7 @@ def assign(
       tensors: by their names elsewhere.
       table: what each parameter of the model is called there.
       skip: pattern of names that need no place.
+      stays: pattern of our parameters that keep their values.
 
     Raises:
       WeightsError: parameters without tensor, tensors without parameter, or shapes that differ; all in one message.
@@ -106,6 +126,8 @@ def assign(
     filled, problems = [], []
     for path, variable in nnx.to_flat_state(state):
         name = "/".join(map(str, path))
+        if re.fullmatch(stays, name):
+            continue
         row, indices = _find(table, name)
         if row is None:
             problems.append(f"unknown: {name} has no row in the table of names")
@@ -229,6 +251,21 @@ _PYRAMID = (
     *_layer("fpn/lateral/*", lambda k: tuple(f"backbone.fpn.inner_blocks.{k}{dot}" for dot in (".0", "")), _conv),
     *_layer("fpn/output/*", lambda k: tuple(f"backbone.fpn.layer_blocks.{k}{dot}" for dot in (".0", "")), _conv),
     *_layer("fpn/extra/*", lambda k: f"backbone.fpn.extra_blocks.p{k + 6}", _conv),
+)
+
+
+def _keras_norm(ours: str, theirs: Callable[..., str]) -> tuple[Row, ...]:
+    names = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+    return tuple(Row(f"{ours}/{our}", lambda *i, their=their: f"{theirs(*i)}.{their}") for our, their in names.items())
+
+
+MOBILENET = (
+    Row("stem/kernel", lambda: "conv1.kernel"),
+    *_keras_norm("stem_norm", lambda: "conv1_bn"),
+    Row("blocks/*/depthwise/kernel", lambda b: f"conv_dw_{b + 1}.depthwise_kernel", lambda a: a.transpose(0, 1, 3, 2)),
+    *_keras_norm("blocks/*/depthwise_norm", lambda b: f"conv_dw_{b + 1}_bn"),
+    Row("blocks/*/pointwise/kernel", lambda b: f"conv_pw_{b + 1}.kernel"),
+    *_keras_norm("blocks/*/pointwise_norm", lambda b: f"conv_pw_{b + 1}_bn"),
 )
 
 

@@ -20,6 +20,7 @@ from cse_jax.ledger import Ledger, LedgerError
 from cse_jax.monitor import Monitor
 from cse_jax.survivors import SurvivorsError
 from detectors.data.datasets import open_dataset
+from detectors.initial_weights import starting_from
 from detectors.models import build_detector
 from detectors.trainer import DetectorTrainer
 from detectors.training import compile_detector
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Nothing finished is lost: the same command goes on from {folder}.", markup=False)
         workdir.leave_interrupted()
-    except (workdir.WorkdirError, LedgerError, SurvivorsError, search.SearchFailed, OSError) as error:
+    except (workdir.WorkdirError, LedgerError, SurvivorsError, search.SearchFailed, ValueError, OSError) as error:
         console.print(f"\nThe search stopped: {error}", style="red", markup=False, soft_wrap=True)
         console.print(f"What was finished is kept in {folder}.", markup=False)
         sys.exit(1)
@@ -57,7 +58,7 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
         data = open_dataset(config.data)
         detector, build = build_detector(config.detector)
         trainer = DetectorTrainer(
-            compile_detector(build, config.detector.backbone, config.train),
+            starting_from(compile_detector(build, config.train), build, config.weights),
             data,
             config.schedule,
             batch_size=config.train.batch_size,

@@ -74,7 +74,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     if (folder / "result.json").exists():
         print(f"This training is finished: {folder / 'result.json'}")
         return
-    compiled = starting_from(compile_detector(build, config.detector.backbone, config.train), build, config.weights)
+    compiled = starting_from(compile_detector(build, config.train), build, config.weights)
     workdir.write_description(folder, about)
 
     names = {

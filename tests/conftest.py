@@ -27,7 +27,7 @@ def pytest_unconfigure():
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
-def _beside(variable: str, name: str) -> pathlib.Path:
+def beside(variable: str, name: str) -> pathlib.Path:
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / name
     return pathlib.Path(os.environ.get(variable, default))
 
@@ -42,7 +42,7 @@ def forget_compiled_functions():
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
     """Real images and reference evaluations."""
-    path = _beside("CSE_JAX_TEST_DATA", "data")
+    path = beside("CSE_JAX_TEST_DATA", "data")
     if not path.is_dir():
         pytest.skip(f"no test data at {path}; set CSE_JAX_TEST_DATA")
     return path
@@ -51,7 +51,7 @@ def test_data() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def golden() -> dict:
     """Reference values of the loss language."""
-    path = _beside("CSE_JAX_GOLDEN", "golden") / "losses.json"
+    path = beside("CSE_JAX_GOLDEN", "golden") / "losses.json"
     if not path.is_file():
         pytest.skip(f"no golden values at {path}; set CSE_JAX_GOLDEN")
     return json.loads(path.read_text())

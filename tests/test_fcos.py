@@ -12,8 +12,9 @@ from flax import nnx
 import cse_jax
 from cse_jax import spaces
 from detectors.losses import default_losses, term
-from detectors.models.backbone import ResNet, ResNetConfig, is_frozen, is_norm, resnet50, tiny
 from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
+from detectors.models.norms import is_norm
+from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
 from detectors.structures import Batch
 from detectors.training import TrainConfig, _optimiser, compile_detector
 
@@ -128,7 +129,7 @@ def test_stem_as_product_is_the_same_convolution(config, shape):
 
 def frozen_backbone(config: ResNetConfig) -> set[tuple]:
     detector = FCOSConfig(backbone=config)
-    return {path[1:] for path in paths(detector) if path[0] == "backbone" and is_frozen(config, path[1:])}
+    return {path[1:] for path in paths(detector) if path[0] == "backbone" and config.is_frozen(path[1:])}
 
 
 def test_fcos_freezes_every_batch_norm_and_faster_rcnn_only_the_first_stages():
@@ -143,7 +144,7 @@ def test_fcos_freezes_every_batch_norm_and_faster_rcnn_only_the_first_stages():
 
 def test_a_group_norm_is_never_frozen_by_frozen_affine():
     config = tiny(frozen_affine=True)
-    assert not any(is_frozen(config, path[1:]) for path in paths(fcos_tiny()) if path[0] == "backbone")
+    assert not any(config.is_frozen(path[1:]) for path in paths(fcos_tiny()) if path[0] == "backbone")
 
 
 def test_bias_factors_spare_the_biases_of_norms():
@@ -183,8 +184,8 @@ def test_frozen_parameters_have_no_part_in_the_gradient_norm():
     trained = [
         np.square(g[...]).sum()
         for path, g in nnx.to_flat_state(gradient(params))
-        if not (path[0] == "backbone" and is_frozen(config.backbone, path[1:]))
+        if not (path[0] == "backbone" and config.backbone.is_frozen(path[1:]))
     ]
-    functions = compile_detector(lambda rngs: FCOS(config, rngs=rngs), config.backbone, TrainConfig())
+    functions = compile_detector(lambda rngs: FCOS(config, rngs=rngs), TrainConfig())
     metrics = functions.step(functions.init(0), batch, LOSSES, jnp.int32(9), jnp.int32(0))[1]
     np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(np.sum(trained)), rtol=1e-3)

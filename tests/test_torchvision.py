@@ -23,10 +23,10 @@ from torchvision_oracle import (
 
 from detectors import weights
 from detectors.models import torchvision_settings
-from detectors.models.backbone import ResNet, resnet50, resnet101
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
+from detectors.models.resnet import ResNet, resnet50, resnet101
 from detectors.ops.masks import paste_masks
 from detectors.structures import Batch
 

@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled():
     config = fcos_tiny(10)
-    return compile_detector(build_detector(config)[1], config.backbone, training_in_seconds(0.003, warmup_steps=2))
+    return compile_detector(build_detector(config)[1], training_in_seconds(0.003, warmup_steps=2))
 
 
 def make(compiled, data, folder, **schedule):

@@ -14,10 +14,10 @@ import pytest
 from detectors.initial_weights import WeightsConfig, starting_from
 from detectors.losses import default_losses
 from detectors.models import build_detector
-from detectors.models.backbone import ResNetConfig
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
+from detectors.models.resnet import ResNetConfig
 from detectors.structures import Batch
 from detectors.training import TrainConfig, compile_detector, learning_rate
 from detectors.weights import RESNET, WeightsError
@@ -47,7 +47,7 @@ def train(name: str, batches, **options):
     """Losses of the steps, the last state, and the compiled functions."""
     devices = options.pop("devices", None)
     detector, build = build_detector(TINY[name])
-    functions = compile_detector(build, TINY[name].backbone, TrainConfig(**(SGD | options)), devices=devices)
+    functions = compile_detector(build, TrainConfig(**(SGD | options)), devices=devices)
     state, losses, history = functions.init(0), default_losses(detector.cls_space), []
     for batch in batches:
         state, metrics = functions.step(state, batch, losses, jnp.int32(100), jnp.int32(0))
@@ -69,9 +69,9 @@ def on_devices(name: str) -> None:
     np.testing.assert_allclose(one, all_, rtol=2e-5)
     boxes = functions.predict(state, batches[0].image, batches[0].image_size).boxes
     assert len(boxes.sharding.device_set) == 8, "images must stay on their devices"
-    assert (
-        compile_detector(build_detector(TINY[name])[1], TINY[name].backbone, TrainConfig(batch_size=6)).devices == 2
-    ), "six images are shared by two of eight devices"
+    assert compile_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 2, (
+        "six images are shared by two of eight devices"
+    )
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_the_average_follows_the_parameters():
     batches = [batch_of(2, seed) for seed in range(3)]
     detector, build = build_detector(TINY["fcos"])
     config = TrainConfig(batch_size=2, average=0.8, **SGD)
-    functions = compile_detector(build, TINY["fcos"].backbone, config)
+    functions = compile_detector(build, config)
     state = functions.init(0)
     expected = jax.device_get(state.params["cls"]["kernel"][...])
     for batch in batches:
@@ -133,9 +133,7 @@ def test_bfloat16_computes_the_same_loss_roughly(name):
 
 def test_the_network_runs_in_bfloat16():
     detector, build = build_detector(TINY["faster_rcnn"])
-    functions = compile_detector(
-        build, TINY["faster_rcnn"].backbone, TrainConfig(batch_size=2, compute="bfloat16", **SGD)
-    )
+    functions = compile_detector(build, TrainConfig(batch_size=2, compute="bfloat16", **SGD))
     batch, losses = batch_of(2), default_losses(detector.cls_space)
     text = functions.step.lower(functions.init(0), batch, losses, jnp.int32(9), jnp.int32(0)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
@@ -164,7 +162,7 @@ def test_the_learning_rate_grows_with_the_batch():
 )
 def test_bad_settings_are_named(changes, said):
     with pytest.raises(ValueError, match=said):
-        compile_detector(build_detector(TINY["fcos"])[1], TINY["fcos"].backbone, TrainConfig(**changes))
+        compile_detector(build_detector(TINY["fcos"])[1], TrainConfig(**changes))
 
 
 # Weights to start from
@@ -208,7 +206,7 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
     file = tmp_path / "resnet.safetensors"
     tensors = write_resnet(file)
     _, build = build_detector(PRETRAINED)
-    random = compile_detector(build, FROZEN, TrainConfig(batch_size=2, average=0.9, **SGD))
+    random = compile_detector(build, TrainConfig(batch_size=2, average=0.9, **SGD))
     functions = starting_from(random, build, WeightsConfig(file=str(file), bgr=bgr))
     state, other = functions.init(0), random.init(0)
     stem = tensors["conv1.weight"].transpose(2, 3, 1, 0)
@@ -224,7 +222,7 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
 
 def test_weights_that_are_missing_or_do_not_fit_are_told(tmp_path):
     _, build = build_detector(PRETRAINED)
-    functions = compile_detector(build, FROZEN, TrainConfig(batch_size=2))
+    functions = compile_detector(build, TrainConfig(batch_size=2))
     with pytest.raises(ValueError, match=r"--config\.weights\.file=.*--config\.detector\.backbone\.norm=gn"):
         starting_from(functions, build, WeightsConfig())
     with pytest.raises(FileNotFoundError, match="get them from"):

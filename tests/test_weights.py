@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 from detectors import weights
-from detectors.models.backbone import ResNet, ResNetConfig, resnet18
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
+from detectors.models.resnet import ResNet, ResNetConfig, resnet18
 from detectors.models.torchvision_settings import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
 from detectors.tensor_files import TensorFileError, read_tensors
 

@@ -7,9 +7,9 @@ The data set: https://github.com/Shenggan/BCCD_Dataset, folder BCCD.  Cost and A
 """
 
 from detectors.data.voc import VocData
-from detectors.models.backbone import small
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fpn import FPNConfig
+from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
 from detectors.run_config import FasterRCNNTrainRun, training_in_seconds

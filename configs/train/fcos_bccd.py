@@ -7,9 +7,9 @@ The data set: https://github.com/Shenggan/BCCD_Dataset, folder BCCD.  Cost and A
 """
 
 from detectors.data.voc import VocData
-from detectors.models.backbone import small
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
+from detectors.models.resnet import small
 from detectors.run_config import TrainRun, training_in_seconds
 
 

@@ -11,12 +11,12 @@ import dataclasses
 
 from detectors.data.coco import CocoData
 from detectors.models.atss import ATSSConfig
-from detectors.models.backbone import small
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
+from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
 from detectors.run_config import (

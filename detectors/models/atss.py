@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from cse_jax import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
-from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
+from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
 from detectors.models.fpn import FPN, FPNConfig
+from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.atss import assign_adaptively
@@ -41,7 +42,7 @@ class ATSSConfig:
     """
 
     classes: int = 80
-    backbone: ResNetConfig = dataclasses.field(default_factory=resnet50)
+    backbone: BackboneConfig = dataclasses.field(default_factory=resnet50)
     fpn: FPNConfig = dataclasses.field(default_factory=lambda: FPNConfig(relu_before_extra=False))
     towers: int = 4
     norm_groups: int = 32
@@ -85,7 +86,7 @@ class ATSS(nnx.Module):
         self.config = config
         channels = config.fpn.channels
         self.strides = config.fpn.strides(config.backbone.strides)
-        self.backbone = ResNet(config.backbone, rngs=rngs)
+        self.backbone = build_backbone(config.backbone, rngs=rngs)
         self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
         self.cls_tower, self.box_tower = (
             Tower(channels, config.towers, config.norm_groups, rngs=rngs) for _ in range(2)

@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax import spaces
 from detectors.losses import DetectionLosses
-from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
+from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.fpn import FPN, FPNConfig
+from detectors.models.resnet import resnet50, tiny
 from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
 from detectors.models.rpn import RPN, RPNConfig
 from detectors.ops import boxes as box_ops
@@ -31,7 +32,7 @@ class FasterRCNNConfig:
     """
 
     classes: int = 80
-    backbone: ResNetConfig = dataclasses.field(default_factory=lambda: resnet50(outputs=(1, 2, 3, 4)))
+    backbone: BackboneConfig = dataclasses.field(default_factory=lambda: resnet50(outputs=(1, 2, 3, 4)))
     fpn: FPNConfig = dataclasses.field(default_factory=lambda: FPNConfig(extra="max_pool", extra_levels=1))
     rpn: RPNConfig = dataclasses.field(default_factory=RPNConfig)
     roi: RoIConfig = dataclasses.field(default_factory=RoIConfig)
@@ -76,7 +77,7 @@ class FasterRCNN(nnx.Module):
     def __init__(self, config: FasterRCNNConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.strides = config.fpn.strides(config.backbone.strides)
-        self.backbone = ResNet(config.backbone, rngs=rngs)
+        self.backbone = build_backbone(config.backbone, rngs=rngs)
         self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
         self.rpn = RPN(config.rpn, config.fpn.channels, self.strides, rngs=rngs)
         self.roi = RoIHead(config.roi, config.fpn.channels, config.classes, rngs=rngs)

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from cse_jax import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
-from detectors.models.backbone import ResNet, ResNetConfig, resnet50, tiny
+from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
 from detectors.models.fpn import FPN, FPNConfig
+from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
 from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
 from detectors.parallel import map_images
@@ -46,7 +47,9 @@ class FCOSConfig:
     """
 
     classes: int = 80
-    backbone: ResNetConfig = dataclasses.field(default_factory=lambda: resnet50(stride_in_1x1=True, frozen_affine=True))
+    backbone: BackboneConfig = dataclasses.field(
+        default_factory=lambda: resnet50(stride_in_1x1=True, frozen_affine=True)
+    )
     fpn: FPNConfig = dataclasses.field(default_factory=FPNConfig)
     towers: int = 4
     norm_groups: int = 32
@@ -104,7 +107,7 @@ class FCOS(nnx.Module):
         self.config = config
         channels = config.fpn.channels
         self.strides = config.fpn.strides(config.backbone.strides)
-        self.backbone = ResNet(config.backbone, rngs=rngs)
+        self.backbone = build_backbone(config.backbone, rngs=rngs)
         self.fpn = FPN(config.fpn, config.backbone.channels, rngs=rngs)
         self.cls_tower, self.box_tower = (
             Tower(channels, config.towers, config.norm_groups, rngs=rngs) for _ in range(2)

@@ -7,10 +7,10 @@ torchvision: ours are one less, and COCO's 90 numbers keep their gaps.
 """
 
 from detectors.losses import DetectionLosses, resolve_pair
-from detectors.models.backbone import ResNetConfig, resnet50
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
 from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
+from detectors.models.resnet import ResNetConfig, resnet50
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
 

@@ -156,7 +156,7 @@ def _detector(space: Space, size: str):
         real=np.ones(images, bool),
     )
     _, build = build_detector(config)
-    return lambda: compile_detector(build, config.backbone, TrainConfig(learning_rate=1e-5)), batch
+    return lambda: compile_detector(build, TrainConfig(learning_rate=1e-5)), batch
 
 
 def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, rounds: int) -> tuple[dict, dict]:

@@ -1,0 +1,106 @@
+"""MobileNetV1 (Howard et al. 2017), NHWC: depthwise 3x3 and pointwise convolutions, as TensorFlow pads them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from detectors.models.norms import FrozenBatchNorm
+
+_HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_STEM = 32  # channels
+BLOCKS = (  # output channels and stride of each
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
+)
+_LAST_OF_STRIDE = {4: 3, 8: 5, 16: 11, 32: 13}  # blocks, counted from 1
+_EPS = 1e-3
+LAST_POINTWISE = r"blocks/12/pointwise(_norm)?/.*"  # parameters that no file has
+
+
+@dataclasses.dataclass
+class MobileNetConfig:
+    """MobileNetV1 of full width; for weights of ImageNet images are RGB / 127.5 - 1.
+
+    Attributes:
+      outputs: strides of the features, of 4, 8, 16 and 32.
+      norm: ``"frozen_bn"`` (statistics fixed, scale and bias trained, for pretrained weights) or ``"gn"`` (trains from
+        scratch).  The last pointwise convolution, which no file of weights has, is always followed by a group norm.
+      frozen_blocks: -1 trains everything, 0 freezes the first convolution, k the blocks up to the k-th of 13 as well.
+      norm_groups: groups of the group norms.
+    """
+
+    outputs: tuple[int, ...] = (8, 16, 32)
+    norm: str = "frozen_bn"
+    frozen_blocks: int = 3
+    norm_groups: int = 32
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each returned feature map, pixels."""
+        return tuple(self.outputs)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each returned feature map."""
+        return tuple(BLOCKS[_LAST_OF_STRIDE[stride] - 1][0] for stride in self.outputs)
+
+    def is_frozen(self, path: Sequence[str | int]) -> bool:
+        """Whether a parameter, by its path below the network, stays as it was loaded."""
+        if str(path[0]).startswith("stem"):
+            return self.frozen_blocks >= 0
+        return path[0] == "blocks" and int(path[1]) < self.frozen_blocks
+
+
+def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
+    if kind == "gn":
+        return nnx.GroupNorm(channels, config.norm_groups, epsilon=_EPS, rngs=rngs)
+    if kind == "frozen_bn":
+        return FrozenBatchNorm(channels, eps=_EPS)
+    raise ValueError(f"backbone.norm is {kind!r}; use 'gn' or 'frozen_bn'")
+
+
+class _Block(nnx.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, norms: list[nnx.Module], *, rngs: nnx.Rngs) -> None:
+        options = dict(use_bias=False, kernel_init=_HE, rngs=rngs)
+        self.depthwise = nnx.Conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs, **options)
+        self.pointwise = nnx.Conv(inputs, outputs, (1, 1), **options)
+        self.depthwise_norm, self.pointwise_norm = norms
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        x = jax.nn.relu6(self.depthwise_norm(self.depthwise(x)))
+        return jax.nn.relu6(self.pointwise_norm(self.pointwise(x)))
+
+
+class MobileNetV1(nnx.Module):
+    """The network; returns the features of the configured strides."""
+
+    def __init__(self, config: MobileNetConfig, *, rngs: nnx.Rngs) -> None:
+        unknown = [stride for stride in config.outputs if stride not in _LAST_OF_STRIDE]
+        if unknown or not config.outputs:
+            raise ValueError(
+                f"backbone.outputs is {config.outputs}; use some of {', '.join(map(str, _LAST_OF_STRIDE))}"
+            )
+        self.config = config
+        self.stem = nnx.Conv(3, _STEM, (3, 3), 2, use_bias=False, kernel_init=_HE, rngs=rngs)
+        self.stem_norm = _norm(config.norm, config, _STEM, rngs)
+        needed = BLOCKS[: _LAST_OF_STRIDE[max(config.outputs)]]
+        inputs, blocks = _STEM, []
+        for number, (outputs, stride) in enumerate(needed, start=1):
+            last = "gn" if number == len(BLOCKS) else config.norm
+            norms = [_norm(config.norm, config, inputs, rngs), _norm(last, config, outputs, rngs)]
+            blocks.append(_Block(inputs, outputs, stride, norms, rngs=rngs))
+            inputs = outputs
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
+        """Features, finest first."""
+        x = jax.nn.relu6(self.stem_norm(self.stem(image)))
+        wanted, features = {_LAST_OF_STRIDE[stride] for stride in self.config.outputs}, []
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number in wanted:
+                features.append(x)
+        return features

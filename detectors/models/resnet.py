@@ -1,0 +1,222 @@
+"""Residual networks (He et al. 2016), NHWC, from ResNet-101 down to one for 96-pixel images."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from detectors.models.norms import FrozenBatchNorm, is_norm
+
+_HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass
+class ResNetConfig:
+    """A residual network.
+
+    Attributes:
+      depths: blocks per stage.
+      widths: output channels per stage (before the bottleneck's factor of 4).
+      bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
+      stem_width: channels of the stem.
+      stem_kernel, stem_stride: of the stem's convolution.
+      stem_pool: whether a 3x3 max-pooling of stride 2 follows.
+      stem_as_product: compute the stem as a matrix product over unfolded patches.  It is the same convolution; XLA's
+        own is several times slower on CPUs for 3 channels at stride 4, but needs no memory for the patches.
+      norm: ``"gn"`` (trains from scratch) or ``"frozen_bn"`` (statistics fixed, for pretrained weights).
+      norm_groups: groups of the group norm.
+      norm_eps: added to variances; 0 in torchvision's R-CNNs trained on COCO.
+      frozen_affine: whether scale and bias of all frozen batch norms stay as loaded (FCOS), not only those of the
+        frozen stages.
+      stride_in_1x1: stride in the bottleneck's first convolution (caffe) instead of the second (torchvision).
+      frozen_stages: -1 trains everything, 0 freezes the stem, k the stages up to the k-th as well.
+      outputs: stages whose features are returned, counted from 1.
+    """
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    bottleneck: bool = True
+    stem_width: int = 64
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_pool: bool = True
+    stem_as_product: bool = False
+    norm: str = "frozen_bn"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    frozen_affine: bool = False
+    stride_in_1x1: bool = False
+    frozen_stages: int = 1
+    outputs: tuple[int, ...] = (2, 3, 4)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each returned feature map."""
+        factor = 4 if self.bottleneck else 1
+        return tuple(self.widths[stage - 1] * factor for stage in self.outputs)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each returned feature map, pixels."""
+        stem = self.stem_stride * (2 if self.stem_pool else 1)
+        return tuple(stem * 2 ** (stage - 1) for stage in self.outputs)
+
+    def is_frozen(self, path: Sequence[str | int]) -> bool:
+        """Whether a parameter, by its path below the network, stays as it was loaded."""
+        if self.frozen_affine and self.norm == "frozen_bn" and is_norm(path):
+            return True
+        if self.frozen_stages < 0:
+            return False
+        if str(path[0]).startswith("stem"):
+            return True
+        return path[0] == "stages" and int(path[1]) < self.frozen_stages
+
+
+def resnet50(**changes) -> ResNetConfig:
+    """ResNet-50."""
+    return ResNetConfig(**changes)
+
+
+def resnet101(**changes) -> ResNetConfig:
+    """ResNet-101."""
+    return ResNetConfig(depths=(3, 4, 23, 3), **changes)
+
+
+def resnet18(**changes) -> ResNetConfig:
+    """ResNet-18."""
+    return ResNetConfig(depths=(2, 2, 2, 2), bottleneck=False, **changes)
+
+
+def resnet34(**changes) -> ResNetConfig:
+    """ResNet-34."""
+    return ResNetConfig(depths=(3, 4, 6, 3), bottleneck=False, **changes)
+
+
+def small(**changes) -> ResNetConfig:
+    """A network for images of 200 to 400 pixels that trains from scratch in minutes on a CPU."""
+    defaults = dict(
+        depths=(1, 1, 1, 1),
+        widths=(24, 48, 96, 192),
+        bottleneck=False,
+        stem_width=24,
+        norm="gn",
+        norm_groups=8,
+        frozen_stages=-1,
+    )
+    return ResNetConfig(**(defaults | changes))
+
+
+def tiny(**changes) -> ResNetConfig:
+    """A network for images of about 96 pixels that trains from scratch in seconds."""
+    defaults = dict(
+        depths=(1, 1, 1),
+        widths=(24, 48, 96),
+        bottleneck=False,
+        stem_width=24,
+        stem_stride=4,
+        stem_pool=False,
+        stem_as_product=True,
+        norm="gn",
+        norm_groups=4,
+        frozen_stages=-1,
+        outputs=(2, 3),
+    )
+    return ResNetConfig(**(defaults | changes))
+
+
+def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
+    if config.norm == "gn":
+        return nnx.GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
+    if config.norm == "frozen_bn":
+        return FrozenBatchNorm(channels, eps=config.norm_eps)
+    raise ValueError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    pad = kernel // 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        stride,
+        padding=[(pad, pad)] * 2,
+        use_bias=False,
+        kernel_init=_HE,
+        rngs=rngs,
+    )
+
+
+def _as_product(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    """A convolution made by ``_conv``, as a product of unfolded patches with the kernel."""
+    kernel = conv.kernel[...].astype(x.dtype)
+    size, stride, pad = kernel.shape[0], conv.strides, kernel.shape[0] // 2
+    height, width = ((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
+    padded = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    patches = [
+        padded[:, row : row + stride * (height - 1) + 1 : stride, column : column + stride * (width - 1) + 1 : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class Block(nnx.Module):
+    """A residual block, basic or bottleneck."""
+
+    def __init__(self, config: ResNetConfig, inputs: int, width: int, stride: int, *, rngs: nnx.Rngs) -> None:
+        if config.bottleneck:
+            outputs = 4 * width
+            first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
+            plan = [(inputs, width, 1, first), (width, width, 3, second), (width, outputs, 1, 1)]
+        else:
+            outputs = width
+            plan = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        self.convs = nnx.List([_conv(*layer, rngs) for layer in plan])
+        self.norms = nnx.List([_norm(config, layer[1], rngs) for layer in plan])
+        if stride != 1 or inputs != outputs:
+            self.shortcut = _conv(inputs, outputs, 1, stride, rngs)
+            self.shortcut_norm = _norm(config, outputs, rngs)
+        else:
+            self.shortcut = self.shortcut_norm = None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        residual = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))
+        last = len(self.convs) - 1
+        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x))
+            x = jax.nn.relu(x if k < last else x + residual)
+        return x
+
+
+class ResNet(nnx.Module):
+    """A residual network that returns the features of the configured stages."""
+
+    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.stem = _conv(3, config.stem_width, config.stem_kernel, config.stem_stride, rngs)
+        self.stem_norm = _norm(config, config.stem_width, rngs)
+        inputs, stages = config.stem_width, []
+        for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+            blocks = []
+            for k in range(depth):
+                stride = 2 if k == 0 and stage > 0 else 1
+                blocks.append(Block(config, inputs, width, stride, rngs=rngs))
+                inputs = width * (4 if config.bottleneck else 1)
+            stages.append(nnx.List(blocks))
+        self.stages = nnx.List(stages)
+
+    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
+        stem = _as_product if self.config.stem_as_product else nnx.Conv.__call__
+        x = jax.nn.relu(self.stem_norm(stem(self.stem, image)))
+        if self.config.stem_pool:
+            x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
+        features = []
+        for stage, blocks in enumerate(self.stages, start=1):
+            x = functools.reduce(lambda x, block: block(x), blocks, x)
+            if stage in self.config.outputs:
+                features.append(x)
+        return features
