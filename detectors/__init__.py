@@ -1,0 +1,1 @@
+"""Detectors in JAX: models, data, training and evaluation."""

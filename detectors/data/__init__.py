@@ -1,0 +1,1 @@
+"""Images and their objects: built-in, or on disk."""
