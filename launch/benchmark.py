@@ -3,6 +3,8 @@
     python launch/benchmark.py --suite=losses
     python launch/benchmark.py --suite=losses --size=full
     python launch/benchmark.py --suite=screening
+    python launch/benchmark.py --suite=simulation
+    python launch/benchmark.py --suite=detectors
 
 Medians over alternating rounds; ratios are what to compare between machines.
 """
@@ -15,6 +17,9 @@ import sys
 
 if any("screening" in argument for argument in sys.argv):  # batches run side by side instead
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+if any("detectors" in argument for argument in sys.argv):
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same device
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning, PyTorch's threads lose tenfold on a busy machine
 
 import jax
 from absl import app, flags, logging
@@ -23,17 +28,22 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from benchmarks import losses, screening
+from benchmarks import detectors, losses, screening, simulation
 
-SUITES = {"losses": losses.measure, "screening": screening.measure}
+SUITES = {
+    "losses": losses.measure,
+    "screening": screening.measure,
+    "simulation": simulation.measure,
+    "detectors": detectors.measure,
+}
 
 _SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.", required=True)
 _SIZE = flags.DEFINE_enum(
     "size",
     None,
     ["smallest", "small", "full"],
-    "small: the detectors and populations of a search (default on CPU); full: R50 at 800 x 1344 (default elsewhere); "
-    "smallest: only to see that it runs.",
+    "small: the detectors and populations of a search, R50 at 256 x 320 in the suite of detectors (default on CPU); "
+    "full: R50 at 800 x 1344 (default elsewhere); smallest: only to see that it runs.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")

@@ -37,6 +37,22 @@ def test_screening(tmp_path):
     assert peer["same verdicts"] == "16 of 16" if peer["per second"] else "pip install" in peer["note"]
 
 
+@pytest.mark.slow
+def test_detectors(tmp_path):
+    done, tables = benchmark(tmp_path / "out.json", "--suite=detectors")
+    assert done.returncode == 0, done.stderr
+    speed, memory, shares = tables.values()
+    works = [(name, work) for name in ("fasterrcnn", "fcos") for work in ("inference", "training step")]
+    for rows in (speed, memory):
+        assert [(row["detector"].removesuffix("_resnet50_fpn"), row["work"]) for row in rows] == works
+    for row in speed:
+        assert row["ours"] > 0 and row["ours: compile, s"] > 0
+        assert row["torchvision is"] == "not installed" or row["ours / torchvision"] > 0
+    assert all(row["ours, compiled"] > 0 for row in memory)
+    assert all(row["ms"] > 0 and row["share"] > 0 for row in shares)
+    assert {row["part"] for row in shares} >= {"NMS", "RoIAlign", "assignment", "loss"}
+
+
 def test_unknown_suites_are_refused(tmp_path):
     done, _ = benchmark(tmp_path / "out.json", "--suite=speed")
     assert done.returncode != 0 and "losses" in done.stderr + done.stdout

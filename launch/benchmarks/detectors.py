@@ -1,0 +1,164 @@
+"""Detectors beside torchvision's, and where the time of ours goes.
+
+Both sides have the same architecture, weights, settings, frozen layers, images and boxes; weights hardly move, so that
+every round does the same work.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import detector_peers
+from benchmarks.detector_parts import recorded_calls, together
+from benchmarks.timing import alternate, milliseconds, ratio
+from detectors.initial_weights import WeightsConfig, starting_from
+from detectors.models import build_detector, torchvision_settings
+from detectors.structures import Batch
+from detectors.training import TrainConfig, compile_detector
+
+_SIZES = {  # images, height, width, blocks per stage of the ResNet, proposals in training and at test, RoIs in the loss
+    "smallest": (1, 64, 96, (1, 1, 1, 1), (60, 60), 32),
+    "small": (2, 256, 320, (3, 4, 6, 3), (2000, 1000), 512),
+    "full": (2, 800, 1344, (3, 4, 6, 3), (2000, 1000), 512),
+}
+_DETECTORS = {
+    "fasterrcnn_resnet50_fpn": torchvision_settings.rcnn_losses,
+    "fcos_resnet50_fpn": torchvision_settings.fcos_losses,
+}
+_CLASSES = 90
+_RATE = 1e-9
+
+
+def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+    """All tables of the suite."""
+    images, height, width = _SIZES[size][:3]
+    say(f"{images} images of {height} x {width}; ours: float32, products in JAX's default precision")
+    speed, memory, shares = [], [], []
+    for name in _DETECTORS:
+        rows = _detector(name, size, rounds, say)
+        for table, more in zip((speed, memory, shares), rows, strict=True):
+            table += more
+    return {
+        "Images per second": speed,
+        "Memory, MiB (as compiled; most on the device since the start; most allocated by torch)": memory,
+        "Share of the step": shares,
+    }
+
+
+def _batch(images: int, height: int, width: int) -> Batch:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0.0, 0.6, (images, 8, 2))
+    high = low + rng.uniform(0.1, 0.4, (images, 8, 2))
+    batch = Batch(
+        image=rng.normal(size=(images, height, width, 3)).astype(np.float32),
+        image_size=np.tile(np.float32([height, width]), (images, 1)),
+        boxes=(np.concatenate([low, high], -1) * [width, height, width, height]).astype(np.float32),
+        labels=rng.integers(0, _CLASSES, (images, 8)).astype(np.int32),
+        valid=np.ones((images, 8), bool),
+        image_id=np.arange(images, dtype=np.int32),
+        real=np.ones(images, bool),
+    )
+    return jax.device_put(batch, jax.devices()[0])
+
+
+def _detector(
+    name: str, size: str, rounds: int, say: Callable[[str], None]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of all tables for one detector."""
+    images, height, width, depths, proposals, samples = _SIZES[size]
+    batch, losses = _batch(images, height, width), _DETECTORS[name]()
+    build = _build(name, depths, proposals, samples)
+    config = TrainConfig(batch_size=images, learning_rate=_RATE, rate_batch=0)
+    detector = compile_detector(build, config, devices=jax.devices()[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "weights.pth"
+        options = dict(depths=depths, classes=_CLASSES, proposals=proposals, samples=samples, learning_rate=_RATE)
+        peer = detector_peers.build(name, batch, **options, file=file)
+        if peer.works:
+            detector = starting_from(detector, build, WeightsConfig(str(file), whole=True))
+        state = detector.init(0)
+    say(f"{name}: {peer.conditions}")
+    calls = recorded_calls(build, state, batch, losses)
+
+    asked, told = batch[:2], (batch, losses, jnp.int32(1000), jnp.int32(0))
+    predict, predict_costs = _compiled(jax.jit(detector.predict), state, *asked)
+    step, step_costs = _compiled(detector.step, state, *told)
+
+    def advance():
+        nonlocal state
+        state, metrics = step(state, *told)
+        return metrics
+
+    ours = {"inference": lambda: predict(state, *asked), "training step": advance}
+    costs = {"inference": predict_costs, "training step": step_costs}
+    for work, run in ours.items():
+        result = jax.block_until_ready(run())
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        costs[work]["ours, device"] = peak and peak / 2**20
+        if work == "inference":
+            theirs = f", torchvision {peer.works[work]()}" if peer.works else ""
+            say(f"{name}: detections in the batch: ours {result.valid.sum()}{theirs}")
+        elif not result["finite"]:
+            raise SystemExit(f"{name}: the loss or its gradient is not finite; the times would be of no use")
+
+    contestants = {("ours", work): run for work, run in ours.items()}
+    contestants |= {("torchvision", work): run for work, run in peer.works.items()}
+    contestants |= {key: together(own, gradient=key[0] == "training step") for key, own in calls.items()}
+    seconds = alternate(contestants, rounds)
+    speed, memory = [], []
+    for work, cost in costs.items():
+        about = {"detector": name, "work": work}
+        compiling = {"ours: compile, s": cost.pop("compile"), "torchvision is": peer.version}
+        speed.append(about | _speeds(seconds, work, images) | compiling)
+        memory.append(about | cost | {"torchvision": peer.memory.get(work)})
+    shares = []
+    for (work, label), own in calls.items():
+        share, _ = ratio(seconds, (work, label), ("ours", work))
+        backwards = ", with gradient" if work == "training step" and own[0].part.moving else ""
+        shares.append(
+            {"detector": name, "work": work, "part": label, "calls": len(own)}
+            | {"ms": milliseconds(seconds[work, label]), "share": share, "note": f"timed alone{backwards}"}
+        )
+    return speed, memory, shares
+
+
+def _compiled(function, *args) -> tuple[Callable, dict]:
+    """A jitted function compiled for arguments, and what that took: seconds, and MiB that it needs."""
+    started = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    needed -= memory.alias_size_in_bytes  # outputs written over donated arguments
+    return compiled, {"compile": seconds, "ours, compiled": needed / 2**20}
+
+
+def _speeds(seconds: dict[tuple[str, str], list[float]], work: str, images: int) -> dict:
+    """Images per second of both sides, and how they compare."""
+    ours = images / statistics.median(seconds["ours", work])
+    theirs, faster, spread = None, None, ""
+    if ("torchvision", work) in seconds:
+        theirs = images / statistics.median(seconds["torchvision", work])
+        faster, spread = ratio(seconds, ("torchvision", work), ("ours", work))
+    return {"ours": ours, "torchvision": theirs, "ours / torchvision": faster, "each round": spread}
+
+
+def _build(
+    name: str, depths: tuple[int, ...], proposals: tuple[int, int], samples: int
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Makes the detector from random numbers."""
+    config = getattr(torchvision_settings, name)(_CLASSES)
+    config.backbone = dataclasses.replace(config.backbone, depths=depths, norm_eps=1e-5)
+    if name.startswith("faster"):
+        in_training, at_test = proposals
+        config.rpn = dataclasses.replace(config.rpn, train_proposals=in_training, test_proposals=at_test)
+        config.roi = dataclasses.replace(config.roi, samples=samples)
+    return build_detector(config)[1]

@@ -1,0 +1,295 @@
+"""Candidates tried per minute: with one compiled step for all of them, beside one at a time, compiled for each."""
+
+import concurrent.futures
+import functools
+import os
+import pathlib
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.losses import _traced as traced
+from cse_jax import zoo
+from cse_jax.expression import Expression
+from cse_jax.gate import judge
+from cse_jax.growth import grow, tokens_of
+from cse_jax.population import decode
+from cse_jax.prediction import simulate
+from cse_jax.spaces import BOX, SPACES, Space
+from cse_jax.trials import LossPair, default_pair, with_loss
+from detectors.data.datasets import DataConfig, open_dataset
+from detectors.data.digit_scenes import DigitScenesConfig
+from detectors.data.pipeline import eval_batches
+from detectors.evaluation import evaluate_detector
+from detectors.fit import fit
+from detectors.losses import DetectionLosses, term
+from detectors.many import compile_many, evaluate_many, stack_losses
+from detectors.models.fcos import FCOS, fcos_tiny
+from detectors.run_config import training_in_seconds
+from detectors.trainer import DetectorTrainer, ScheduleConfig
+from detectors.training import Compiled, compile_detector
+
+NEVER = threading.Event()
+_SIZES = {  # simulated; probed, trained, compiled each
+    "smallest": (16, 4, 2, 1),
+    "small": (1024, 64, 8, 2),
+    "full": (16384, 1024, 64, 2),
+}
+_SCHEDULES = {
+    "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, verify=2, proxy=(2, 4)),
+    "small": ScheduleConfig(verify=80, proxy=(200, 550)),
+    "full": ScheduleConfig(probe_at_once=256, verify=80, proxy=(200, 550)),
+}
+_SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 4, 16, 64)}
+
+
+def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+    """All tables of the suite."""
+    simulated, probed, trained, compiled_each = _SIZES[size]
+    predictions = [_simulation(space, simulated, rounds) for space in SPACES.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(size, pathlib.Path(folder))
+        candidates = [with_loss(bench.default, formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
+        rows = []
+        for what, purpose, count in (
+            ("heads on fixed features", "probe", probed),
+            ("whole detector, one image per category", "verify", trained),
+            ("proxy task, to its end", "proxy", trained),
+        ):
+            say(what)
+            rows.append(bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds))
+        rows.append(bench.halving(candidates[:trained], rows[-1]))
+        say("detectors side by side")
+        side_by_side = [bench.side_by_side(count, rounds) for count in _SIDE_BY_SIDE[size]]
+    return {
+        "Prediction-space simulation": predictions,
+        "Candidates per minute": rows,
+        "Whole detectors side by side": side_by_side,
+    }
+
+
+def converging(space: Space, count: int, seed: int) -> list[Expression]:
+    """Random formulas of a space that pass the gate."""
+    with jax.enable_x64(True):
+        grown = grow(jax.random.key(seed), space)
+        rows = np.flatnonzero(grown.candidate)[: 1 << 15]
+        tokens = tokens_of(grown, rows, space)
+    good = decode(tokens[judge(tokens, space).failed[:, 0] == 7], space)
+    good = [formula for formula in good if len(formula) <= 40] or [zoo.default(space)]
+    return [good[k % len(good)] for k in range(count)]
+
+
+def _simulation(space: Space, count: int, rounds: int) -> dict:
+    candidates = converging(space, count, 1)
+    simulate(candidates, space)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        simulate(candidates, space)
+        seconds.append(time.perf_counter() - started)
+    return {
+        "space": space.name,
+        "candidates": count,
+        "nodes, mean": float(np.mean([len(c) for c in candidates])),
+        "predictions": " x ".join(map(str, space.prediction("pixels", 0).start.shape)),
+        "per second": count / float(np.median(seconds)),
+    }
+
+
+class _Bench:
+    """A small FCOS on digit scenes, and every way to try losses with it."""
+
+    def __init__(self, size: str, folder: pathlib.Path) -> None:
+        scenes = dict(train_images=60, select_images=10, test_images=12) if size == "smallest" else {}
+        self.data = open_dataset(DataConfig(digit_scenes=DigitScenesConfig(**scenes)))
+        self.folder, self.schedule = folder, _SCHEDULES[size]
+        self.default = default_pair(FCOS.cls_space, FCOS.box_weight)
+        self.compiled = self._compile()
+        self.trainer = DetectorTrainer(
+            self.compiled,
+            self._build,
+            self._config,
+            self.data,
+            self.schedule,
+            is_output=FCOS.is_output,
+            default=self.default,
+            flip=0.0,
+            seed=0,
+            checkpoints=folder,
+        )
+
+    _config = training_in_seconds(learning_rate=0.002)
+
+    @staticmethod
+    def _build(rngs):
+        return FCOS(fcos_tiny(), rngs=rngs)
+
+    def _compile(self) -> Compiled:
+        return compile_detector(self._build, self._config)
+
+    def compare(
+        self, what: str, purpose: str, ours: Sequence[LossPair], theirs: Sequence[LossPair], rounds: int
+    ) -> dict:
+        """Rates of both ways, in rounds that alternate; the first of ours, which compiles, is not counted."""
+        count = self.trainer.at_once(purpose)
+        one = self._probe_compiled if purpose == "probe" else functools.partial(self._train_compiled, purpose)
+        self._train(purpose, ours[:count])
+        rates = {"ours": [], "theirs": []}
+        for _ in range(max(1, rounds // 3)):
+            for name, run, losses in (
+                ("ours", lambda losses: self._train(purpose, losses), ours),
+                ("theirs", lambda losses: [one(pair) for pair in losses], theirs),
+            ):
+                started = time.perf_counter()
+                run(losses)
+                rates[name].append(60.0 * len(losses) / (time.perf_counter() - started))
+        median = {name: float(np.median(values)) for name, values in rates.items()}
+        each = [a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True)]
+        return {
+            "what": what,
+            "steps": self.trainer.horizons(purpose)[-1],
+            "at once": count,
+            "ours": median["ours"],
+            "one at a time, compiled for each": median["theirs"],
+            "ratio": median["ours"] / median["theirs"],
+            "each round": f"{min(each):.3g} - {max(each):.3g}",
+            "idle": self._idle(purpose, median["ours"]),
+            "peak MiB": _peak(),
+        }
+
+    def halving(self, candidates: Sequence[LossPair], whole: dict) -> dict:
+        """The proxy task as a search runs it: the better half goes on from each horizon."""
+        self._train("proxy", candidates[:1], horizon=self.schedule.proxy[0], seed=2)
+        started, going = time.perf_counter(), list(candidates)
+        for horizon in self.schedule.proxy:
+            aps = [training.ap or 0.0 for training in self._train("proxy", going, horizon=horizon, seed=1)]
+            ranks = np.argsort(-np.array(aps), kind="stable")
+            going = [going[k] for k in ranks[: (len(going) + 1) // 2]]
+        rate = 60.0 * len(candidates) / (time.perf_counter() - started)
+        peer = whole["one at a time, compiled for each"]
+        return whole | {
+            "what": "proxy task, halved at each horizon",
+            "ours": rate,
+            "ratio": rate / peer,
+            "each round": "-",
+            "idle": None,
+            "peak MiB": _peak(),
+        }
+
+    def _train(self, purpose: str, losses: Sequence[LossPair], horizon: int | None = None, seed: int = 0) -> list:
+        """As ``cse_jax.trials.Trials`` does it: groups of losses, two at a time."""
+        horizon, count = horizon or self.trainer.horizons(purpose)[-1], self.trainer.at_once(purpose)
+        groups = [losses[start : start + count] for start in range(0, len(losses), count)]
+        train = functools.partial(self.trainer.train, purpose=purpose, seed=seed, horizon=horizon, stop=NEVER)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return [training for group in pool.map(train, groups) for training in group]
+
+    def _train_compiled(self, purpose: str, losses: LossPair) -> float:
+        """Traces the losses as code into a step of their own."""
+        train, evaluated = self.trainer._splits[purpose]
+        with traced(losses.cls, losses.box):
+            state = fit(
+                self._compile(),
+                _terms(losses),
+                train,
+                steps=self.trainer.horizons(purpose)[-1],
+                seed=0,
+                batch_size=self._config.batch_size,
+                flip=0.0,
+                partial=self.folder / "none",
+            )
+        predict = functools.partial(self.compiled.predict, state)
+        return evaluate_detector(predict, evaluated, batch_size=self._config.batch_size).ap
+
+    def _probe_compiled(self, losses: LossPair) -> float:
+        """Likewise, with the heads only."""
+        features, fresh = self.trainer._features(NEVER), self.compiled.init(0).model
+        steps = self.schedule.probe[-1]
+        batches = self.trainer._batches("probe", 0, 0)
+        many, several = self.trainer._heads, stack_losses([_terms(losses)])
+        with traced(losses.cls, losses.box):
+            own = compile_many(self._build, self._config, own=FCOS.is_output)
+            state = own.init(fresh, 1, features)
+            for _ in range(steps):
+                state, _ = own.step(state, next(batches), several, steps, 0)
+        predict = functools.partial(many.predict, state)
+        return evaluate_many(predict, self.trainer._splits["probe"][1], self._config.batch_size)[0].ap
+
+    def _idle(self, purpose: str, rate: float) -> float:
+        """Share of the time of a candidate in which the device runs none of its compiled functions."""
+        count, steps = self.trainer.at_once(purpose), self.trainer.horizons(purpose)[-1]
+        train, evaluated = self.trainer._splits[purpose]
+        batch = next(self.trainer._batches(purpose, 0, 0))
+        looks = [(b.image, b.image_size) for b in list(eval_batches(evaluated, self._config.batch_size))]
+        if purpose == "probe":
+            many, several = self.trainer._heads, stack_losses([_terms(self.default)] * count)
+            state = many.init(self.compiled.init(0).model, count)
+            step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
+            predict = many.predict
+        else:
+            state, losses = self.compiled.init(0), _terms(self.default)
+            step = lambda state: self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))  # noqa: E731
+            predict = self.compiled.predict
+        state, metrics = step(state)
+        jax.block_until_ready((metrics, predict(state, *looks[0])))
+        started = time.perf_counter()
+        for _ in range(10):
+            state, metrics = step(state)
+        jax.block_until_ready(metrics)
+        busy = (time.perf_counter() - started) / 10 * steps
+        started = time.perf_counter()
+        jax.block_until_ready(predict(state, *looks[0]))
+        busy += (time.perf_counter() - started) * len(looks)
+        share = busy / count * rate / 60.0
+        return max(0.0, 1.0 - share / (2 if purpose != "probe" and os.cpu_count() > 1 else 1))
+
+    def side_by_side(self, count: int, rounds: int) -> dict:
+        """A step of ``count`` whole detectors at once."""
+        many, batch = self.trainer._whole, next(self.trainer._batches("proxy", 0, 0))
+        several = stack_losses([_terms(self.default)] * count)
+        started = time.perf_counter()
+        state = many.init(self.compiled.init(0).model, count)
+        state, metrics = many.step(state, batch, several, 100, 0)
+        jax.block_until_ready(metrics)
+        compiling, seconds = time.perf_counter() - started, []
+        for _ in range(max(3, rounds)):
+            started = time.perf_counter()
+            state, metrics = many.step(state, batch, several, 100, 0)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - started)
+        memory = many.memory(self.compiled.init(0).model, count, batch, _terms(self.default))
+        alone = self._alone(rounds)
+        return {
+            "detectors": count,
+            "step, ms": 1e3 * float(np.median(seconds)),
+            "each, ms": 1e3 * float(np.median(seconds)) / count,
+            "one after the other, ms": alone,
+            "compile, s": compiling,
+            "memory, MiB": memory / 2**20,
+        }
+
+    def _alone(self, rounds: int) -> float:
+        state, batch, losses = self.compiled.init(0), next(self.trainer._batches("proxy", 0, 0)), _terms(self.default)
+        seconds = []
+        for _ in range(max(3, rounds) + 1):
+            started = time.perf_counter()
+            state, metrics = self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - started)
+        return 1e3 * float(np.median(seconds[1:]))
+
+
+def _terms(losses: LossPair) -> DetectionLosses:
+    return DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight))
+
+
+def _peak() -> float:
+    """Most memory of the device so far, or of the process where the device doesn't tell, MiB."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
