@@ -16,7 +16,7 @@ class FinalConfig:
 
     Attributes:
       seeds: trainings of each row.
-      fit_weights: weights tried for the default classification loss on the proxy task; the best is the control.
+      fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
       branches: whether each branch's winner is also shown with the other loss at its default.
     """
 
@@ -39,31 +39,46 @@ class Row:
     failures: tuple[str, ...]
 
 
-def fit_default_weight(base: LossPair, config: FinalConfig, *, trials: Trials, seed: int) -> LossPair:
-    """The default losses with the classification weight that does best on the proxy task."""
-    pairs = [dataclasses.replace(base, cls_weight=weight * base.cls_weight) for weight in (1.0, *config.fit_weights)]
-    jobs = [(losses, seed) for losses in pairs]
-    outcomes = trials.run(jobs, purpose="proxy", what="control: weight of the default classification loss")
-    aps = [outcome.ap if math.isfinite(outcome.ap) else -1.0 for outcome in outcomes]
-    return pairs[aps.index(max(aps))]
+def fit_default_weights(base: LossPair, config: FinalConfig, *, trials: Trials, seed: int) -> dict[str, LossPair]:
+    """The default losses with one of the weights as does best on the proxy task, by ``"cls"`` and ``"box"``."""
+    fitted = {}
+    for part in ("cls", "box"):
+        usual = getattr(base, f"{part}_weight")
+        pairs = [
+            dataclasses.replace(base, **{f"{part}_weight": factor * usual}) for factor in (1.0, *config.fit_weights)
+        ]
+        what = f"control: weight of the default {part} loss"
+        outcomes = trials.run([(losses, seed) for losses in pairs], purpose="proxy", what=what)
+        aps = [outcome.ap if math.isfinite(outcome.ap) else -1.0 for outcome in outcomes]
+        fitted[part] = pairs[aps.index(max(aps))]
+    return fitted
 
 
 def contestants(
-    base: LossPair, fitted: LossPair, fame: Mapping[str, Sequence[Famous]], config: FinalConfig, *, box_weight: float
+    base: LossPair,
+    fitted: Mapping[str, LossPair],
+    fame: Mapping[str, Sequence[Famous]],
+    config: FinalConfig,
+    *,
+    box_weight: float,
 ) -> list[tuple[str, LossPair]]:
     """Names and losses of the final table's rows, the default first.
 
     Args:
       base: the default losses.
-      fitted: the default losses with the fitted weight.
+      fitted: the default losses with a fitted weight, as ``fit_default_weights`` gives them.
       fame: hall of fame of each branch that was searched, by its space's name.
       config: what to show.
       box_weight: the detector's usual weight of the box loss.
     """
     cls_space = base.cls.space
-    names = f"{zoo.default_name(cls_space)} + {zoo.default_name(spaces.BOX)}"
-    fitted_name = f"{zoo.default_name(cls_space)} x{fitted.cls_weight:g} + {zoo.default_name(spaces.BOX)} (fitted)"
-    rows = [(f"{names} (default)", base), (fitted_name, fitted)]
+    cls_default, box_default = zoo.default_name(cls_space), zoo.default_name(spaces.BOX)
+    factors = fitted["cls"].cls_weight / base.cls_weight, fitted["box"].box_weight / base.box_weight
+    rows = [
+        (f"{cls_default} + {box_default} (default)", base),
+        (f"{cls_default} x{factors[0]:g} + {box_default} (fitted)", fitted["cls"]),
+        (f"{cls_default} + {box_default} x{factors[1]:g} (fitted)", fitted["box"]),
+    ]
     published_cls, published_box = zoo.published(cls_space), zoo.published(spaces.BOX)
     for cls_name, cls in published_cls.items():
         box_name = cls_name.replace("_cls", "_reg")
@@ -121,7 +136,10 @@ def conclusion(rows: Sequence[Row]) -> str:
     differences = [a - b for a, b in zip(row.aps, best.aps, strict=True)]
     mean, std = _mean_std(differences)
     error = std / math.sqrt(len(differences)) if math.isfinite(std) else math.inf
-    figures = f"paired difference {mean:+.4f} AP, standard error {error:.4f}, {len(differences)} seeds"
+    noise = (
+        f"standard error {error:.4f}, {len(differences)} seeds" if math.isfinite(error) else "one seed, noise unknown"
+    )
+    figures = f"paired difference {mean:+.4f} AP, {noise}"
     against = f"the best other row ({best.name}): {figures}"
     if mean > 2 * error:
         return f"The discovered loss ({row.name}) is better than {against}."

@@ -150,6 +150,18 @@ def verify(
     return verdicts
 
 
+def margins(expressions: Sequence[Expression], space: Space, *, units: str = "pixels") -> Float[np.ndarray, " n"]:
+    """By how much formulas pass the gate: the decimal digits between a formula's figures and the thresholds.
+
+    Below 0 for what fails, the lower the earlier the property that it fails is checked.
+    """
+    judged = judge(encode(expressions, space), space, units=units, values_first=False)
+    failed, rise, start = judged.failed[:, 0], judged.rise[:, 0], judged.start_slope[:, 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slack = np.minimum(np.log10(rise / MIN_RISE), np.log10(VANISHED / np.maximum(start, ROUNDING)))
+    return np.where(failed == Property.NONE, slack, failed - float(Property.NONE))
+
+
 def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels", values_first: bool = True) -> Judged:
     """Judges formulas, given as prefix tokens by number, on the full grid of the space.
 

@@ -8,10 +8,10 @@ import contextlib
 import json
 import pathlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null);
@@ -20,7 +20,8 @@ create table if not exists candidates (
   formula text not null, authors text not null, flipped integer not null, nodes integer not null,
   fingerprint text not null, copies integer not null, duplicates integer not null,
   stage text not null, reason text not null,
-  prediction real, optimisation real, proxy real, weight real,
+  prediction real, probe real, optimisation real, proxy real, weight real,
+  curve text not null, aps text not null,
   seed integer not null, seconds real not null,
   primary key (branch, generation, number)
 );
@@ -34,11 +35,15 @@ create table if not exists generations (
   branch text not null, generation integer not null, counts text not null, result text not null,
   primary key (branch, generation)
 );
+create table if not exists fame (
+  branch text not null, rank integer not null, authors text not null, primary key (branch, rank)
+);
 """
 
 CANDIDATE_FIELDS = (
     "branch", "generation", "number", "formula", "authors", "flipped", "nodes", "fingerprint", "copies",
-    "duplicates", "stage", "reason", "prediction", "optimisation", "proxy", "weight", "seed", "seconds",
+    "duplicates", "stage", "reason", "prediction", "probe", "optimisation", "proxy", "weight",
+    "curve", "aps", "seed", "seconds",
 )  # fmt: skip
 
 
@@ -156,6 +161,13 @@ class Ledger:
                 (branch, generation, json.dumps(counts), json.dumps(result)),
             )
 
+    def record_fame(self, branch: str, formulas: Sequence[str]) -> None:
+        """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
+        with self._writing():
+            self._db.execute("delete from fame where branch = ?", (branch,))
+            rows = [(branch, rank, authors) for rank, authors in enumerate(formulas)]
+            self._db.executemany("insert into fame values (?, ?, ?)", rows)
+
 
 def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """The trained candidates of each branch, best first, from a ledger that may be in use.
@@ -169,7 +181,8 @@ def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             rows = db.execute(
-                "select * from candidates where stage = 'trained' order by branch = 'box', proxy desc, nodes, authors"
+                "select candidates.* from candidates join fame using (branch, authors) where stage = 'trained' "
+                "order by branch = 'box', rank"
             ).fetchall()
     except sqlite3.Error as error:
         raise LedgerError(f"cannot read the ledger {path}: {error}") from error

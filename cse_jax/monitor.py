@@ -1,6 +1,8 @@
 """The live view of a search: funnel, hall of fame, what runs now and the time left."""
 
+import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,16 +23,15 @@ _SHOWN = 5
 class Monitor:
     """Shows a search on a terminal, or as plain lines where the output is none.  Use as a context manager."""
 
-    def __init__(self, console: Console | None = None, *, steps: Mapping[str, int]) -> None:
+    def __init__(self, console: Console | None = None, *, steps: Mapping[str, float]) -> None:
         """Args:
         console: where to show; standard output by default.
-        steps: training steps of each purpose, to estimate the time left before anything was timed.
+        steps: what a training of each purpose costs, in steps of one detector: for the time left before any was timed.
         """
         self.console = console or Console(file=sys.stdout)
         self._steps = dict(steps)
         self._expected: dict[str, int] = {}
         self._timed: dict[str, list[float]] = {}
-        self._compiled = False
         self._funnel: dict[tuple[str, int], dict[str, int]] = {}
         self._fame: dict[str, Sequence[Famous]] = {}
         self._activity, self._number, self._of = "", 1, 1
@@ -60,10 +61,8 @@ class Monitor:
         self._funnel[branch, generation] = dict(counts)
 
     def trained(self, purpose: str, seconds: float) -> None:
-        """Notes a training's time; the first one's holds the compilation and tells nothing about the others."""
-        if self._compiled:
-            self._timed.setdefault(purpose, []).append(seconds)
-        self._compiled = True
+        """Notes a training's time."""
+        self._timed.setdefault(purpose, []).append(seconds)
         self._expected[purpose] = max(0, self._expected.get(purpose, 0) - 1)
 
     def generation_done(
@@ -78,13 +77,15 @@ class Monitor:
             self._print(f"{branch} generation {generation}: {funnel}{best}")
 
     def seconds_left(self) -> float:
-        """Estimate from the trainings timed so far; NaN before there are any."""
-        per_step = [sum(t) / len(t) / self._steps[p] for p, t in self._timed.items()]
-        if not per_step:
+        """Estimate from the trainings timed so far; NaN before there are any.
+
+        A purpose's first training holds the compilation and tells nothing about the others.
+        """
+        times = {p: statistics.median(timed[1:]) for p, timed in self._timed.items() if len(timed) > 1}
+        if not times:
             return math.nan
-        usual = sum(per_step) / len(per_step)
-        times = {p: sum(t) / len(t) for p, t in self._timed.items()}
-        return sum(n * times.get(p, usual * self._steps[p]) for p, n in self._expected.items())
+        per_step = statistics.fmean(seconds / self._steps[p] for p, seconds in times.items())
+        return sum(n * times.get(p, per_step * self._steps[p]) for p, n in self._expected.items())
 
     def _time_left(self) -> str:
         left = self.seconds_left()
@@ -98,7 +99,7 @@ class Monitor:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        parts: list = [funnel_table(self._funnel)] if self._funnel else []
+        parts: list = funnel_tables(self._funnel)
         for branch, fame in self._fame.items():
             if fame:
                 parts.append(fame_table(branch, fame))
@@ -107,17 +108,19 @@ class Monitor:
         return Group(*parts)
 
 
-def funnel_table(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> Table:
-    """Candidates left after each stage, a row per generation."""
-    table = Table(
-        title="Funnel: candidates left after each stage", title_justify="left", box=None, padding=(0, 1, 0, 0)
-    )
-    table.add_column("generation")
-    for stage in next(iter(funnel.values())):
-        table.add_column(stage, justify="right", no_wrap=True)
-    for (branch, generation), counts in funnel.items():
-        table.add_row(f"{branch} {generation}", *(f"{count:,}" for count in counts.values()))
-    return table
+def funnel_tables(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> list[Table]:
+    """Candidates left after each stage: a table per branch, a column per generation."""
+    tables = []
+    for branch, rows in itertools.groupby(funnel.items(), key=lambda row: row[0][0]):
+        generations, counts = zip(*((generation, counts) for (_, generation), counts in rows), strict=True)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column(f"Funnel, {branch}")
+        for generation in generations:
+            table.add_column(f"generation {generation}", justify="right")
+        for stage in counts[0]:
+            table.add_row(stage, *(f"{of_generation[stage]:,}" for of_generation in counts))
+        tables.append(table)
+    return tables
 
 
 def fame_table(branch: str, fame: Sequence["Famous"]) -> Table:

@@ -5,6 +5,7 @@ protocol of AutoLoss-Zero, Li et al., 2021).  All candidates of a generation are
 Steps are scaled by the gradient's first root mean square, so a loss and its multiples are one.
 """
 
+import concurrent.futures
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +18,8 @@ from cse_jax.expression import Expression
 from cse_jax.program import Program
 from cse_jax.spaces import PredictionTask, Space
 
-BATCH = 64
+BATCH = 64  # candidates in one call
+WORKERS = 2  # calls at once, in threads: on a CPU a call keeps one core busy
 STEPS = 60
 
 
@@ -45,14 +47,17 @@ def simulate(
       units: unit of length that the detector feeds its losses, one of ``space.units``.
       seed: of the predictions and targets.
     """
-    results: list[Simulation] = []
-    for start in range(0, len(expressions), BATCH):
+
+    def one(start: int) -> list[Simulation]:
         chunk = expressions[start : start + BATCH]
         compiled = [programs.compile_expression(e) for e in chunk]
         batch = programs.stack(compiled + compiled[-1:] * (BATCH - len(chunk)))
         columns = jax.device_get(_simulate_batch(space, units, seed, batch))
-        results += [Simulation(*(float(column[k]) for column in columns)) for k in range(len(chunk))]
-    return results
+        return [Simulation(*(float(column[k]) for column in columns)) for k in range(len(chunk))]
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        parts = list(pool.map(one, range(0, len(expressions), BATCH)))
+    return [simulation for part in parts for simulation in part]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,10 @@ from cse_jax.branch import Famous
 from cse_jax.export.notation import to_latex
 from cse_jax.expression import Expression
 from cse_jax.final import Row, conclusion
-from cse_jax.monitor import fame_table, funnel_table
+from cse_jax.monitor import fame_table, funnel_tables
 from cse_jax.printing import to_authors, to_infix
 from cse_jax.search import SearchResult
+from cse_jax.workdir import write_whole
 
 
 def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
             {"branch": branch, "generation": generation} | counts
             for (branch, generation), counts in result.funnel.items()
         ],
+        "errors": {branch: _number(error) for branch, error in result.errors.items()},
         "hall_of_fame": {branch: [_famous(member) for member in fame] for branch, fame in result.fame.items()},
         "default_proxy_ap": result.default_proxy_ap,
         "table": [
@@ -48,7 +49,8 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
 
 
 def _famous(member: Famous) -> dict[str, Any]:
-    scores = {"weight": member.weight, "ap": member.ap, "verify_ap": member.verify_ap, "generation": member.generation}
+    scores = vars(member) | {"ap": member.ap}
+    del scores["formula"]
     return _formula(member.formula) | scores
 
 
@@ -68,9 +70,7 @@ def _number(value: float) -> float | None:
 def write_result(workdir: pathlib.Path, data: dict[str, Any]) -> None:
     """Writes ``result.json`` and ``report.md``, each complete or not at all."""
     for name, text in (("result.json", json.dumps(data, indent=2)), ("report.md", markdown(data))):
-        temporary = workdir / f".{name}.tmp"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, workdir / name)
+        write_whole(workdir / name, text)
 
 
 def final_table(rows: Sequence[Row]) -> Table:
@@ -87,7 +87,8 @@ def final_table(rows: Sequence[Row]) -> Table:
 
 def show(console: Console, result: SearchResult) -> None:
     """Prints the stage table, the halls of fame and the final comparison."""
-    console.print(funnel_table(result.funnel))
+    for table in funnel_tables(result.funnel):
+        console.print(table)
     for branch, fame in result.fame.items():
         if fame:
             console.print(fame_table(branch, fame))
@@ -123,7 +124,7 @@ def markdown(data: dict[str, Any]) -> str:
     lines += _markdown_table(("losses", "AP", "difference", "each seed", "cls weight", "box weight"), rows)
     lines += [
         "",
-        "The test split took no part in any selection. Candidates were selected on the select split, with one seed.",
+        "The test split took no part in any selection; candidates were selected on the select split.",
         "",
     ]
     for row in data["table"]:
@@ -142,13 +143,25 @@ def markdown(data: dict[str, Any]) -> str:
     lines += _markdown_table(stages, [[str(row[stage]) for stage in stages] for row in data["funnel"]])
     for branch, fame in data["hall_of_fame"].items():
         lines += ["", f"## Hall of fame, {branch}", ""]
+        error = data["errors"][branch]
+        noise = f"standard error of each {error:.3f}, from the noise between seeds" if error else "noise unknown"
         default = f"the default losses reach {data['default_proxy_ap']:.3f}"
-        lines += [f"AP on the select split after the proxy task; {default}.", ""]
+        lines += [f"AP on the select split after the proxy task, mean over seeds; {default}; {noise}."]
+        lines += ["Losses that differ by less than the noise are in order of their size.", ""]
         cells = [
-            (f"{f['ap']:.3f}", f"{f['verify_ap']:.3f}", f"{f['weight']:.3g}", str(f["generation"]), f"`{f['text']}`")
+            (
+                f"{f['ap']:.3f}",
+                " ".join(f"{ap:.3f}" for ap in f["aps"]),
+                " ".join(f"{ap:.3f}" for _, ap in f["curve"]),
+                f"{f['verify_ap']:.3f}",
+                f"{f['weight']:.3g}",
+                str(f["generation"]),
+                f"`{f['text']}`",
+            )
             for f in fame
         ]
-        lines += _markdown_table(("AP", "AP, one image per category", "weight", "generation", "formula"), cells)
+        header = ("AP", "each seed", "curve", "AP, one image per category", "weight", "generation", "formula")
+        lines += _markdown_table(header, cells)
     lines += ["", "## How it was run", "", f"- seeding with hand-made losses: {data['seeding']}"]
     lines += [f"- loss scale: {data['scale']}", f"- device: {data['device']}", f"- seconds: {data['seconds']:.0f}"]
     lines += [f"- {name} {version}" for name, version in data["versions"].items()]

@@ -15,10 +15,10 @@ from cse_jax.gate import Property
 from cse_jax.prediction import Simulation, simulate
 from cse_jax.spaces import Space
 
-STAGES = ("generated", "valid", "verified", "distinct", "simulated", "optimised", "trained")
+STAGES = ("generated", "valid", "verified", "distinct", "simulated", "probed", "optimised", "trained")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Candidate:
     """One formula that passed the gate, and how far it came.
 
@@ -31,7 +31,9 @@ class Candidate:
       copies: how many of its generation are this formula, up to trivial rewrites.
       duplicates: how many others of its generation had the same fingerprint.
       weight: factor that matches its gradient to the default loss's.
-      prediction, optimisation, proxy: its scores; NaN where it was not scored.
+      prediction, probe, optimisation, proxy: its scores; NaN where it was not scored.
+      curve: (steps, AP) at each horizon of the proxy task.
+      aps: by seed, at the end of it.
     """
 
     formula: Expression
@@ -43,9 +45,17 @@ class Candidate:
     duplicates: int = 0
     weight: float = 1.0
     prediction: float = math.nan
+    probe: float = math.nan
     optimisation: float = math.nan
     proxy: float = math.nan
+    curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    aps: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def promise(self) -> float:
+        """What all stages before the first training of a whole detector say together."""
+        return self.prediction * self.probe
 
 
 @dataclasses.dataclass
@@ -125,6 +135,11 @@ def screen(
     return Screened(len(tokens), dict(failed), candidates)
 
 
+def prediction_gain(simulation: Simulation, reference: Simulation) -> float:
+    """What a candidate gains in prediction-space simulation, as a share of the reference's gain."""
+    return (simulation.after - simulation.before) / (reference.after - reference.before)
+
+
 def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candidate]:
     """The shortest candidate of each new fingerprint, in order of appearance; the others get their reason."""
     shortest: dict[str, Candidate] = {}
@@ -149,7 +164,7 @@ def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candid
 def _apply_simulation(
     candidate: Candidate, simulation: Simulation, reference: Simulation, min_gain: float, match_gradient: bool
 ) -> None:
-    gain = (simulation.after - simulation.before) / (reference.after - reference.before)
+    gain = prediction_gain(simulation, reference)
     if not math.isfinite(simulation.gradient) or simulation.gradient == 0.0:
         candidate.reason = f"simulation: the gradient's root mean square is {simulation.gradient:g}"
     elif not math.isfinite(gain):

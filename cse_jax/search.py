@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
+import statistics
 
-from cse_jax import spaces, zoo
-from cse_jax.branch import Branch, BranchConfig, CascadeConfig, Famous
-from cse_jax.final import FinalConfig, Row, compare, contestants, fit_default_weight
+from cse_jax import spaces
+from cse_jax.branch import Branch, BranchConfig, CascadeConfig, Famous, default_seeds
+from cse_jax.final import FinalConfig, Row, compare, contestants, fit_default_weights
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.spaces import Space
-from cse_jax.trials import LossPair, Trainer, Trials
+from cse_jax.trials import LossPair, Trainer, Trials, default_pair
 
 
 @dataclasses.dataclass
@@ -43,12 +44,14 @@ class SearchResult:
     Attributes:
       funnel: counts per stage by (branch, generation).
       fame: hall of fame by branch, best first.
-      default_proxy_ap: the default losses' AP on the proxy task.
+      errors: standard error of the AP of a branch's famous losses, from the noise between seeds.
+      default_proxy_ap: the default losses' AP on the proxy task, mean over seeds.
       table: the final comparison, the default losses first.
     """
 
     funnel: dict[tuple[str, int], dict[str, int]]
     fame: dict[str, list[Famous]]
+    errors: dict[str, float]
     default_proxy_ap: float
     table: list[Row]
 
@@ -79,13 +82,14 @@ def run(
       LedgerError: the ledger can't be written.
     """
     trials = Trials(trainer, ledger, monitor, workers=config.workers)
-    base = LossPair(zoo.default(cls_space), zoo.default(spaces.BOX), box_weight=box_weight)
+    base = default_pair(cls_space, box_weight)
     plan = _plan(config)
     monitor.expect(_sum(plan))
-    proxy_ap = _train_default(base, trials=trials, seed=config.seed)
+    proxy_ap = _train_default(base, config, trials=trials)
     plan.pop(("default", 0))
     funnel: dict[tuple[str, int], dict[str, int]] = {}
     fame: dict[str, list[Famous]] = {}
+    errors: dict[str, float] = {}
     for part, space, sizes in (("cls", cls_space, config.classification), ("box", spaces.BOX, config.regression)):
         branch = Branch(
             space,
@@ -102,37 +106,46 @@ def run(
             funnel[space.name, generation] = counts
             plan.pop((part, generation))
             monitor.expect(_sum(plan))
-        fame[space.name] = branch.fame
-    fitted = fit_default_weight(base, config.final, trials=trials, seed=config.seed)
+        fame[space.name], errors[space.name] = branch.fame, branch.error
+    fitted = fit_default_weights(base, config.final, trials=trials, seed=config.seed)
     rows = contestants(base, fitted, fame, config.final, box_weight=box_weight)
     monitor.expect({"final": len(rows) * config.final.seeds})
     seeds = [config.seed + k for k in range(config.final.seeds)]
     table = compare(rows, seeds, trials=trials)
-    return SearchResult(funnel, fame, proxy_ap, table)
+    return SearchResult(funnel, fame, errors, proxy_ap, table)
 
 
-def _train_default(base: LossPair, *, trials: Trials, seed: int) -> float:
+def _train_default(base: LossPair, config: SearchConfig, *, trials: Trials) -> float:
     """The default losses' AP on the proxy task; they must train, or every comparison would be void."""
-    aps = {}
-    for purpose in ("verify", "proxy"):
-        (outcome,) = trials.run([(base, seed)], purpose=purpose, what=f"default losses, {purpose} task")
-        if outcome.failure or not math.isfinite(outcome.ap):
-            raise SearchFailed(
-                f"the default losses failed in the {purpose} training: {outcome.failure or 'AP is not finite'}. "
-                "Lower config.train.learning_rate or check the data."
-            )
-        aps[purpose] = outcome.ap
-    return aps["proxy"]
+    aps: dict[str, list[float]] = {}
+    most = max(config.classification.proxy_seeds, config.regression.proxy_seeds)
+    for purpose in ("proxy", "probe", "verify"):  # the proxy training leaves the features for the probes
+        jobs = [(base, seed) for seed in default_seeds(config.seed, purpose, most)]
+        for horizon in trials.trainer.horizons(purpose):
+            outcomes = trials.run(jobs, purpose=purpose, what=f"default losses, {purpose} task", horizon=horizon)
+            aps[purpose] = []
+            for outcome in outcomes:
+                if outcome.failure or not math.isfinite(outcome.ap):
+                    raise SearchFailed(
+                        f"the default losses failed in the {purpose} training: "
+                        f"{outcome.failure or 'AP is not finite'}. Lower config.train.learning_rate or check the data."
+                    )
+                aps[purpose].append(outcome.ap)
+    return statistics.fmean(aps["proxy"])
 
 
 def _plan(config: SearchConfig) -> dict[tuple[str, int], dict[str, int]]:
     """Most trainings per part of the search, by purpose."""
-    plan: dict[tuple[str, int], dict[str, int]] = {("default", 0): {"verify": 1, "proxy": 1}}
+    plan: dict[tuple[str, int], dict[str, int]] = {("default", 0): {"probe": 1, "verify": 1, "proxy": 2}}
     for name, sizes in (("cls", config.classification), ("box", config.regression)):
         for generation in range(sizes.generations):
-            plan[name, generation] = {"verify": sizes.optimisations, "proxy": sizes.proxies}
-    rows = 6 if config.final.branches else 4
-    plan["final", 0] = {"proxy": len(config.final.fit_weights), "final": rows * config.final.seeds}
+            plan[name, generation] = {
+                "probe": sizes.probes,
+                "verify": sizes.optimisations,
+                "proxy": sizes.proxies + (sizes.proxies + 1) // 2 * (sizes.proxy_seeds - 1),
+            }
+    rows = 7 if config.final.branches else 5
+    plan["final", 0] = {"proxy": 2 * len(config.final.fit_weights), "final": rows * config.final.seeds}
     return plan
 
 

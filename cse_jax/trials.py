@@ -7,12 +7,14 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from cse_jax import spaces, zoo
 from cse_jax.expression import Expression
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.printing import to_authors
+from cse_jax.spaces import Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +27,40 @@ class LossPair:
     box_weight: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Result of a training.
+def default_pair(cls_space: Space, box_weight: float) -> LossPair:
+    """The default losses of a detector with that classification space and usual weight of the box loss."""
+    return LossPair(zoo.default(cls_space), zoo.default(spaces.BOX), box_weight=box_weight)
+
+
+def with_loss(pair: LossPair, formula: Expression, factor: float) -> LossPair:
+    """A pair with the loss of the formula's space replaced, and its weight multiplied."""
+    if formula.space == pair.box.space:
+        return dataclasses.replace(pair, box=formula, box_weight=factor * pair.box_weight)
+    return dataclasses.replace(pair, cls=formula, cls_weight=factor * pair.cls_weight)
+
+
+class Training(NamedTuple):
+    """What a trainer says of one training.
 
     Attributes:
-      ap: average precision (COCO, IoU .50:.95) on the split of the purpose; NaN if the training failed.
+      ap: average precision (COCO, IoU .50:.95) on the split of the purpose; None if the training failed.
       metrics: further figures, by name.
       failure: empty, or why the training was given up.
-      seconds: wall time.
+    """
+
+    ap: float | None
+    metrics: dict[str, Any] = {}
+    failure: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Result of a training, as the ledger has it.
+
+    Attributes:
+      ap: as of ``Training``; NaN if the training failed.
+      metrics, failure: as of ``Training``.
+      seconds: wall time; of several trainings at once, this one's share.
     """
 
     ap: float
@@ -43,20 +70,35 @@ class Outcome:
 
 
 class Trainer(Protocol):
-    """Trains one detector under any losses; ``detectors.trainer.DetectorTrainer`` is one."""
+    """Trains one detector under any losses; ``detectors.trainer.DetectorTrainer`` is one.
 
-    def steps(self, purpose: str) -> int:
-        """Training steps for a purpose: ``"verify"``, ``"proxy"`` or ``"final"``."""
+    Purposes are ``"probe"`` (heads on fixed features), ``"verify"`` (one image per category), ``"proxy"`` and
+    ``"final"``.
+    """
+
+    def horizons(self, purpose: str) -> tuple[int, ...]:
+        """Steps at which a training for a purpose is scored, ascending; the last is its end."""
+
+    def at_once(self, purpose: str) -> int:
+        """How many losses ``train`` should be given for a purpose."""
 
     def train(
-        self, losses: LossPair, *, purpose: str, seed: int, stop: threading.Event
-    ) -> tuple[float, dict[str, Any]]:
-        """Trains and returns AP and metrics; may be called from several threads at once.
+        self, losses: Sequence[LossPair], *, purpose: str, seed: int, horizon: int, stop: threading.Event
+    ) -> list[Training]:
+        """Trains under each of the losses up to a horizon, and scores; may be called from several threads at once.
+
+        A training that was brought to an earlier horizon goes on from there, if what it left is still there.
 
         Raises:
-          TrainingDiverged: the loss or its gradient became non-finite.
           Stopped: ``stop`` was set meanwhile.
+          OSError: something could not be read or written.
         """
+
+    def forget(self, losses: LossPair, *, purpose: str, seed: int) -> None:
+        """Drops what is kept of a training that will not go on."""
+
+    def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
+        """Norms of the gradients of the classification and the box loss in a trained head, on a calibration batch."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -71,10 +113,12 @@ class Trials:
     """Runs trainings, or recalls them."""
 
     def __init__(self, trainer: Trainer, ledger: Ledger, monitor: Monitor, *, workers: int = 1) -> None:
-        """Prepares trainings; ``workers`` of them run at once, in threads."""
-        self._trainer, self._ledger, self._monitor, self._workers = trainer, ledger, monitor, workers
+        """Prepares trainings; ``workers`` of them (or of groups of them) run at once, in threads."""
+        self.trainer, self._ledger, self._monitor, self._workers = trainer, ledger, monitor, workers
 
-    def run(self, jobs: Sequence[tuple[LossPair, int]], *, purpose: str, what: str) -> Iterator[Outcome]:
+    def run(
+        self, jobs: Sequence[tuple[LossPair, int]], *, purpose: str, what: str, horizon: int | None = None
+    ) -> Iterator[Outcome]:
         """Trains under each pair of losses with its seed, unless the ledger has the result.
 
         A training that diverges or raises is recorded with its reason and yields AP NaN.
@@ -83,61 +127,87 @@ class Trials:
           jobs: losses and seeds.
           purpose: one of the trainer's purposes.
           what: shown while they run.
+          horizon: steps; one of the purpose's horizons, the last by default.
 
         Yields:
           The outcomes, in the order of the jobs.
         """
-        keys = [self._key(losses, purpose, seed) for losses, seed in jobs]
+        horizon = self.trainer.horizons(purpose)[-1] if horizon is None else horizon
+        keys = [self._key(losses, purpose, seed, horizon) for losses, seed in jobs]
         todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            futures = {key: pool.submit(self._train, *job, purpose, stop) for key, job in todo.items()}
+            futures = {
+                pool.submit(self._train, group, purpose, horizon, stop): set(group)
+                for group in self._groups(todo, purpose)
+            }
+            waiting = set(todo)
             try:
                 for number, key in enumerate(keys, start=1):
-                    if key in futures:
+                    if key in waiting:
                         self._monitor.activity(what, number, len(jobs))
-                    while key in futures:
-                        self._record_finished(futures)
+                    while key in waiting:
+                        waiting -= self._record_finished(futures)
                     row = self._ledger.training(key)
                     self._monitor.trained(purpose, row["seconds"] / min(self._workers, len(jobs)))
                     ap = math.nan if row["ap"] is None else row["ap"]
                     yield Outcome(ap, row["metrics"], row["failure"], row["seconds"])
             finally:
                 stop.set()
-                for future in futures.values():
+                for future in futures:
                     future.cancel()
 
-    def _record_finished(self, futures: dict[str, concurrent.futures.Future]) -> None:
-        """Waits for any training and records all that have finished."""
-        finished, _ = concurrent.futures.wait(futures.values(), return_when=concurrent.futures.FIRST_COMPLETED)
-        for key in [key for key, future in futures.items() if future in finished]:
-            self._ledger.record_training(futures.pop(key).result() | {"key": key})
+    def _groups(self, todo: dict[str, tuple[LossPair, int]], purpose: str) -> Iterator[dict[str, tuple[LossPair, int]]]:
+        """Jobs of one seed, as many as the trainer takes at once."""
+        most = self.trainer.at_once(purpose)
+        for seed in dict.fromkeys(seed for _, seed in todo.values()):
+            keys = [key for key, job in todo.items() if job[1] == seed]
+            for start in range(0, len(keys), most):
+                yield {key: todo[key] for key in keys[start : start + most]}
 
-    def _train(self, losses: LossPair, seed: int, purpose: str, stop: threading.Event) -> dict[str, Any]:
+    def _record_finished(self, futures: dict[concurrent.futures.Future, set[str]]) -> set[str]:
+        """Waits for any group of trainings and records all that have finished."""
+        finished, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+        done = set()
+        for future in finished:
+            done |= futures.pop(future)
+            for row in future.result():
+                self._ledger.record_training(row)
+        return done
+
+    def _train(
+        self, jobs: dict[str, tuple[LossPair, int]], purpose: str, horizon: int, stop: threading.Event
+    ) -> list[dict[str, Any]]:
         started = time.monotonic()
-        ap, metrics, failure = None, {}, ""
+        pairs, seed = [losses for losses, _ in jobs.values()], next(iter(jobs.values()))[1]
         try:
-            ap, metrics = self._trainer.train(losses, purpose=purpose, seed=seed, stop=stop)
-        except TrainingDiverged as error:
-            failure = str(error)
+            trainings = self.trainer.train(pairs, purpose=purpose, seed=seed, horizon=horizon, stop=stop)
         except (OSError, Stopped):
             raise
         except Exception as error:  # a candidate may break anything below; the search goes on without it
-            failure = f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return {
-            "purpose": purpose,
-            "cls": str(losses.cls),
-            "box": str(losses.box),
-            "cls_weight": losses.cls_weight,
-            "box_weight": losses.box_weight,
-            "seed": seed,
-            "steps": self._trainer.steps(purpose),
-            "ap": ap,
-            "failure": failure,
-            "metrics": metrics,
-            "seconds": time.monotonic() - started,
-        }
+            if len(jobs) > 1:  # one of them, and nobody knows which
+                return [row for key, job in jobs.items() for row in self._train({key: job}, purpose, horizon, stop)]
+            message = str(error).splitlines()[0] if str(error) else ""
+            trainings = [Training(None, failure=f"raised {type(error).__name__}: {message}")]
+        seconds = (time.monotonic() - started) / len(jobs)
+        return [
+            {
+                "key": key,
+                "purpose": purpose,
+                "cls": str(losses.cls),
+                "box": str(losses.box),
+                "cls_weight": losses.cls_weight,
+                "box_weight": losses.box_weight,
+                "seed": seed,
+                "steps": horizon,
+                "ap": training.ap,
+                "failure": training.failure,
+                "metrics": training.metrics,
+                "seconds": seconds,
+            }
+            for (key, (losses, _)), training in zip(jobs.items(), trainings, strict=True)
+        ]
 
-    def _key(self, losses: LossPair, purpose: str, seed: int) -> str:
+    def _key(self, losses: LossPair, purpose: str, seed: int, horizon: int) -> str:
         pair = [to_authors(losses.cls), losses.cls_weight, to_authors(losses.box), losses.box_weight]
-        return json.dumps([purpose, seed, self._trainer.steps(purpose), *pair])
+        return json.dumps([purpose, seed, horizon, *pair])

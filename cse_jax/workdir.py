@@ -67,6 +67,13 @@ def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
         raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
 
 
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text and a line's end: complete, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
 def check_same_config(path: pathlib.Path, config: dict) -> None:
     """Refuses a folder that holds the training of another config.
 

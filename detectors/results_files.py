@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from hotcoco import mask as rle
 
+from cse_jax.workdir import write_whole
 from detectors.data.coco import run_lengths
 from detectors.evaluation import Found, GroundTruth
 
@@ -52,9 +52,7 @@ def write_results(path: pathlib.Path, found: Found, category_ids: Sequence[int])
             mask = found.masks[row]
             entry["segmentation"] = {"size": list(mask["size"]), "counts": bytes(mask["counts"]).decode("ascii")}
         entries.append(json.dumps(entry))
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("[" + ",\n".join(entries) + "]\n")
-    os.replace(temporary, path)
+    write_whole(path, "[" + ",\n".join(entries) + "]")
 
 
 def read_reference(path: pathlib.Path, *, masks: bool) -> Reference:

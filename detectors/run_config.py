@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.calibration import CalibrationConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.datasets import DataConfig
@@ -21,8 +22,8 @@ from detectors.training import TrainConfig
 def search_in_minutes() -> SearchConfig:
     """Sizes of a search whose trainings take seconds each: both branches, three seeds in the final comparison."""
     return SearchConfig(
-        classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=3),
-        regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=2),
+        classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=4),
+        regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=4),
         cascade=CascadeConfig(later_tolerance=0.9),
         final=FinalConfig(seeds=3, branches=False),
     )
@@ -60,6 +61,14 @@ class FasterRCNNRun(FCOSRun):
 
     name: str = "faster_rcnn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=faster_rcnn_tiny)
+
+
+@dataclasses.dataclass
+class CalibrationRun(FCOSRun):
+    """A calibration of the stages of a search with FCOS."""
+
+    name: str = "calibration"
+    calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
 
 
 @dataclasses.dataclass

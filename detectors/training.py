@@ -128,7 +128,7 @@ def compile_detector(
     graph, abstract_params, _ = nnx.split(abstract, nnx.Param, ...)
     still = abstract.backbone.config.is_frozen
     frozen = _mask(abstract_params, lambda path: path[0] == "backbone" and still(path[1:]))
-    optimiser = _optimiser(config, abstract_params, frozen)
+    optimiser = optimiser_for(config, abstract_params, frozen)
     compute = jnp.dtype(config.compute)
 
     # It runs once per training and costs little next to being compiled, on CPU above all.
@@ -235,7 +235,9 @@ def learning_rate(config: TrainConfig, step: Int[Array, ""], steps: Int[Array, "
     return config.learning_rate * scale * warmup * 0.1**decays
 
 
-def _optimiser(config: TrainConfig, params: nnx.State, frozen: nnx.State) -> optax.GradientTransformation:
+def optimiser_for(
+    config: TrainConfig, params: nnx.State, frozen: nnx.State | None = None
+) -> optax.GradientTransformation:
     """The optimiser without its learning rate; frozen parameters, whose gradient is 0, get no update."""
     bias = _mask(params, lambda path: "bias" in path[-2:] and not is_norm(path))
     decayed = jax.tree.map(lambda b: config.weight_decay * (config.bias_decay if b else 1.0), bias)
@@ -246,10 +248,9 @@ def _optimiser(config: TrainConfig, params: nnx.State, frozen: nnx.State) -> opt
         parts += [_add_decay(decayed), optax.trace(decay=config.momentum)]
     else:
         parts += [optax.scale_by_adam(), _add_decay(decayed)]
-    parts += [
-        optax.masked(optax.scale(config.bias_rate), bias),
-        optax.masked(optax.set_to_zero(), frozen),
-    ]
+    parts.append(optax.masked(optax.scale(config.bias_rate), bias))
+    if frozen is not None:
+        parts.append(optax.masked(optax.set_to_zero(), frozen))
     return optax.chain(*parts)
 
 

@@ -13,7 +13,6 @@ and data have them, and VOC's mAP for its data; they are printed and written to 
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -121,9 +120,7 @@ def _score_detector(config) -> None:
         _write_detections(folder / f"detections-{name}.json", found, config.data, data.categories)
     result = as_json(scores) | {"split": _SPLIT.value, "images": len(source), "detector": str(origin)}
     path = folder / f"evaluation-{name}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result | {"seconds": seconds} | about, indent=2) + "\n")
-    os.replace(temporary, path)
+    workdir.write_whole(path, json.dumps(result | {"seconds": seconds} | about, indent=2))
     print(f"Scores: {path}")
 
 

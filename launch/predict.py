@@ -10,7 +10,6 @@ and left out, and the exit code is then 1.
 """
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -92,9 +91,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
                 left = (len(files) - len(listed)) / rate
                 print(f"{len(listed)}/{len(files)} images, {rate:.1f} images/s, {left:.0f} s left", flush=True)
     finally:
-        temporary = out / ".predictions.json.tmp"
-        temporary.write_text(json.dumps(listed, indent=1) + "\n")
-        os.replace(temporary, out / "predictions.json")
+        workdir.write_whole(out / "predictions.json", json.dumps(listed, indent=1))
     print(f"{objects} objects on {len(listed)} images: {out}")
     if listed and not objects:
         print(f"None has a score of {_SCORE.value} or more; a lower --score shows what the detector is less sure of.")

@@ -15,18 +15,25 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from cse_jax import report, search, workdir
+from cse_jax import calibration, calibration_report, report, search, workdir
 from cse_jax.ledger import Ledger, LedgerError
 from cse_jax.monitor import Monitor
 from cse_jax.survivors import SurvivorsError
+from cse_jax.trials import default_pair
 from detectors.data.datasets import open_dataset
 from detectors.initial_weights import starting_from
 from detectors.models import build_detector
+from detectors.run_config import CalibrationRun
 from detectors.trainer import DetectorTrainer
 from detectors.training import compile_detector
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "search"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "default.py"), "What to search.")
+_SCALES = {
+    "prediction": "every candidate's gradient matched to the default loss's on simulated predictions",
+    "detector": "every candidate's gradient matched to the default loss's in the trained detector",
+    "none": "raw",
+}
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<config.name> by default.")
 
 
@@ -55,30 +62,26 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
     about = workdir.describe(config)
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        data = open_dataset(config.data)
-        detector, build = build_detector(config.detector)
-        trainer = DetectorTrainer(
-            starting_from(compile_detector(build, config.train), build, config.weights),
-            data,
-            config.schedule,
-            batch_size=config.train.batch_size,
-            flip=config.data.flip,
-            seed=config.search.seed,
-            checkpoints=folder / "checkpoints",
-        )
-        steps = {purpose: trainer.steps(purpose) for purpose in ("verify", "proxy", "final")}
-        with Monitor(console, steps=steps) as monitor:
-            result = search.run(
-                config.search,
-                cls_space=detector.cls_space,
-                box_weight=detector.box_weight,
-                units=detector.box_units,
-                trainer=trainer,
-                ledger=ledger,
-                monitor=monitor,
-            )
-    scale = (
-        "every candidate's gradient matched to the default loss's" if config.search.cascade.match_gradient else "raw"
+        trainer, task = _trainer(config, folder)
+        costs = {purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "verify", "proxy", "final")}
+        costs["probe"] /= trainer.at_once("probe")
+        with Monitor(console, steps=costs) as monitor:
+            if isinstance(config, CalibrationRun):
+                result = calibration.run(
+                    config.calibration, config.search, **task, trainer=trainer, ledger=ledger, monitor=monitor
+                )
+            else:
+                result = search.run(config.search, **task, trainer=trainer, ledger=ledger, monitor=monitor)
+    if isinstance(config, CalibrationRun):
+        calibration_report.write(folder, result)
+        calibration_report.show(console, result)
+        console.print(f"Report: {folder / 'report.md'}", markup=False, soft_wrap=True)
+        return
+    cascade = config.search.cascade
+    scale = _SCALES[cascade.scale] + (
+        f"; the best of the factors {', '.join(f'{w:g}' for w in cascade.weights)} on fixed features"
+        if len(cascade.weights) > 1
+        else ""
     )
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {"name": config.name, "scale": scale, "seeding": f"classification {known[0]}, regression {known[1]}"}
@@ -87,6 +90,29 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
     report.write_result(folder, data)
     report.show(console, result)
     console.print(f"{data['conclusion']}\nReport: {folder / 'report.md'}", markup=False, soft_wrap=True)
+
+
+def _trainer(config, folder: pathlib.Path) -> tuple[DetectorTrainer, dict]:
+    """The detector's trainer, and what a search must know of the detector."""
+    data = open_dataset(config.data)
+    detector, build = build_detector(config.detector)
+    trainer = DetectorTrainer(
+        starting_from(compile_detector(build, config.train), build, config.weights),
+        build,
+        config.train,
+        data,
+        config.schedule,
+        is_output=detector.is_output,
+        default=default_pair(detector.cls_space, detector.box_weight),
+        flip=config.data.flip,
+        seed=config.search.seed,
+        checkpoints=folder / "checkpoints",
+    )
+    return trainer, {
+        "cls_space": detector.cls_space,
+        "box_weight": detector.box_weight,
+        "units": detector.box_units,
+    }
 
 
 if __name__ == "__main__":

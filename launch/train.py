@@ -10,7 +10,6 @@ Interrupted, the same command goes on from the last checkpoint.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -25,12 +24,12 @@ from detectors import checkpoint
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
 from detectors.evaluation import detect, ground_truth
+from detectors.fit import fit
 from detectors.initial_weights import starting_from
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
 from detectors.scores import Scores, as_json, in_a_line, score
 from detectors.tensor_files import TensorFileError
-from detectors.trainer import fit
 from detectors.training import compile_detector
 from detectors.training_log import TrainingLog
 
@@ -134,9 +133,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         "seconds": time.monotonic() - started,
         **about,
     }
-    temporary = folder / ".result.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, folder / "result.json")
+    workdir.write_whole(folder / "result.json", json.dumps(result, indent=2))
     checkpoint.delete(partial)
     print(f"test split: {in_a_line(final)}")
     print(f"Result: {folder / 'result.json'}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy
+from populations import random_expressions
 
 import cse_jax
 from cse_jax import export, spaces, zoo
@@ -18,7 +19,6 @@ from cse_jax.export.simplification import difference_on_grid
 from cse_jax.export.source_code import is_stabilised
 from cse_jax.generation import Shape
 from cse_jax.spaces import SPACES, trajectories
-from populations import random_expressions
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 KNOWN = [(space, name) for space in SPACES.values() for name in zoo.known(space)]

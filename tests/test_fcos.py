@@ -16,7 +16,7 @@ from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
 from detectors.models.norms import is_norm
 from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
 from detectors.structures import Batch
-from detectors.training import TrainConfig, _optimiser, compile_detector
+from detectors.training import TrainConfig, compile_detector, optimiser_for
 
 LOSSES = default_losses(FCOS.cls_space)
 SIZE = 64
@@ -155,7 +155,7 @@ def test_bias_factors_spare_the_biases_of_norms():
     none = jax.tree.map(lambda _: False, params)
 
     def update(**changes):
-        optimiser = _optimiser(TrainConfig(weight_decay=decay, **changes), params, none)
+        optimiser = optimiser_for(TrainConfig(weight_decay=decay, **changes), params, none)
         return dict(nnx.to_flat_state(optimiser.update(gradients, optimiser.init(params), params)[0]))
 
     plain, fcos, values = update(), update(bias_rate=2.0, bias_decay=0.0), dict(nnx.to_flat_state(params))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from populations import descendants
 
 import cse_jax
 from cse_jax import spaces, zoo
@@ -10,7 +11,6 @@ from cse_jax.gate import Property
 from cse_jax.gate import judge as judge_population
 from cse_jax.population import encode
 from cse_jax.spaces import SPACES, trajectories
-from populations import descendants
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 

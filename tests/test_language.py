@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from populations import descendants, random_expressions
 
 import cse_jax
 from cse_jax import program as programs
@@ -21,7 +22,6 @@ from cse_jax.operators import OPERATORS
 from cse_jax.population import decode, encode, hashes
 from cse_jax.spaces import SPACES
 from cse_jax.variation import MUTATIONS, crossover, mutate
-from populations import descendants, random_expressions
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 

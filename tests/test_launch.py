@@ -18,7 +18,8 @@ SMALL = [
     "--config.search.classification.population=300",
     "--config.search.regression.population=300",
     "--config.schedule.verify=8",
-    "--config.schedule.proxy=12",
+    "--config.schedule.probe=(4, 8)",
+    "--config.schedule.proxy=(6, 12)",
     "--config.schedule.final=12",
     "--config.data.digit_scenes.train_images=60",
     "--config.data.digit_scenes.select_images=12",
@@ -72,7 +73,7 @@ def test_a_search_leaves_everything_behind(finished):
     assert {"config.json", "versions.json", "ledger.sqlite", "result.json", "report.md", "checkpoints"} <= names
     assert "Funnel" in output and "Hall of fame" in output and "Test split" in output and "Report:" in output
     config = json.loads((workdir / "config.json").read_text())
-    assert config["schedule"]["proxy"] == 12
+    assert config["schedule"]["final"] == 12
     result = json.loads((workdir / "result.json").read_text())
     assert result["versions"]["jax"] and result["device"] and len(result["table"]) >= 3
     final = [path for path in (workdir / "checkpoints").iterdir() if path.name.startswith("final-")]
@@ -120,10 +121,10 @@ def test_ctrl_c_says_how_to_go_on(finished, tmp_path, data_dir):
 def test_another_config_in_the_same_folder_is_refused(finished, data_dir):
     workdir, _ = finished
     code, output = finish(
-        start("search", *SMALL, "--config.schedule.proxy=13", f"--workdir={workdir}", data_dir=data_dir)
+        start("search", *SMALL, "--config.schedule.final=13", f"--workdir={workdir}", data_dir=data_dir)
     )
-    assert code == 1 and "config.schedule.proxy: 12 -> 13" in output and "another --workdir" in output
-    assert json.loads((workdir / "config.json").read_text())["schedule"]["proxy"] == 12
+    assert code == 1 and "config.schedule.final: 12 -> 13" in output and "another --workdir" in output
+    assert json.loads((workdir / "config.json").read_text())["schedule"]["final"] == 12
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import beside
 from flax import nnx
 from PIL import Image
 
-from conftest import beside
 from detectors import weights
 from detectors.initial_weights import WeightsConfig, load
 from detectors.losses import default_losses

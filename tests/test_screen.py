@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from populations import descendants, random_expressions
 
 from cse_jax import dag as dags
 from cse_jax import zoo
@@ -27,7 +28,6 @@ from cse_jax.printing import to_authors
 from cse_jax.spaces import BOX, MULTI_CLASS, SPACES, trajectories
 from cse_jax.stream import _grow_and_reject, reject, screen_batches
 from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
-from populations import descendants, random_expressions
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)

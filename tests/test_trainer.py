@@ -1,25 +1,35 @@
 """One training for a purpose of the search: splits, interruption, divergence."""
 
+import dataclasses
+import re
 import threading
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from micro import micro_fcos
 
 import cse_jax
 from cse_jax import spaces, zoo
-from cse_jax.trials import LossPair, Stopped, TrainingDiverged
-from detectors import checkpoint
+from cse_jax.trials import LossPair, Stopped
+from detectors import checkpoint, many
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
+from detectors.losses import DetectionLosses, term
 from detectors.models import build_detector
-from detectors.models.fcos import fcos_tiny
+from detectors.models.fcos import FCOS
 from detectors.run_config import training_in_seconds
-from detectors.trainer import DetectorTrainer, ScheduleConfig
-from detectors.training import compile_detector
+from detectors.trainer import DetectorTrainer, ScheduleConfig, _padded, _terms
+from detectors.training import compile_detector, learning_rate, optimiser_for
 
 DEFAULT = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
 NEVER = threading.Event()
+BUILD = build_detector(micro_fcos(10))[1]
+TRAIN = training_in_seconds(0.003, warmup_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +40,28 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled():
-    config = fcos_tiny(10)
-    return compile_detector(build_detector(config)[1], training_in_seconds(0.003, warmup_steps=2))
+    return compile_detector(BUILD, TRAIN)
 
 
 def make(compiled, data, folder, **schedule):
-    lengths = ScheduleConfig(**(dict(verify=4, proxy=6, final=12) | schedule))
-    return DetectorTrainer(compiled, data, lengths, batch_size=8, flip=0.0, seed=0, checkpoints=folder)
+    lengths = ScheduleConfig(**(dict(probe=(2, 4), probe_at_once=3, verify=4, proxy=(3, 6), final=12) | schedule))
+    return DetectorTrainer(
+        compiled,
+        BUILD,
+        TRAIN,
+        data,
+        lengths,
+        is_output=FCOS.is_output,
+        default=DEFAULT,
+        flip=0.0,
+        seed=0,
+        checkpoints=folder,
+    )
+
+
+def train(trainer, losses, purpose, *, seed=0, horizon=None, stop=NEVER):
+    horizon = horizon or trainer.horizons(purpose)[-1]
+    return trainer.train(losses, purpose=purpose, seed=seed, horizon=horizon, stop=stop)
 
 
 def final_model(folder, compiled):
@@ -47,7 +72,7 @@ def final_model(folder, compiled):
 
 def test_an_interrupted_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = make(compiled, data, whole).train(DEFAULT, purpose="final", seed=1, stop=NEVER)
+    expected = train(make(compiled, data, whole), [DEFAULT], "final", seed=1)
 
     stop, taken = threading.Event(), []
 
@@ -59,9 +84,9 @@ def test_an_interrupted_training_goes_on_bit_for_bit(compiled, data, tmp_path):
 
     trainer = make(compiled._replace(step=step), data, broken, save_every=5)
     with pytest.raises(Stopped, match="stopped at step 8"):
-        trainer.train(DEFAULT, purpose="final", seed=1, stop=stop)
+        train(trainer, [DEFAULT], "final", seed=1, stop=stop)
     assert [p.suffix for p in broken.iterdir()] == [".partial"]
-    assert trainer.train(DEFAULT, purpose="final", seed=1, stop=NEVER) == expected
+    assert train(trainer, [DEFAULT], "final", seed=1) == expected
     assert len(taken) == 8 + (12 - 5), "the second attempt must begin at the checkpoint"
     assert not [p for p in broken.iterdir() if p.suffix == ".partial"]
     jax.tree.map(np.testing.assert_array_equal, final_model(broken, compiled), final_model(whole, compiled))
@@ -79,20 +104,123 @@ def test_purposes_have_their_own_splits(compiled, data, tmp_path):
             return compiled.predict(state, image, size)
 
         trainer._compiled = compiled._replace(predict=predict)
-        ap, metrics = trainer.train(DEFAULT, purpose=purpose, seed=0, stop=NEVER)
+        (training,) = train(trainer, [DEFAULT], purpose)
         seen[purpose] = len(batches)
-        return ap, metrics
+        return training.ap, training.metrics
 
     for purpose in ("verify", "proxy", "final"):
         ap, metrics = watch(purpose)
         assert 0.0 <= ap <= 1.0 and ("checkpoint" in metrics) == (purpose == "final")
     assert seen == {"verify": 2, "proxy": 2, "final": 2}  # 10, 10 and 12 images in batches of 8
-    train, evaluate = trainer._splits["verify"]
-    assert train is evaluate and len(train) == 10
+    trained_on, evaluated_on = trainer._splits["verify"]
+    assert trained_on is evaluated_on and len(trained_on) == 10
     assert trainer._splits["proxy"][1] is data.select and trainer._splits["final"][1] is data.test
 
 
 def test_a_divergence_names_the_step_and_the_parts(compiled, data, tmp_path):
     bad = LossPair(DEFAULT.cls, cse_jax.parse("log(1 - 2) + i", spaces.BOX))
-    with pytest.raises(TrainingDiverged, match=r"not finite at step 1: box nan, .*loss nan"):
-        make(compiled, data, tmp_path).train(bad, purpose="proxy", seed=0, stop=NEVER)
+    (training,) = train(make(compiled, data, tmp_path), [bad], "proxy")
+    assert training.ap is None
+    assert re.fullmatch(r"not finite at step 1: box nan, .*loss nan.*", training.failure), training.failure
+
+
+def test_a_paused_training_goes_on_bit_for_bit(compiled, data, tmp_path):
+    (whole,) = train(make(compiled, data, tmp_path / "whole"), [DEFAULT], "proxy", seed=1)
+    trainer = make(compiled, data, tmp_path / "paused")
+    (first,) = train(trainer, [DEFAULT], "proxy", seed=1, horizon=3)
+    assert first.ap is not None and [p.suffix for p in (tmp_path / "paused").iterdir()] == [".partial"]
+    assert train(trainer, [DEFAULT], "proxy", seed=1) == [whole]
+    train(trainer, [DEFAULT], "proxy", seed=1, horizon=3)
+    trainer.forget(DEFAULT, purpose="proxy", seed=1)
+    assert not list((tmp_path / "paused").iterdir())
+
+
+FORMULAS = ("1 - i / u", "log(1 - 2) + i", "1 - i / e")
+
+
+@pytest.fixture(scope="module")
+def prober(compiled, data, tmp_path_factory):
+    return make(compiled, data, tmp_path_factory.mktemp("probes"))
+
+
+def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
+    """A probe is a training of nothing but the output layers: here against one made of jax.grad."""
+    pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
+    features, fresh = prober._features(NEVER), prober._compiled.init(0).model
+    trainings = train(prober, pairs, "probe")
+    assert [bool(t.failure) for t in trainings] == [False, True, False]
+    assert trainings[1].failure == "not finite at step 1"
+
+    detector = nnx.eval_shape(lambda: BUILD(nnx.Rngs(0)))
+    graph, _, _ = nnx.split(detector, nnx.Param, ...)
+    own, _ = nnx.split_state(fresh[0], lambda path, _: FCOS.is_output(path), ...)
+    _, shared = nnx.split_state(features[0], lambda path, _: FCOS.is_output(path), ...)
+    optimiser = optimiser_for(TRAIN, own)
+    opt_state, batches = optimiser.init(own), prober._batches("probe", 0, 0)
+    losses = DetectionLosses(*(term(f, w) for f, w in ((pairs[0].cls, 1.0), (pairs[0].box, 1.0))))
+
+    @jax.jit
+    def slope(own, batch):
+        def total(own):
+            model = nnx.merge(graph, nnx.merge_state(own, shared), features[1])
+            return model.loss(batch, losses, key=jax.random.key(0))[0]
+
+        return jax.grad(total)(own)
+
+    for step in range(4):
+        updates, opt_state = optimiser.update(slope(own, next(batches)), opt_state, own)
+        rate = learning_rate(TRAIN, jnp.int32(step), jnp.int32(4))
+        own = optax.apply_updates(own, jax.tree.map(lambda u, rate=rate: -rate * u, updates))
+    state = prober._heads.init(fresh, 3, features)
+    batches = prober._batches("probe", 0, 0)
+    for _ in range(4):
+        state, _ = prober._heads.step(state, next(batches), _padded(pairs, 3), 4, 0)
+    # Adam divides by the gradient's size, so rounding of tiny gradients is not tiny in the parameters.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), state.own, own)
+
+
+def test_a_paused_probe_goes_on_and_neighbours_don_t_matter(prober):
+    good = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS[::2]]
+    whole = train(prober, good, "probe")
+    train(prober, good, "probe", horizon=2)
+    assert len(prober._kept) == 2
+    assert train(prober, good[1:], "probe") == whole[1:]
+    prober.forget(good[0], purpose="probe", seed=0)
+    assert not prober._kept
+
+
+def test_gradient_norms_scale_with_the_weights(prober):
+    doubled = dataclasses.replace(DEFAULT, cls_weight=2.0)
+    norms = prober.gradient_norms([DEFAULT, doubled, dataclasses.replace(DEFAULT, box_weight=3.0), DEFAULT])
+    (cls, box), *others = norms
+    assert cls > 0.0 and box > 0.0
+    np.testing.assert_allclose(others, [(2 * cls, box), (cls, 3 * box), (cls, box)], rtol=1e-5)
+
+
+def test_detectors_side_by_side_learn_what_they_learn_alone(compiled, data, tmp_path):
+    pairs = [DEFAULT, LossPair(DEFAULT.cls, cse_jax.parse("1 - i / u", spaces.BOX))]
+    alone = make(compiled, data, tmp_path / "alone")
+    together = make(compiled, data, tmp_path / "together", at_once=2)
+    assert (alone.at_once("proxy"), together.at_once("proxy")) == (1, 2)
+    for horizon in (3, 6):
+        one = [train(alone, [pair], "proxy", horizon=horizon)[0].ap for pair in pairs]
+        both = [training.ap for training in train(together, pairs, "proxy", horizon=horizon)]
+        np.testing.assert_allclose(one, both, atol=5e-3)
+
+
+def test_the_memory_of_a_step_grows_with_the_candidates(prober):
+    batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
+    two, four = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (2, 4))
+    assert 0 < two < four < 2 * two
+
+
+@pytest.mark.parametrize(
+    ("limit", "gain", "expected"), [(1000, 0.5, 8), (10**6, 0.5, 64), (1000, 0.95, 1), (200, 0.5, 1)]
+)
+def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, gain, expected):
+    """A step takes 100 bytes and 80 more for each candidate; doubling their number makes it 2 * gain times as long."""
+    seconds = {2**k: (2 * gain) ** k for k in range(8)}
+    monkeypatch.setattr(many, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
+    fake = types.SimpleNamespace(memory=lambda model, count, batch, losses: 100 + 80 * count)
+    assert many.fitting_count(fake, None, None, None, limit=limit) == expected
+    assert many.fitting_count(fake, None, None, None) == 1, "on a CPU one after the other"

@@ -10,27 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from micro import micro_faster_rcnn, micro_fcos
 
 from detectors.initial_weights import WeightsConfig, starting_from
 from detectors.losses import default_losses
 from detectors.models import build_detector
-from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
-from detectors.models.resnet import ResNetConfig, tiny
+from detectors.models.resnet import ResNetConfig
 from detectors.structures import Batch
 from detectors.training import TrainConfig, compile_detector, learning_rate
 from detectors.weights import RESNET, WeightsError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 64
-FEATURES = dict(
-    backbone=tiny(depths=(1, 1), widths=(8, 16), stem_width=8, outputs=(1, 2)), fpn=FPNConfig(channels=16, extra="none")
-)
-TINY = {
-    "fcos": dataclasses.replace(fcos_tiny(3), **FEATURES, towers=1, norm_groups=4),
-    "faster_rcnn": dataclasses.replace(faster_rcnn_tiny(3), **FEATURES),
-}  # as few layers as can be: these tests compile much and compute little
+TINY = {"fcos": micro_fcos(3), "faster_rcnn": micro_faster_rcnn(3)}
 SGD = dict(warmup_steps=0, rate_batch=0, decay_at=())
 
 

@@ -12,5 +12,5 @@ def get_config() -> FCOSRun:
         name="default",
         search=search_in_minutes(),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(verify=40, proxy=550, final=700),
+        schedule=ScheduleConfig(verify=80, proxy=(200, 550), final=700),
     )

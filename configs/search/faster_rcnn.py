@@ -12,5 +12,5 @@ def get_config() -> FasterRCNNRun:
         name="faster_rcnn",
         search=search_in_minutes(),
         train=training_in_seconds(learning_rate=0.0015),
-        schedule=ScheduleConfig(verify=80, proxy=500, final=500),
+        schedule=ScheduleConfig(verify=80, proxy=(180, 500), final=500),
     )

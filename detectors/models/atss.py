@@ -97,6 +97,11 @@ class ATSS(nnx.Module):
         self.centreness = head_conv(channels, 1, rngs)
         self.scales = nnx.Param(jnp.ones(len(self.strides)))
 
+    @staticmethod
+    def is_output(path: tuple) -> bool:
+        """Whether a parameter belongs to the last layers, those that the losses reach first."""
+        return path[0] in ("cls", "box", "centreness", "scales")
+
     def _heads(
         self, image: Float[Array, "b h w 3"]
     ) -> tuple[Anchors, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:

@@ -82,6 +82,11 @@ class FasterRCNN(nnx.Module):
         self.rpn = RPN(config.rpn, config.fpn.channels, self.strides, rngs=rngs)
         self.roi = RoIHead(config.roi, config.fpn.channels, config.classes, rngs=rngs)
 
+    @staticmethod
+    def is_output(path: tuple) -> bool:
+        """Whether a parameter belongs to the last layers, those that the losses reach first."""
+        return path[0] in ("roi", "heads") and path[-2] in ("cls", "box")
+
     def loss(
         self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
