@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import os
 import pathlib
 import resource
 import tempfile
@@ -21,6 +20,7 @@ from cse_jax.gate import judge
 from cse_jax.growth import grow, tokens_of
 from cse_jax.population import decode
 from cse_jax.prediction import simulate
+from cse_jax.search import SearchConfig
 from cse_jax.spaces import BOX, SPACES, Space
 from cse_jax.trials import LossPair, default_pair, with_loss
 from detectors.data.datasets import DataConfig, open_dataset
@@ -36,6 +36,7 @@ from detectors.trainer import DetectorTrainer, ScheduleConfig
 from detectors.training import Compiled, compile_detector
 
 NEVER = threading.Event()
+_WORKERS = SearchConfig().workers
 _SIZES = {  # simulated; probed, trained, compiled each
     "smallest": (16, 4, 2, 1),
     "small": (1024, 64, 8, 2),
@@ -187,7 +188,7 @@ class _Bench:
         horizon, count = horizon or self.trainer.horizons(purpose)[-1], self.trainer.at_once(purpose)
         groups = [losses[start : start + count] for start in range(0, len(losses), count)]
         train = functools.partial(self.trainer.train, purpose=purpose, seed=seed, horizon=horizon, stop=NEVER)
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
             return [training for group in pool.map(train, groups) for training in group]
 
     def _train_compiled(self, purpose: str, losses: LossPair) -> float:
@@ -222,32 +223,41 @@ class _Bench:
         return evaluate_many(predict, self.trainer._splits["probe"][1], self._config.batch_size)[0].ap
 
     def _idle(self, purpose: str, rate: float) -> float:
-        """Share of the time of a candidate in which the device runs none of its compiled functions."""
+        """Share of the time of a candidate in which the device runs none of its compiled functions.
+
+        These are timed by themselves in as many threads as trainings run in.
+        """
         count, steps = self.trainer.at_once(purpose), self.trainer.horizons(purpose)[-1]
-        train, evaluated = self.trainer._splits[purpose]
+        evaluated = self.trainer._splits[purpose][1]
         batch = next(self.trainer._batches(purpose, 0, 0))
         looks = [(b.image, b.image_size) for b in list(eval_batches(evaluated, self._config.batch_size))]
         if purpose == "probe":
             many, several = self.trainer._heads, stack_losses([_terms(self.default)] * count)
-            state = many.init(self.compiled.init(0).model, count)
+            start = lambda: many.init(self.compiled.init(0).model, count)  # noqa: E731
             step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
             predict = many.predict
         else:
-            state, losses = self.compiled.init(0), _terms(self.default)
+            losses = _terms(self.default)
+            start = lambda: self.compiled.init(0)  # noqa: E731
             step = lambda state: self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))  # noqa: E731
             predict = self.compiled.predict
-        state, metrics = step(state)
-        jax.block_until_ready((metrics, predict(state, *looks[0])))
-        started = time.perf_counter()
-        for _ in range(10):
-            state, metrics = step(state)
-        jax.block_until_ready(metrics)
-        busy = (time.perf_counter() - started) / 10 * steps
-        started = time.perf_counter()
-        jax.block_until_ready(predict(state, *looks[0]))
-        busy += (time.perf_counter() - started) * len(looks)
-        share = busy / count * rate / 60.0
-        return max(0.0, 1.0 - share / (2 if purpose != "probe" and os.cpu_count() > 1 else 1))
+
+        def run(begun: tuple) -> tuple[float, float]:
+            state, metrics = begun
+            started = time.perf_counter()
+            for _ in range(20):
+                state, metrics = step(state)
+            jax.block_until_ready(metrics)
+            stepped = time.perf_counter()
+            for look in looks[:4]:
+                jax.block_until_ready(predict(state, *look))
+            return (stepped - started) / 20 * steps, (time.perf_counter() - stepped) / len(looks[:4]) * len(looks)
+
+        begun = [step(start()) for _ in range(_WORKERS)]
+        jax.block_until_ready(predict(begun[0][0], *looks[0]))
+        with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+            busy = max(map(sum, pool.map(run, begun))) / _WORKERS / count
+        return max(0.0, 1.0 - busy * rate / 60.0)
 
     def side_by_side(self, count: int, rounds: int) -> dict:
         """A step of ``count`` whole detectors at once."""
