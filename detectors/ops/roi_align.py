@@ -1,5 +1,6 @@
-"""RoIAlign (He et al. 2017) over a feature pyramid, for one image: one flat gather, exact at the borders."""
+"""RoIAlign (He et al. 2017) over a feature pyramid, for one image: flat gathers, exact at the borders."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -52,13 +53,12 @@ def roi_align(
     rows = _points(scaled[:, 1], scaled[:, 3], size, heights)
     columns = _points(scaled[:, 0], scaled[:, 2], size, widths)
     result = 0.0
-    for row, row_weight in rows:
-        for column, column_weight in columns:
-            index = starts[:, None, None] + row[:, :, None] * widths[:, None, None] + column[:, None, :]
-            weight = row_weight[:, :, None] * column_weight[:, None, :]
-            result += flat[index] * weight[..., None].astype(flat.dtype)
-    n, channels = rois.shape[0], flat.shape[-1]
-    return result.reshape(n, size, SAMPLES, size, SAMPLES, channels).mean((2, 4))
+    # One gather per sampling point and corner, of a cell for each bin: they fuse, and no sampled value is stored.
+    for (row, row_weight), (column, column_weight), i, j in itertools.product(rows, columns, *[range(SAMPLES)] * 2):
+        index = starts[:, None, None] + row[:, i::SAMPLES, None] * widths[:, None, None] + column[:, None, j::SAMPLES]
+        weight = row_weight[:, i::SAMPLES, None] * column_weight[:, None, j::SAMPLES]
+        result += flat[index] * weight[..., None].astype(flat.dtype)
+    return result / SAMPLES**2
 
 
 def in_cells(rois: Float[Array, "n 4"], stride: Float[Array, "#n 1"] | float, *, aligned: bool) -> Float[Array, "n 4"]:
