@@ -38,6 +38,20 @@ def test_screening(tmp_path):
 
 
 @pytest.mark.slow
+def test_simulation(tmp_path):
+    done, tables = benchmark(tmp_path / "out.json", "--suite=simulation")
+    assert done.returncode == 0, done.stderr
+    simulated, tried, together = tables.values()
+    assert [row["space"] for row in simulated] == ["multi_class", "binary_class", "box"]
+    assert all(row["per second"] > 0 for row in simulated)
+    assert [row["at once"] for row in tried] == [4, 1, 1, 1]
+    for row in tried:
+        assert row["ratio"] == pytest.approx(row["ours"] / row["one at a time, compiled for each"])
+    assert all(0.0 <= row["idle"] <= 1.0 for row in tried[:3])
+    assert [row["detectors"] for row in together] == [1] and together[0]["memory, MiB"] > 0
+
+
+@pytest.mark.slow
 def test_detectors(tmp_path):
     done, tables = benchmark(tmp_path / "out.json", "--suite=detectors")
     assert done.returncode == 0, done.stderr
