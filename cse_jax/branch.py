@@ -282,8 +282,8 @@ class Branch:
     def _probe(self, generation: int, screened: Screened) -> list[Candidate]:
         """Trains heads on fixed features; returns who reaches the default loss's share at each horizon, best first.
 
-        They are ranked by the AP of the heads times the gain in prediction-space simulation: the first tells
-        classification losses apart, the second regression losses (``configs/search/calibration.py``).
+        The AP of the heads tells classification losses apart, the gain in prediction-space simulation regression losses
+        (``configs/search/calibration.py``), so they are ranked by the product.
         """
         waiting = [c for c in screened.candidates if c.stage == "simulated" and not c.reason]
         for candidate in waiting[self.config.probes :]:
@@ -319,7 +319,7 @@ class Branch:
         for candidate in passed:
             candidate.stage = "probed"
         self.monitor.counts(self.space.name, generation, screened.counts())
-        return sorted(passed, key=lambda c: (-c.promise, len(c.formula), to_authors(c.formula)))
+        return sorted(passed, key=_by_promise)
 
     def _optimise(self, generation: int, probed: list[Candidate], screened: Screened) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
@@ -341,10 +341,13 @@ class Branch:
                 candidate.stage = "optimised"
             self.monitor.counts(self.space.name, generation, screened.counts())
         passed = [c for c in drawn if c.stage == "optimised"]
-        return sorted(passed, key=lambda c: (-c.optimisation, len(c.formula), to_authors(c.formula)))
+        return sorted(passed, key=_by_promise)
 
     def _train(self, generation: int, optimised: list[Candidate], screened: Screened) -> None:
-        """Proxy task, by successive halving; who reaches its end is trained with further seeds."""
+        """Proxy task, by successive halving; who reaches its end is trained with further seeds.
+
+        An early AP by itself is mostly noise, so the better half is that by all stages so far.
+        """
         for candidate in optimised[self.config.proxies :]:
             candidate.reason = f"not among the best {self.config.proxies} of its generation on one image per category"
         going = optimised[: self.config.proxies]
@@ -355,7 +358,7 @@ class Branch:
                 candidate.proxy = outcome.ap
                 if not candidate.reason:
                     candidate.curve.append((horizon, outcome.ap))
-            going = sorted((c for c in going if not c.reason), key=lambda c: (-c.proxy, len(c.formula)))
+            going = sorted((c for c in going if not c.reason), key=_by_promise)
             if horizon != horizons[-1]:
                 half = (len(going) + 1) // 2
                 for candidate in going[half:]:
@@ -414,3 +417,7 @@ class Branch:
 def default_seeds(seed: int, purpose: str, proxy_seeds: int) -> list[int]:
     """Seeds of the default losses' trainings: at least two for the proxy task, to know the noise."""
     return [seed + k for k in range(max(2, proxy_seeds))] if purpose == "proxy" else [seed]
+
+
+def _by_promise(candidate: Candidate) -> tuple:
+    return -candidate.promise, len(candidate.formula), to_authors(candidate.formula)

@@ -30,6 +30,7 @@ from cse_jax.variation import offspring
 
 TOP = 5
 SCREEN = "screen"  # prediction-space gain times AP of the heads, by which candidates are ranked before a training
+RANKED = "screen x verify"  # by which they are ranked before the proxy task
 
 
 @dataclasses.dataclass
@@ -249,34 +250,52 @@ def _judge(
     sizes: SearchConfig,
     trials: Trials,
 ) -> dict[str, float]:
-    """Scores by every stage that trains; seconds per loss of each stage."""
+    """Scores by every stage that trains; seconds per loss of each stage.
+
+    After the last horizon of a stage, and where a search halves, the product of the scores so far is one of its own: by
+    it candidates are ranked (``Candidate.promise``).
+    """
     seconds = {"margin": math.nan, "prediction": math.nan}
+    so_far = np.array([c.scores["prediction"] for c in contestants])
     for purpose in ("probe", "verify", "proxy"):
         horizons = trials.trainer.horizons(purpose)
         for horizon in horizons:
-            stage = f"{purpose} {horizon}"
+            stage, last = f"{purpose} {horizon}", horizon == horizons[-1]
             jobs = [(pair, sizes.seed) for pair in (base, *pairs)]
             default, *outcomes = trials.run(jobs, purpose=purpose, what=stage, horizon=horizon)
             seconds[stage] = statistics.fmean(outcome.seconds for outcome in outcomes) / sizes.workers
-            scores = [outcome.ap if math.isfinite(outcome.ap) else 0.0 for outcome in outcomes]
-            bar = _bar(purpose, scores, default.ap, sizes.cascade, last=horizon == horizons[-1])
-            for contestant, score in zip(contestants, scores, strict=True):
-                contestant.scores[stage] = score
-                if score < bar:
-                    contestant.rejected.append(stage)
+            scores = np.array([outcome.ap if math.isfinite(outcome.ap) else 0.0 for outcome in outcomes])
+            _note(contestants, stage, scores, _bar(purpose, default.ap, sizes.cascade, last=last))
+            if purpose == "proxy" and not last:
+                halving, product = f"halving at {horizon}", so_far * scores
+                _note(contestants, halving, product, float(np.median(product)))
+                seconds[halving] = math.nan
         if purpose == "probe":
-            for contestant in contestants:
-                contestant.scores[SCREEN] = contestant.scores["prediction"] * contestant.scores[stage]
+            so_far = so_far * scores
+            for contestant, score in zip(contestants, so_far, strict=True):
+                contestant.scores[SCREEN] = float(score)
                 if contestant.rejected:
                     contestant.rejected.append(SCREEN)
             seconds[SCREEN] = math.nan
+        elif purpose == "verify":
+            so_far = so_far * scores
+            _note(contestants, RANKED, so_far, -math.inf)
+            seconds[RANKED] = math.nan
     return seconds
 
 
-def _bar(purpose: str, scores: Sequence[float], default: float, cascade: CascadeConfig, *, last: bool) -> float:
-    """Below which a search would go on with none of these losses."""
+def _note(contestants: Sequence[Contestant], stage: str, scores: Float[np.ndarray, " n"], bar: float) -> None:
+    """Writes down a stage's scores, and whom it rejects."""
+    for contestant, score in zip(contestants, scores, strict=True):
+        contestant.scores[stage] = float(score)
+        if score < bar:
+            contestant.rejected.append(stage)
+
+
+def _bar(purpose: str, default: float, cascade: CascadeConfig, *, last: bool) -> float:
+    """Below which AP a search would go on with none of these losses."""
     if purpose == "proxy":
-        return -math.inf if last else statistics.median(scores)
+        return -math.inf
     if purpose == "verify":
         return cascade.verify_tolerance * default
     return (cascade.probe_tolerance if last else cascade.early_tolerance) * default

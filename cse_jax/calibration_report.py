@@ -22,7 +22,7 @@ def show(console: Console, calibrations: Mapping[str, Calibration]) -> None:
     for branch, calibration in calibrations.items():
         table = Table(title=_title(branch, calibration), title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in _COLUMNS:
-            table.add_column(column, justify="left" if column == "stage" else "right")
+            table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=column == "stage")
         for stage in calibration.stages:
             table.add_row(*_cells(stage))
         console.print(table)

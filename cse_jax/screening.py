@@ -54,8 +54,8 @@ class Candidate:
 
     @property
     def promise(self) -> float:
-        """What all stages before the first training of a whole detector say together."""
-        return self.prediction * self.probe
+        """What all stages so far say together: the product of their scores (``configs/search/calibration.py``)."""
+        return math.prod(filter(math.isfinite, (self.prediction, self.probe, self.optimisation, self.proxy)))
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from fakes import FakeTrainer
 from rich.console import Console
 
 from cse_jax import calibration, calibration_report, gate, search, spaces, zoo
-from cse_jax.calibration import SCREEN, CalibrationConfig, Contestant, agreement
+from cse_jax.calibration import RANKED, SCREEN, CalibrationConfig, Contestant, agreement
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.trials import Training
@@ -68,8 +68,15 @@ def test_stages_that_agree_with_the_end_are_said_to(result):
     for calibrated in result.values():
         stages = {stage.stage: stage for stage in calibrated.stages}
         assert list(stages) == [
-            "margin", "prediction", "probe 2", "probe 4", SCREEN, "verify 5", "proxy 10", "proxy 20"
+            "margin", "prediction", "probe 2", "probe 4", SCREEN, "verify 5", RANKED, "proxy 10", "halving at 10", "proxy 20"
         ]  # fmt: skip
+        halving = stages["halving at 10"]
+        assert 0 < halving.rejected <= halving.count // 2 and not stages["proxy 10"].rejected  # ties are kept
+        for contestant in calibrated.contestants:
+            scores = contestant.scores
+            assert scores[SCREEN] == pytest.approx(scores["prediction"] * scores["probe 4"])
+            assert scores[RANKED] == pytest.approx(scores[SCREEN] * scores["verify 5"])
+            assert scores["halving at 10"] == pytest.approx(scores[RANKED] * scores["proxy 10"])
         for name in ("probe 4", "verify 5", "proxy 20"):
             assert stages[name].tau == pytest.approx(1.0) and stages[name].precision == 1.0
         assert stages["margin"].tau < 0.9

@@ -139,11 +139,15 @@ def test_the_better_half_goes_on_from_each_horizon(finished):
         for generation in (0, 1):
             begun = [c for c in candidates_of(path) if (c["branch"], c["generation"]) == (branch, generation)]
             begun = [c for c in begun if json.loads(c["curve"])]
-            first = sorted((json.loads(c["curve"])[0][1] for c in begun), reverse=True)
+            promise = {
+                c["number"]: c["prediction"] * c["probe"] * c["optimisation"] * json.loads(c["curve"])[0][1]
+                for c in begun
+            }
+            first = sorted(promise.values(), reverse=True)
             half = (len(begun) + 1) // 2
             for c in begun:
                 curve, aps = json.loads(c["curve"]), json.loads(c["aps"])
-                went_on = curve[0][1] in first[:half]
+                went_on = promise[c["number"]] in first[:half]
                 assert [step for step, _ in curve] == ([10, 20] if went_on else [10])
                 assert len(aps) == (2 if went_on else 0) and (c["stage"] == "trained") == went_on
                 assert went_on or "not among the better half" in c["reason"]
