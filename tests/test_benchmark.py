@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def benchmark(path, *flags):
     command = [sys.executable, "launch/benchmark.py", "--size=smallest", "--rounds=1", f"--json={path}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=600)
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | quick, timeout=600)
     return done, json.loads(path.read_text())["tables"] if path.exists() else {}
 
 
@@ -42,8 +43,7 @@ def test_simulation(tmp_path):
     done, tables = benchmark(tmp_path / "out.json", "--suite=simulation")
     assert done.returncode == 0, done.stderr
     simulated, tried, together = tables.values()
-    assert [row["space"] for row in simulated] == ["multi_class", "binary_class", "box"]
-    assert all(row["per second"] > 0 for row in simulated)
+    assert [row["space"] for row in simulated] == ["box"] and simulated[0]["per second"] > 0
     assert [row["at once"] for row in tried] == [4, 1, 1, 1]
     for row in tried:
         assert row["ratio"] == pytest.approx(row["ours"] / row["one at a time, compiled for each"])

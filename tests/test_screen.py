@@ -301,7 +301,7 @@ def test_a_killed_screening_ends_the_same(tmp_path):
 def test_three_devices_find_what_one_finds(tmp_path):
     """Also where the batches do not fill the devices."""
     for folder, devices in (("one", 1), ("three", 3)):
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
         process = start("--batches=4", f"--out={tmp_path / folder}", XLA_FLAGS=flags)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
