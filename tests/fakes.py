@@ -34,8 +34,9 @@ class FakeTrainer:
             raise KeyboardInterrupt
         chance = random.Random(f"{losses}{purpose}{seed}{horizon}")
         if purpose != "final" and losses.cls_weight not in (1.0, 0.5, 2.0):
-            if self.diverge_every and self.count % self.diverge_every == 0:
+            ill = random.Random(f"ill {losses}{purpose}{seed}{horizon}")  # whichever thread comes first
+            if self.diverge_every and ill.randrange(self.diverge_every) == 0:
                 return Training(None, failure="not finite at step 3: loss nan")
-            if self.raise_every and self.count % self.raise_every == 0:
+            if self.raise_every and ill.randrange(self.raise_every) == 0:
                 raise RuntimeError("something broke below")
         return Training(0.4 + 0.2 * chance.random(), {"ap50": 0.6})
