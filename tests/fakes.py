@@ -34,7 +34,7 @@ class FakeTrainer:
             raise KeyboardInterrupt
         chance = random.Random(f"{losses}{purpose}{seed}{horizon}")
         if purpose != "final" and losses.cls_weight not in (1.0, 0.5, 2.0):
-            ill = random.Random(f"ill {losses}{purpose}{seed}{horizon}")  # whichever thread comes first
+            ill = random.Random(f"{losses.cls}; {losses.box}; {purpose}{seed}{horizon}")  # whichever thread comes first
             if self.diverge_every and ill.randrange(self.diverge_every) == 0:
                 return Training(None, failure="not finite at step 3: loss nan")
             if self.raise_every and ill.randrange(self.raise_every) == 0:

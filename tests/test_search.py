@@ -117,7 +117,7 @@ def test_an_interrupted_search_ends_the_same(finished, tmp_path, at):
 
 
 def test_failing_candidates_are_recorded_and_the_search_goes_on(tmp_path):
-    result = run(tmp_path, FakeTrainer(diverge_every=3, raise_every=4))
+    result = run(tmp_path, FakeTrainer(diverge_every=3, raise_every=2))
     assert result.table
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         reasons = [r for (r,) in db.execute("select reason from candidates where reason like '%training:%'")]
