@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cse_jax.calibration import TOP, Agreement, Calibration
 from cse_jax.printing import to_authors, to_infix
+from cse_jax.report import markdown_table
 from cse_jax.workdir import write_whole
 
 _COLUMNS = ("stage", "losses", "Kendall's tau", f"precision at {TOP}", f"of the best {TOP} rejected", "rejected", "s")
@@ -74,18 +75,14 @@ def _number(value: Any) -> Any:
 def _markdown(calibrations: Mapping[str, Calibration]) -> str:
     lines = ["# Calibration", ""]
     for branch, calibration in calibrations.items():
-        lines += [f"## {_title(branch, calibration)}", "", *_table(_COLUMNS, map(_cells, calibration.stages)), ""]
+        lines += [f"## {_title(branch, calibration)}", "", *markdown_table(_COLUMNS, map(_cells, calibration.stages)), ""]
         rows = []
         for c in sorted(calibration.contestants, key=lambda c: -c.truth):
             finite = [ap for ap in c.final if math.isfinite(ap)]
             error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
             scores = (f"{score:.3g}" for score in c.scores.values())
-            formula = f"`{to_infix(c.formula)}`".replace("|", r"\|")
+            formula = f"`{to_infix(c.formula)}`"
             rows.append((f"{c.truth:.3f} ± {error:.3f}", c.origin, *scores, ", ".join(c.rejected), formula))
         header = ("AP", "origin", *calibration.contestants[0].scores, "rejected by", "formula")
-        lines += [*_table(header, rows), ""]
+        lines += [*markdown_table(header, rows), ""]
     return "\n".join(lines)
-
-
-def _table(header, rows) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -121,7 +121,7 @@ def markdown(data: dict[str, Any]) -> str:
         + (f"{r['cls']['weight']:g}", f"{r['box']['weight']:g}")
         for r in data["table"]
     ]
-    lines += _markdown_table(("losses", "AP", "difference", "each seed", "cls weight", "box weight"), rows)
+    lines += markdown_table(("losses", "AP", "difference", "each seed", "cls weight", "box weight"), rows)
     lines += [
         "",
         "The test split took no part in any selection; candidates were selected on the select split.",
@@ -140,7 +140,7 @@ def markdown(data: dict[str, Any]) -> str:
             lines.append("")
     lines += ["## Funnel", "", "Candidates left after each stage.", ""]
     stages = list(data["funnel"][0]) if data["funnel"] else []
-    lines += _markdown_table(stages, [[str(row[stage]) for stage in stages] for row in data["funnel"]])
+    lines += markdown_table(stages, [[str(row[stage]) for stage in stages] for row in data["funnel"]])
     for branch, fame in data["hall_of_fame"].items():
         lines += ["", f"## Hall of fame, {branch}", ""]
         error = data["errors"][branch]
@@ -161,7 +161,7 @@ def markdown(data: dict[str, Any]) -> str:
             for f in fame
         ]
         header = ("AP", "each seed", "curve", "AP, one image per category", "weight", "generation", "formula")
-        lines += _markdown_table(header, cells)
+        lines += markdown_table(header, cells)
     lines += ["", "## How it was run", "", f"- seeding with hand-made losses: {data['seeding']}"]
     lines += [f"- loss scale: {data['scale']}", f"- device: {data['device']}", f"- seconds: {data['seconds']:.0f}"]
     lines += [f"- {name} {version}" for name, version in data["versions"].items()]
@@ -169,6 +169,7 @@ def markdown(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table, its cells escaped."""
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *escaped)]

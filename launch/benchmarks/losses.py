@@ -64,7 +64,7 @@ def _pairs(space: Space) -> list[tuple[str, Expression, Expression]]:
 
 
 @contextlib.contextmanager
-def _traced(*expressions: Expression) -> Iterator[None]:
+def traced(*expressions: Expression) -> Iterator[None]:
     """While a step is traced inside, its losses become the code of these formulas."""
     by_space = {e.space.name: e for e in expressions}
 
@@ -120,7 +120,7 @@ def _head(space: Space, name: str, cls: Expression, box: Expression, size: str, 
     moving = jnp.asarray(logits), jnp.asarray(boxes + 1.0)
     losses = DetectionLosses(term(cls), term(box))
     as_data = jax.jit(jax.value_and_grad(total)).lower(moving, losses, *given).compile()
-    with _traced(cls, box):
+    with traced(cls, box):
         as_code = jax.jit(jax.value_and_grad(lambda *args: total(*args))).lower(moving, losses, *given).compile()
     seconds = alternate(
         {"data": lambda: as_data(moving, losses, *given), "code": lambda: as_code(moving, losses, *given)}, rounds
@@ -171,7 +171,7 @@ def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, 
         return metrics["loss"]
 
     memory = _bytes(as_data.step.lower(states["data"], *rest).compile())
-    with _traced(cls, box):
+    with traced(cls, box):
         started = time.perf_counter()
         lowered = as_code.step.lower(states["code"], *rest)
         code_memory = _bytes(lowered.compile())

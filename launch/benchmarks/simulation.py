@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.losses import _traced as traced
+from benchmarks.losses import traced
 from cse_jax import zoo
 from cse_jax.expression import Expression
 from cse_jax.gate import judge
