@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from detectors.models.convolution import Conv
 from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
 from detectors.structures import Detections
@@ -38,7 +39,7 @@ class Tower(nnx.Module):
 
 def head_conv(inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0) -> nnx.Conv:
     """A 3x3 convolution of a head, normal with deviation 0.01."""
-    return nnx.Conv(
+    return Conv(
         inputs,
         outputs,
         (3, 3),

@@ -6,6 +6,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from detectors.models.convolution import Conv
+
 
 @dataclasses.dataclass
 class FPNConfig:
@@ -39,7 +41,7 @@ class FPN(nnx.Module):
 
         def conv(channels: int, kernel: int, stride: int = 1) -> nnx.Conv:
             pad = kernel // 2
-            return nnx.Conv(
+            return Conv(
                 channels,
                 config.channels,
                 (kernel, kernel),

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from detectors.losses import DetectionLosses
+from detectors.models.convolution import Conv
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.roi_head import RoIConfig, SampledRoIs, pool_rois
 from detectors.ops.masks import crop_masks
@@ -59,7 +60,7 @@ class _MaskHead(nnx.Module):
         he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         inputs = [channels] + [config.channels] * (config.convs - 1)
         options = dict(padding=[(1, 1)] * 2, kernel_init=he, rngs=rngs)
-        self.convs = nnx.List([nnx.Conv(n, config.channels, (3, 3), **options) for n in inputs])
+        self.convs = nnx.List([Conv(n, config.channels, (3, 3), **options) for n in inputs])
         options = dict(padding="VALID", kernel_init=he, rngs=rngs)
         self.double = nnx.ConvTranspose(config.channels, config.channels, (2, 2), 2, **options)
         self.logits = nnx.Linear(config.channels, classes, kernel_init=he, rngs=rngs)

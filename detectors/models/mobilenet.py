@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from detectors.models.convolution import Conv
 from detectors.models.norms import FrozenBatchNorm
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -65,8 +66,8 @@ def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> 
 class _Block(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, norms: list[nnx.Module], *, rngs: nnx.Rngs) -> None:
         options = dict(use_bias=False, kernel_init=_HE, rngs=rngs)
-        self.depthwise = nnx.Conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs, **options)
-        self.pointwise = nnx.Conv(inputs, outputs, (1, 1), **options)
+        self.depthwise = Conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs, **options)
+        self.pointwise = Conv(inputs, outputs, (1, 1), **options)
         self.depthwise_norm, self.pointwise_norm = norms
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -84,7 +85,7 @@ class MobileNetV1(nnx.Module):
                 f"backbone.outputs is {config.outputs}; use some of {', '.join(map(str, _LAST_OF_STRIDE))}"
             )
         self.config = config
-        self.stem = nnx.Conv(3, _STEM, (3, 3), 2, use_bias=False, kernel_init=_HE, rngs=rngs)
+        self.stem = Conv(3, _STEM, (3, 3), 2, use_bias=False, kernel_init=_HE, rngs=rngs)
         self.stem_norm = _norm(config.norm, config, _STEM, rngs)
         needed = BLOCKS[: _LAST_OF_STRIDE[max(config.outputs)]]
         inputs, blocks = _STEM, []

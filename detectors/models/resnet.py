@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from detectors.models.convolution import convolve, convolve_unfolded
 from detectors.models.norms import FrozenBatchNorm, is_norm
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -136,7 +136,9 @@ def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
     raise ValueError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs, function: Callable[..., Array] = convolve
+) -> nnx.Conv:
     pad = kernel // 2
     return nnx.Conv(
         inputs,
@@ -146,22 +148,9 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -
         padding=[(pad, pad)] * 2,
         use_bias=False,
         kernel_init=_HE,
+        conv_general_dilated=function,
         rngs=rngs,
     )
-
-
-def _as_product(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """A convolution made by ``_conv``, as a product of unfolded patches with the kernel."""
-    kernel = conv.kernel[...].astype(x.dtype)
-    size, stride, pad = kernel.shape[0], conv.strides, kernel.shape[0] // 2
-    height, width = ((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
-    padded = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-    patches = [
-        padded[:, row : row + stride * (height - 1) + 1 : stride, column : column + stride * (width - 1) + 1 : stride]
-        for row in range(size)
-        for column in range(size)
-    ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class Block(nnx.Module):
@@ -197,7 +186,8 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.stem = _conv(3, config.stem_width, config.stem_kernel, config.stem_stride, rngs)
+        function = convolve_unfolded if config.stem_as_product else convolve
+        self.stem = _conv(3, config.stem_width, config.stem_kernel, config.stem_stride, rngs, function)
         self.stem_norm = _norm(config, config.stem_width, rngs)
         inputs, stages = config.stem_width, []
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
@@ -210,8 +200,7 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(stages)
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-        stem = _as_product if self.config.stem_as_product else nnx.Conv.__call__
-        x = jax.nn.relu(self.stem_norm(stem(self.stem, image)))
+        x = jax.nn.relu(self.stem_norm(self.stem(image)))
         if self.config.stem_pool:
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
         features = []

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from cse_jax.losses import smooth_l1_loss
+from detectors.models.convolution import Conv
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.matching import match
@@ -65,7 +66,7 @@ class RPN(nnx.Module):
         def conv(outputs: int, kernel: int) -> nnx.Conv:
             pad = [(kernel // 2, kernel // 2)] * 2
             init = nnx.initializers.normal(0.01)
-            return nnx.Conv(channels, outputs, (kernel, kernel), padding=pad, kernel_init=init, rngs=rngs)
+            return Conv(channels, outputs, (kernel, kernel), padding=pad, kernel_init=init, rngs=rngs)
 
         shapes = len(config.ratios)
         self.conv, self.objectness, self.deltas = conv(channels, 3), conv(shapes, 1), conv(4 * shapes, 1)

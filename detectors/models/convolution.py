@@ -1,0 +1,101 @@
+"""Convolutions of NHWC images written as products or sums, where XLA's own are slow: the same numbers to rounding.
+
+On CPUs XLA's depthwise convolution takes up to 50 times as long as nine shifted products, and the gradient of a 1x1
+kernel three times as long as the matrix product it is (docs/benchmarks.md).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolve(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k2 cg d"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    feature_group_count: int = 1,
+    **options,
+) -> Float[Array, "b h2 w2 d"]:
+    """``jax.lax.conv_general_dilated`` without dilation, by the fastest way for the kernel's shape.
+
+    A 1x1 kernel without padding is a matrix product, a depthwise one a sum of shifted products; any other is XLA's.
+    """
+    strides, pads = tuple(strides), _pads(x, kernel, strides, padding)
+    if kernel.shape[:2] == (1, 1) and feature_group_count == 1 and pads == ((0, 0), (0, 0)):
+        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    if feature_group_count == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(x, kernel, strides, pads)
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, feature_group_count=feature_group_count, **options)
+
+
+def convolve_unfolded(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k2 c d"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **_,
+) -> Float[Array, "b h2 w2 d"]:
+    """``jax.lax.conv_general_dilated`` as one matrix product over unfolded patches, which it keeps in memory."""
+    taps = _taps(x, kernel, strides, _pads(x, kernel, strides, padding))
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
+
+
+def _shifted_products(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    taps, weights = _taps(x, kernel, strides, pads), kernel.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return sum(tap.astype(jnp.float32) * weight for tap, weight in zip(taps, weights, strict=True)).astype(x.dtype)
+
+
+_depthwise = jax.custom_vjp(_shifted_products, nondiff_argnums=(2, 3))
+
+
+def _depthwise_forward(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> tuple[Array, tuple]:
+    return _depthwise(x, kernel, strides, pads), (x, kernel)
+
+
+def _depthwise_backward(strides: tuple[int, int], pads: Pads, saved: tuple, cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (to_x,) = jax.linear_transpose(lambda x: _shifted_products(x, kernel, strides, pads), x)(cotangent)
+    padded, columns = _padded(x, pads), kernel.shape[1]
+
+    def of_entry(k: Array) -> Array:  # in a loop: XLA computes nine sums side by side seven times slower on CPUs
+        tap = _tap(padded, k // columns, k % columns, kernel, strides)
+        return jnp.sum(tap.astype(jnp.float32) * cotangent.astype(jnp.float32), (0, 1, 2))
+
+    to_kernel = jax.lax.map(of_entry, jnp.arange(kernel[..., 0, 0].size))
+    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _pads(x: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]]) -> Pads:
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return tuple(tuple(map(int, side)) for side in padding)
+
+
+def _padded(x: Array, pads: Pads) -> Array:
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)])
+
+
+def _tap(padded: Array, row: int | Array, column: int | Array, kernel: Array, strides: Sequence[int]) -> Array:
+    """What an entry of the kernel is multiplied with."""
+    spans = [s * ((side - k) // s) + 1 for side, k, s in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)]
+    sizes = (padded.shape[0], *spans, padded.shape[3])
+    return jax.lax.dynamic_slice(padded, (0, row, column, 0), sizes)[:, :: strides[0], :: strides[1]]
+
+
+def _taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> list[Array]:
+    padded, (rows, columns) = _padded(x, pads), kernel.shape[:2]
+    return [_tap(padded, row, column, kernel, strides) for row in range(rows) for column in range(columns)]

@@ -1,0 +1,59 @@
+"""Convolutions as products and sums equal XLA's, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from detectors.models.convolution import convolve, convolve_unfolded
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+CASES = [  # height, width, kernel, inputs, outputs, stride, padding, groups
+    (8, 9, 1, 3, 5, 1, "SAME", 1),
+    (8, 9, 1, 3, 5, 2, [(0, 0), (0, 0)], 1),
+    (8, 9, 1, 3, 5, 1, [(1, 0), (0, 2)], 1),
+    (8, 9, 3, 4, 4, 1, "SAME", 4),
+    (8, 9, 3, 4, 4, 2, "SAME", 4),
+    (9, 8, 3, 4, 4, 2, [(1, 1), (1, 1)], 4),
+    (9, 8, 5, 4, 4, 3, "VALID", 4),
+    (9, 8, 3, 4, 8, 1, "SAME", 4),
+    (9, 8, 3, 4, 6, 2, "SAME", 2),
+    (9, 8, 1, 1, 1, 1, "SAME", 1),
+]
+
+
+@pytest.mark.parametrize("height, width, size, inputs, outputs, stride, padding, groups", CASES)
+def test_convolve_is_xlas_convolution(height, width, size, inputs, outputs, stride, padding, groups):
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, height, width, inputs))
+    kernel = jax.random.normal(keys[1], (size, size, inputs // groups, outputs))
+
+    def loss(function):
+        def of(x, kernel):
+            y = function(x, kernel, (stride, stride), padding, feature_group_count=groups, dimension_numbers=NHWC)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), gradients = jax.value_and_grad(of, (0, 1), has_aux=True)(x, kernel)
+        return y, *gradients
+
+    functions = [convolve, convolve_unfolded] if groups == 1 else [convolve]
+    for function in functions:
+        for ours, theirs in zip(loss(function), loss(lax.conv_general_dilated), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)  # sums of at most 144 products of about 1
+
+
+def test_depthwise_sums_of_bfloat16_are_rounded_once():
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 4)).astype(jnp.bfloat16)
+    ours = convolve(x, kernel, (1, 1), "SAME", feature_group_count=4)
+    exact = lax.conv_general_dilated(
+        x.astype(jnp.float32),
+        kernel.astype(jnp.float32),
+        (1, 1),
+        "SAME",
+        dimension_numbers=NHWC,
+        feature_group_count=4,
+    )
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
