@@ -75,7 +75,12 @@ def _number(value: Any) -> Any:
 def _markdown(calibrations: Mapping[str, Calibration]) -> str:
     lines = ["# Calibration", ""]
     for branch, calibration in calibrations.items():
-        lines += [f"## {_title(branch, calibration)}", "", *markdown_table(_COLUMNS, map(_cells, calibration.stages)), ""]
+        lines += [
+            f"## {_title(branch, calibration)}",
+            "",
+            *markdown_table(_COLUMNS, map(_cells, calibration.stages)),
+            "",
+        ]
         rows = []
         for c in sorted(calibration.contestants, key=lambda c: -c.truth):
             finite = [ap for ap in c.final if math.isfinite(ap)]

@@ -35,7 +35,7 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")
+        lock = open(path / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise WorkdirError(
             f"cannot write to the work folder {path}: {error.strerror}; choose another --workdir"

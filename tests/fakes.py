@@ -32,7 +32,8 @@ class FakeTrainer:
         self.count += 1
         if self.count == self.interrupt_at:
             raise KeyboardInterrupt
-        chance = random.Random(f"{losses}{purpose}{seed}{horizon}")
+        weighted = f"{losses.cls_weight} x {losses.cls}; {losses.box_weight} x {losses.box}"
+        chance = random.Random(f"{weighted}; {purpose}{seed}{horizon}")
         if purpose != "final" and losses.cls_weight not in (1.0, 0.5, 2.0):
             ill = random.Random(f"{losses.cls}; {losses.box}; {purpose}{seed}{horizon}")  # whichever thread comes first
             if self.diverge_every and ill.randrange(self.diverge_every) == 0:

@@ -8,14 +8,16 @@ from cse_jax.generation import Shape, random_population
 from cse_jax.population import decode, encode
 from cse_jax.variation import offspring
 
+SHAPE = Shape()
+
 
 @functools.cache
-def random_expressions(space, count, seed=0, shape=Shape()):
+def random_expressions(space, count, seed=0, shape=SHAPE):
     """Random formulas of a space."""
     return decode(random_population(jax.random.key(seed), space, shape, count), space)
 
 
-def descendants(parents, count, seed=0, shape=Shape()):
+def descendants(parents, count, seed=0, shape=SHAPE):
     """Offspring of some formulas, a fifth of them new random ones."""
     space = parents[0].space
     rates = {"crossover_rate": 0.4, "mutation_rate": 0.4}

@@ -37,18 +37,20 @@ class Honest(FakeTrainer):
 def result(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibration")
     steps = {"probe": 4, "verify": 5, "proxy": 20, "final": 30}
-    with Ledger(path / "ledger.sqlite", identity={}) as ledger:
-        with Monitor(Console(file=io.StringIO()), steps=steps) as monitor:
-            return calibration.run(
-                CONFIG,
-                search.SearchConfig(),
-                cls_space=spaces.BINARY_CLASS,
-                box_weight=1.0,
-                units="strides",
-                trainer=Honest(),
-                ledger=ledger,
-                monitor=monitor,
-            )
+    with (
+        Ledger(path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps=steps) as monitor,
+    ):
+        return calibration.run(
+            CONFIG,
+            search.SearchConfig(),
+            cls_space=spaces.BINARY_CLASS,
+            box_weight=1.0,
+            units="strides",
+            trainer=Honest(),
+            ledger=ledger,
+            monitor=monitor,
+        )
 
 
 def test_good_and_bad_losses_are_drawn_once_each(result):
@@ -68,8 +70,9 @@ def test_stages_that_agree_with_the_end_are_said_to(result):
     for calibrated in result.values():
         stages = {stage.stage: stage for stage in calibrated.stages}
         assert list(stages) == [
-            "margin", "prediction", "probe 2", "probe 4", SCREEN, "verify 5", RANKED, "proxy 10", "halving at 10", "proxy 20"
-        ]  # fmt: skip
+            *("margin", "prediction", "probe 2", "probe 4", SCREEN, "verify 5"),
+            *(RANKED, "proxy 10", "halving at 10", "proxy 20"),
+        ]
         halving = stages["halving at 10"]
         assert 0 < halving.rejected <= halving.count // 2 and not stages["proxy 10"].rejected  # ties are kept
         for contestant in calibrated.contestants:

@@ -198,8 +198,10 @@ def test_roi_align_gives_published_values_and_gradients(references):
     for case in reference(references, "roi_align (mmcv"):
         feature = jnp.float32(case["x"])[..., None]
 
-        def pooled(feature, roi=jnp.float32([case["roi"]])):
-            return roi_align([feature], roi, jnp.zeros(1, jnp.int32), strides=(1,), size=2)[0, :, :, 0]
+        def pooled(feature):
+            return roi_align([feature], jnp.float32([case["roi"]]), jnp.zeros(1, jnp.int32), strides=(1,), size=2)[
+                0, :, :, 0
+            ]
 
         np.testing.assert_allclose(pooled(feature), case["y"], atol=1e-5)
         gradient = jax.grad(lambda f: pooled(f).sum())(feature)[..., 0]

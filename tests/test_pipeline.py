@@ -181,7 +181,7 @@ def test_a_batch_depends_on_seed_and_step_only(source):
     run = list(itertools.islice(train_batches(source, batch_size=4, seed=5, flip=0.5), 9))
     late = list(itertools.islice(train_batches(source, batch_size=4, seed=5, flip=0.5, start_step=6), 3))
     for one, other in zip(run[6:], late, strict=True):
-        for a, b in zip(one, other):
+        for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
     other_seed = next(train_batches(source, batch_size=4, seed=6, flip=0.5))
     assert not np.array_equal(other_seed.image_id, run[0].image_id)
@@ -205,14 +205,14 @@ def test_cache_changes_nothing_but_memory(digits):
     decoded = open_dataset(dataclasses.replace(config, cache=False))
     assert not isinstance(decoded.train.images, list)
     for a, b in zip(eval_batches(cached.select, 4), eval_batches(decoded.select, 4), strict=True):
-        for x, y in zip(a, b):
+        for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
 
 
 def test_flip_mirrors_image_and_boxes(source):
     example = source[3]
     mirrored = flipped(example)
-    for box, mirror in zip(example.annotation.boxes.astype(int), mirrored.annotation.boxes.astype(int)):
+    for box, mirror in zip(example.annotation.boxes.astype(int), mirrored.annotation.boxes.astype(int), strict=True):
         (x1, y1, x2, y2), (u1, v1, u2, v2) = box, mirror
         np.testing.assert_array_equal(example.image[y1:y2, x1:x2], mirrored.image[v1:v2, u1:u2][:, ::-1])
     assert not np.array_equal(example.image, mirrored.image)

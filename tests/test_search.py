@@ -30,17 +30,19 @@ CONFIG = search.SearchConfig(classification=SIZES, regression=SIZES, final=Final
 
 def run(path, trainer=None, config=CONFIG, identity=None):
     console = Console(file=io.StringIO())
-    with Ledger(path / "ledger.sqlite", identity=identity or {"config": 1}) as ledger:
-        with Monitor(console, steps={"probe": 4, "verify": 5, "proxy": 20, "final": 30}) as monitor:
-            return search.run(
-                config,
-                cls_space=spaces.BINARY_CLASS,
-                box_weight=1.0,
-                units="strides",
-                trainer=trainer or FakeTrainer(),
-                ledger=ledger,
-                monitor=monitor,
-            )
+    with (
+        Ledger(path / "ledger.sqlite", identity=identity or {"config": 1}) as ledger,
+        Monitor(console, steps={"probe": 4, "verify": 5, "proxy": 20, "final": 30}) as monitor,
+    ):
+        return search.run(
+            config,
+            cls_space=spaces.BINARY_CLASS,
+            box_weight=1.0,
+            units="strides",
+            trainer=trainer or FakeTrainer(),
+            ledger=ledger,
+            monitor=monitor,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +260,9 @@ def test_read_fame(finished, tmp_path):
 
 
 def test_one_search_per_folder(tmp_path):
-    with opened(tmp_path / "run"):
-        with pytest.raises(WorkdirError, match="another search is running"), opened(tmp_path / "run"):
-            pass
+    again = pytest.raises(WorkdirError, match="another search is running")
+    with opened(tmp_path / "run"), again, opened(tmp_path / "run"):
+        pass
     with opened(tmp_path / "run"):
         pass
     (tmp_path / "file").write_text("")
@@ -339,15 +341,17 @@ def test_simulation_does_not_depend_on_the_batch():
 def test_the_same_training_is_run_once(tmp_path):
     trainer = FakeTrainer()
     pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
-    with Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger:
-        with Monitor(Console(file=io.StringIO()), steps={"probe": 4, "verify": 5, "proxy": 20}) as monitor:
-            trials = Trials(trainer, ledger, monitor, workers=2)
-            jobs = [(pair, 0), (pair, 0), (pair, 1)]
-            first = list(trials.run(jobs, purpose="proxy", what="test"))
-            assert trainer.count == 2 and first[0] == first[1]
-            assert list(trials.run(jobs, purpose="proxy", what="test")) == first and trainer.count == 2
-            list(trials.run(jobs[:1], purpose="verify", what="test"))
-            assert trainer.count == 3
+    with (
+        Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"probe": 4, "verify": 5, "proxy": 20}) as monitor,
+    ):
+        trials = Trials(trainer, ledger, monitor, workers=2)
+        jobs = [(pair, 0), (pair, 0), (pair, 1)]
+        first = list(trials.run(jobs, purpose="proxy", what="test"))
+        assert trainer.count == 2 and first[0] == first[1]
+        assert list(trials.run(jobs, purpose="proxy", what="test")) == first and trainer.count == 2
+        list(trials.run(jobs[:1], purpose="verify", what="test"))
+        assert trainer.count == 3
 
 
 def row(name, aps, default=(0.40, 0.41, 0.42)):
