@@ -13,8 +13,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from cse_jax import gate, population, spaces, zoo
-from cse_jax.branch import CascadeConfig
 from cse_jax.canonical import canonical
+from cse_jax.cascade import CascadeConfig
 from cse_jax.expression import Expression
 from cse_jax.gate import Property
 from cse_jax.generation import Shape

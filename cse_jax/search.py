@@ -5,7 +5,8 @@ import math
 import statistics
 
 from cse_jax import spaces
-from cse_jax.branch import Branch, BranchConfig, CascadeConfig, Famous, default_seeds
+from cse_jax.branch import Branch, BranchConfig, Famous
+from cse_jax.cascade import CascadeConfig, default_seeds
 from cse_jax.final import FinalConfig, Row, compare, contestants, fit_default_weights
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor

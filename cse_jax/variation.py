@@ -76,7 +76,7 @@ def _offspring(
         father = (mother + 1 + below(chance[1], number - 1)) % number
         hers, his = (jax.tree.map(lambda a: a[which], about) for which in (mother, father))
         crossed, crossed_length = _crossed(crossing, parents[mother], hers, parents[father], his)
-        mutated, mutated_length = _changed(changing, parents[mother], hers, space, MUTATIONS)
+        mutated, mutated_length = _changed(changing, parents[mother], hers, space, jnp.arange(len(MUTATIONS)))
         fresh, complete = random_attempt(space, shape, count, growing)
         crosses = (chance[2] < crossover_rate) & (number > 1)
         new = ~crosses & (chance[2] >= crossover_rate + mutation_rate) | (made >= _ATTEMPTS)
@@ -105,7 +105,6 @@ def crossover(
     return jnp.where(good[:, None], children, mutate(other, mothers, space, shape))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), static_argnames="kinds")
 def mutate(
     key: jax.Array, parents: Int[Array, "n m"], space: Space, shape: Shape, kinds: tuple[str, ...] = MUTATIONS
 ) -> Int[Array, "n k"]:
@@ -114,6 +113,13 @@ def mutate(
     A change replaces a sub-formula by a random one (subtree) or by a part of itself (hoist), exchanges a token for one
     with as many operands (point) or a constant for another one, or applies an operator to a sub-formula (wrap).
     """
+    return _mutate(key, parents, jnp.array([MUTATIONS.index(kind) for kind in kinds]), space, shape)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _mutate(
+    key: jax.Array, parents: Int[Array, "n m"], kinds: Int[Array, " k"], space: Space, shape: Shape
+) -> Int[Array, "n k2"]:
     parents = _widened(parents, shape)
     about = structure(parents, space)
 
@@ -150,13 +156,13 @@ def _crossed(
 
 
 def _changed(
-    key: jax.Array, parents: Int[Array, "n m"], about: Structure, space: Space, kinds: tuple[str, ...]
+    key: jax.Array, parents: Int[Array, "n m"], about: Structure, space: Space, kinds: Int[Array, " k"]
 ) -> tuple[Int[Array, "n m"], Int[Array, " n"]]:
     """A random change of each formula, and the length of the result."""
     count, width = parents.shape
     draws, planted = jax.random.split(key)
     chance = jax.random.uniform(draws, (10, count), jnp.float32)
-    kind = jnp.asarray([MUTATIONS.index(name) for name in kinds])[below(chance[0], len(kinds))]
+    kind = kinds[below(chance[0], len(kinds))]
     is_kind = {name: kind == k for k, name in enumerate(MUTATIONS)}
     start, stop = _part(chance[1], about)
     each = jnp.arange(count)

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
-from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.branch import BranchConfig
 from cse_jax.calibration import CalibrationConfig
+from cse_jax.cascade import CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.datasets import DataConfig

@@ -1,7 +1,9 @@
-"""Detectors with as few layers as can be, for tests that compile much and compute little."""
+"""Detectors with few layers and losses that aren't data, for tests that compile much and compute little."""
 
 import dataclasses
 
+from cse_jax import spaces
+from detectors.losses import DetectionLosses, resolve_pair
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
@@ -18,3 +20,9 @@ def micro_fcos(classes: int):
 
 def micro_faster_rcnn(classes: int):
     return dataclasses.replace(faster_rcnn_tiny(classes), **FEATURES)
+
+
+def library_losses(detector) -> DetectionLosses:
+    """The detector's usual losses as code, which compiles in two thirds of the time of a step that takes formulas."""
+    cls = "cross_entropy" if detector.cls_space == spaces.MULTI_CLASS else "focal_loss"
+    return resolve_pair(detector.cls_space, cls=cls, box="giou_loss", box_weight=detector.box_weight)

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from micro import library_losses
 
-from detectors.losses import default_losses
 from detectors.models import build_detector
 from detectors.models.atss import ATSS, ATSSConfig, atss_tiny
 from detectors.models.fcos import FCOSConfig
@@ -19,7 +19,7 @@ from detectors.ops.atss import assign_adaptively
 from detectors.structures import Batch
 
 SIZE = 64
-LOSSES = default_losses(ATSS.cls_space, box_weight=ATSS.box_weight)
+LOSSES = library_losses(ATSS)
 
 
 def _iou(a, b):

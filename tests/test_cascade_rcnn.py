@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from micro import library_losses
 
-from detectors.losses import default_losses
 from detectors.models.cascade_rcnn import (
     CascadeRCNN,
     CascadeRCNNConfig,
@@ -25,7 +25,7 @@ from detectors.structures import Batch
 
 SIZE = 64
 TINY = cascade_rcnn_tiny(3)
-LOSSES = default_losses(CascadeRCNN.cls_space, box_weight=CascadeRCNN.box_weight)
+LOSSES = library_losses(CascadeRCNN)
 
 
 def batch_of(boxes, size=(SIZE, SIZE)) -> Batch:

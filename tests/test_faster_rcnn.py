@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from micro import library_losses
 
-from detectors.losses import default_losses
 from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
 from detectors.models.roi_head import SampledRoIs
 from detectors.models.rpn import RPN
@@ -114,7 +114,7 @@ def test_every_image_has_its_own_key(monkeypatch):
 
     monkeypatch.setattr(RPN, "loss", spy)
     with pytest.raises(Reached) as reached:
-        detector().loss(batch_of(images=3), default_losses(FasterRCNN.cls_space), key=jax.random.key(0))
+        detector().loss(batch_of(images=3), library_losses(FasterRCNN), key=jax.random.key(0))
     assert len({tuple(key) for key in np.asarray(reached.value.args[0])}) == 3
 
 
@@ -159,7 +159,7 @@ def roi_loss(batch, change=None):
     _, parts = sampled(batch)
     rng = np.random.default_rng(4)
     features = [rng.normal(size=(2, SIZE // s, SIZE // s, 48)).astype(np.float32) for s in (8, 16)]
-    losses = default_losses(FasterRCNN.cls_space, box_weight=10.0)
+    losses = library_losses(FasterRCNN)
     return detector()._roi_loss(features, losses, SampledRoIs(*(change(*parts) if change else parts)))
 
 

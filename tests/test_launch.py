@@ -13,9 +13,10 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
 SMALL = [
     "--config=configs/search/one_minute.py",
-    "--config.search.classification.population=300",
+    "--config.search.classification.generations=0",
     "--config.search.regression.population=300",
     "--config.schedule.verify=8",
     "--config.schedule.probe=(4, 8)",
@@ -33,7 +34,7 @@ def data_dir(tmp_path_factory):
 
 
 def start(script, *arguments, data_dir="/nonexistent", **options):
-    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)} | QUICK
     return subprocess.Popen(
         [sys.executable, f"launch/{script}.py", *arguments],
         cwd=ROOT,

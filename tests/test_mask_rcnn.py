@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from micro import library_losses
 
-from detectors.losses import default_losses
 from detectors.models import build_detector
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, mask_rcnn_tiny
 from detectors.models.roi_head import SampledRoIs
@@ -17,7 +17,7 @@ from detectors.ops.masks import crop_masks, paste_masks
 from detectors.structures import Batch
 
 SIZE, CLASSES = 64, 3
-LOSSES = default_losses(MaskRCNN.cls_space, box_weight=10.0)
+LOSSES = library_losses(MaskRCNN)
 
 
 @functools.cache

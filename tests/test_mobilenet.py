@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import beside
 from flax import nnx
+from micro import library_losses
 from PIL import Image
 
 from detectors import weights
 from detectors.initial_weights import WeightsConfig, load
-from detectors.losses import default_losses
 from detectors.models import build_detector
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
@@ -153,7 +153,7 @@ def test_frozen_blocks_do_not_move(tmp_path):
         np.int32([0]),
         np.ones(1, bool),
     )
-    state, metrics = functions.step(state, batch, default_losses(detector.cls_space), jnp.int32(9), jnp.int32(0))
+    state, metrics = functions.step(state, batch, library_losses(detector), jnp.int32(9), jnp.int32(0))
     assert metrics["finite"]
     for path, moved in nnx.to_flat_state(state.params["backbone"]):
         still = np.array_equal(moved[...], dict(nnx.to_flat_state(before))[path][...])

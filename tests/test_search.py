@@ -13,7 +13,8 @@ from fakes import FakeTrainer
 from rich.console import Console
 
 from cse_jax import report, search, spaces, zoo
-from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.branch import BranchConfig
+from cse_jax.cascade import CascadeConfig
 from cse_jax.final import FinalConfig, Row, conclusion
 from cse_jax.ledger import Ledger, LedgerError, read_fame
 from cse_jax.monitor import Monitor

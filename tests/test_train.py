@@ -11,6 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
 SMALL = [
     "--config.steps=30",
     "--config.save_every=10",
@@ -29,7 +30,7 @@ def data_dir(tmp_path_factory):
 
 
 def start(*arguments, data_dir="/nonexistent"):
-    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)} | QUICK
     command = [sys.executable, "launch/train.py", *arguments]
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **output)

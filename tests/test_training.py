@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from micro import micro_faster_rcnn, micro_fcos
+from micro import library_losses, micro_faster_rcnn, micro_fcos
 
 from detectors.initial_weights import WeightsConfig, starting_from
-from detectors.losses import default_losses
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
@@ -48,7 +47,7 @@ def train(name: str, batches, **options):
     devices = options.pop("devices", None)
     detector, build = build_detector(TINY[name])
     functions = compile_detector(build, TrainConfig(**(SGD | options)), devices=devices)
-    state, losses, history = functions.init(0), default_losses(detector.cls_space), []
+    state, losses, history = functions.init(0), library_losses(detector), []
     for batch in batches:
         state, metrics = functions.step(state, batch, losses, jnp.int32(100), jnp.int32(0))
         history.append(float(metrics["loss"]))
@@ -107,7 +106,7 @@ def test_the_average_follows_the_parameters():
     state = functions.init(0)
     expected = jax.device_get(state.params["cls"]["kernel"][...])
     for batch in batches:
-        state, _ = functions.step(state, batch, default_losses(detector.cls_space), jnp.int32(9), jnp.int32(0))
+        state, _ = functions.step(state, batch, library_losses(detector), jnp.int32(9), jnp.int32(0))
         expected = 0.8 * expected + 0.2 * jax.device_get(state.params["cls"]["kernel"][...])
     np.testing.assert_allclose(state.average["cls"]["kernel"][...], expected, atol=1e-7)
     assert state.model[0] is state.average
@@ -129,7 +128,7 @@ def test_bfloat16_computes_the_same_loss_roughly(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     found = jax.eval_shape(functions.predict, state, batch.image, batch.image_size)
     assert found.boxes.dtype == found.scores.dtype == jnp.float32
-    losses = default_losses(build_detector(TINY[name])[0].cls_space)
+    losses = library_losses(build_detector(TINY[name])[0])
     text = functions.step.lower(state, batch, losses, jnp.int32(9), jnp.int32(0)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert products and all("bf16" in line for line in products), "convolutions must not fall back to float32"
@@ -210,7 +209,7 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
     np.testing.assert_array_equal(state.params["cls"]["kernel"][...], other.params["cls"]["kernel"][...])
     jax.tree.map(np.testing.assert_array_equal, state.params, state.average)
     state, metrics = functions.step(
-        state, batch_of(2), default_losses(build_detector(PRETRAINED)[0].cls_space), jnp.int32(9), jnp.int32(0)
+        state, batch_of(2), library_losses(build_detector(PRETRAINED)[0]), jnp.int32(9), jnp.int32(0)
     )
     assert metrics["finite"]
 

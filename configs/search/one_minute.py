@@ -5,7 +5,8 @@ So short trainings tell nothing, and reject nobody.
 python launch/search.py --config=configs/search/one_minute.py
 """
 
-from cse_jax.branch import BranchConfig, CascadeConfig
+from cse_jax.branch import BranchConfig
+from cse_jax.cascade import CascadeConfig
 from cse_jax.final import FinalConfig
 from cse_jax.search import SearchConfig
 from detectors.data.datasets import DataConfig
