@@ -1,5 +1,6 @@
-"""The configs of trainings: each builds its detector, fits its data, and says how it is run."""
+"""The configs: each builds its detector, fits its data, and says how it is run."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -25,6 +26,20 @@ def read(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.py")), ids=lambda path: path.stem)
+def test_a_flag_changes_one_field(path):
+    """No two fields hold the same object, of which a flag would change both."""
+
+    def parts(config):
+        if dataclasses.is_dataclass(config):
+            yield id(config)
+            for field in dataclasses.fields(config):
+                yield from parts(getattr(config, field.name))
+
+    found = list(parts(read(path).get_config()))
+    assert found and len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -5,6 +5,8 @@ So short trainings tell nothing, and reject nobody.
 python launch/search.py --config=configs/search/one_minute.py
 """
 
+import dataclasses
+
 from cse_jax.branch import BranchConfig
 from cse_jax.cascade import CascadeConfig
 from cse_jax.final import FinalConfig
@@ -21,7 +23,7 @@ def get_config() -> FCOSRun:
         name="one_minute",
         search=SearchConfig(
             classification=branch,
-            regression=branch,
+            regression=dataclasses.replace(branch),  # or a flag would change both
             cascade=CascadeConfig(verify_tolerance=0.0),
             final=FinalConfig(seeds=1, fit_weights=(2.0,), branches=False),
         ),
