@@ -29,9 +29,16 @@ from detectors.run_config import (
 )
 
 RPN = RPNConfig(scale=4.0, samples=128, per_level=300, test_per_level=300, train_proposals=200, test_proposals=200)
-ROI = RoIConfig(levels=3, finest_side=40.0, width=256, samples=64, positive_fraction=0.5)
-DENSE = dict(towers=2, norm_groups=8, score_threshold=0.02, candidates_per_level=300, max_candidates=500)
-TWO_STAGE = dict(rpn=RPN, roi=ROI, score_threshold=0.02, max_candidates=500)
+ROI = RoIConfig(levels=4, finest_side=20.0, width=256, samples=64, positive_fraction=0.5)
+DENSE = dict(
+    backbone=small(outputs=(2, 3, 4)),
+    towers=2,
+    norm_groups=8,
+    score_threshold=0.02,
+    candidates_per_level=300,
+    max_candidates=500,
+)
+TWO_STAGE = dict(backbone=small(outputs=(1, 2, 3, 4)), rpn=RPN, roi=ROI, score_threshold=0.02, max_candidates=500)
 RUNS = {
     "fcos": (TrainRun, FCOSConfig(range_limits=(48.0, 96.0), **DENSE)),
     "atss": (ATSSTrainRun, ATSSConfig(scale=4.0, **DENSE)),
@@ -50,9 +57,7 @@ def get_config(name: str = "fcos") -> TrainRun:
     run, detector = RUNS[name]
     return run(
         name=f"overfit_{name}",
-        detector=dataclasses.replace(
-            detector, backbone=small(outputs=(2, 3, 4)), fpn=FPNConfig(channels=64, extra="none")
-        ),
+        detector=dataclasses.replace(detector, fpn=FPNConfig(channels=64, extra="none")),
         train=training_in_seconds(learning_rate=0.001, warmup_steps=100),
         data=CocoData(
             annotations="annotations/instances_{split}.json",
@@ -66,7 +71,7 @@ def get_config(name: str = "fcos") -> TrainRun:
             mask_stride=4 if name == "mask_rcnn" else 0,
             cache=True,
         ),
-        steps=1500,
+        steps=600,
         evaluate_epochs=100,
         save_every=0,
     )
