@@ -9,7 +9,9 @@ import tempfile
 import hypothesis
 import pytest
 
-# Test processes and the scripts they start compile many functions in common. JAX reads this when it is imported.
+# Test processes and the scripts they start compile much, often the same, and compute little. JAX reads this when it is
+# imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE = tempfile.mkdtemp(prefix="cse_jax-compiled-")

@@ -44,10 +44,10 @@ def test_simulation(tmp_path):
     assert done.returncode == 0, done.stderr
     simulated, tried, together = tables.values()
     assert [row["space"] for row in simulated] == ["box"] and simulated[0]["per second"] > 0
-    assert [row["at once"] for row in tried] == [4, 1, 1, 1]
+    assert [row["at once"] for row in tried] == [4, 1, 1]
     for row in tried:
         assert row["ratio"] == pytest.approx(row["ours"] / row["one at a time, compiled for each"])
-    assert all(0.0 <= row["idle"] <= 1.0 for row in tried[:3])
+    assert all(0.0 <= row["idle"] <= 1.0 for row in tried[:2])
     assert [row["detectors"] for row in together] == [1] and together[0]["memory, MiB"] > 0
 
 

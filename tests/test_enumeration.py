@@ -68,8 +68,8 @@ KNOWN = [  # a space that has the operators of the loss, the loss, and the nodes
     (BOX, "-log IoU", 4),
     (smaller(BOX, "Add Sub Mul Div"), "GIoU", 7),
     (smaller(BINARY_CLASS, "Sub Mul Log Sig Softplus"), "CE", 6),
-    (smaller(MULTI_CLASS, "Mul Dot Log Softmax"), "CE", 5),
-    (smaller(MULTI_CLASS, "Mul Dot Log Softmax"), "CEI", 7),
+    (smaller(MULTI_CLASS, "Sub Mul Dot Softmax Log"), "CE", 5),
+    (smaller(MULTI_CLASS, "Sub Mul Dot Softmax Log"), "CEI", 7),
 ]
 
 

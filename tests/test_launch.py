@@ -18,6 +18,7 @@ SMALL = [
     "--config=configs/search/one_minute.py",
     "--config.search.classification.generations=0",
     "--config.search.regression.population=300",
+    "--config.detector.towers=1",
     "--config.schedule.verify=8",
     "--config.schedule.probe=(4, 8)",
     "--config.schedule.proxy=(6, 12)",
@@ -96,9 +97,9 @@ def test_killed_searches_end_the_same(finished, tmp_path, data_dir):
     """Kills the real process (SIGKILL) at random moments of its life, then lets it finish."""
     rng = random.Random(0)
     workdir = tmp_path / "killed"
-    for _ in range(4):
+    for line in (1, 2, 4):
         process = start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir)
-        signal_after(process, rng.randint(1, 4), rng.uniform(0.0, 1.0), signal.SIGKILL)
+        signal_after(process, line, rng.uniform(0.0, 1.0), signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert not (workdir / "result.json").exists()
     code, output = finish(start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir))

@@ -1,6 +1,7 @@
 """Candidates tried per minute: with one compiled step for all of them, beside one at a time, compiled for each."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import pathlib
 import resource
@@ -48,6 +49,11 @@ _SCHEDULES = {
     "full": ScheduleConfig(probe_at_once=256, verify=80, proxy=(200, 550)),
 }
 _SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 4, 16, 64)}
+_WAYS = (
+    ("heads on fixed features", "probe"),
+    ("proxy task, to its end", "proxy"),
+    ("whole detector, one image per category", "verify"),
+)
 
 
 def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
@@ -59,14 +65,11 @@ def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
         bench = _Bench(size, pathlib.Path(folder))
         candidates = [with_loss(bench.default, formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
         rows = []
-        for what, purpose, count in (
-            ("heads on fixed features", "probe", probed),
-            ("whole detector, one image per category", "verify", trained),
-            ("proxy task, to its end", "proxy", trained),
-        ):
+        for what, purpose in _WAYS[: 2 if size == "smallest" else None]:
             say(what)
+            count = probed if purpose == "probe" else trained
             rows.append(bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds))
-        rows.append(bench.halving(candidates[:trained], rows[-1]))
+        rows.append(bench.halving(candidates[:trained], rows[1]))
         say("detectors side by side")
         side_by_side = [bench.side_by_side(count, rounds) for count in _SIDE_BY_SIDE[size]]
     return {
@@ -111,6 +114,7 @@ class _Bench:
         scenes = dict(train_images=60, select_images=10, test_images=12) if size == "smallest" else {}
         self.data = open_dataset(DataConfig(digit_scenes=DigitScenesConfig(**scenes)))
         self.folder, self.schedule = folder, _SCHEDULES[size]
+        self._detector = dataclasses.replace(fcos_tiny(), towers=1) if size == "smallest" else fcos_tiny()
         self.default = default_pair(FCOS.cls_space, FCOS.box_weight)
         self.compiled = self._compile()
         self.trainer = DetectorTrainer(
@@ -128,9 +132,8 @@ class _Bench:
 
     _config = training_in_seconds(learning_rate=0.002)
 
-    @staticmethod
-    def _build(rngs):
-        return FCOS(fcos_tiny(), rngs=rngs)
+    def _build(self, rngs):
+        return FCOS(self._detector, rngs=rngs)
 
     def _compile(self) -> Compiled:
         return compile_detector(self._build, self._config)
