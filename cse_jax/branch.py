@@ -109,10 +109,13 @@ class Branch:
         monitor: Monitor,
         seed: int,
         units: str,
+        name: str = "",
     ) -> None:
+        """Prepares a branch; a control has a ``name`` other than the space's."""
+        self.name = name or space.name
         self.space, self.config, self.filters, self.ledger, self.monitor = space, config, cascade, ledger, monitor
         self.seed, self.units = seed, units
-        self.cascade = Cascade(space, base, config, cascade, trials=trials, monitor=monitor, seed=seed)
+        self.cascade = Cascade(self.name, space, base, config, cascade, trials=trials, monitor=monitor, seed=seed)
         self.shape = Shape(max_nodes=cascade.max_nodes)
         self.reference = zoo.default(space)
         self.fame: list[Famous] = []
@@ -122,12 +125,12 @@ class Branch:
         """Runs the branch; yields each generation's counts.  ``fame`` is the hall of fame so far, best first."""
         seen = self._known_fingerprints() if self.config.generations else {}
         for generation in range(self.config.generations):
-            recorded = self.ledger.generation(self.space.name, generation)
+            recorded = self.ledger.generation(self.name, generation)
             counts, result = recorded if recorded is not None else self._generation(generation, seen)
             seen |= result["fingerprints"]
             self.fame += [self._famous(row) for row in result["fame"]]
             self._rank()
-            self.monitor.generation_done(self.space.name, generation, counts, self.fame)
+            self.monitor.generation_done(self.name, generation, counts, self.fame)
             yield counts
 
     def _rank(self) -> None:
@@ -141,7 +144,8 @@ class Branch:
             error=self.error,
             complexity=lambda famous: (len(famous.formula), to_authors(famous.formula)),
         )
-        self.ledger.record_fame(self.space.name, [to_authors(famous.formula) for famous in self.fame])
+        if self.name == self.space.name:  # a control's losses are not what a search has found
+            self.ledger.record_fame(self.name, [to_authors(famous.formula) for famous in self.fame])
 
     def _known_fingerprints(self) -> dict[str, str]:
         known = zoo.known(self.space)
@@ -156,7 +160,7 @@ class Branch:
     def _generation(self, generation: int, seen: dict[str, str]) -> tuple[dict[str, int], dict]:
         """One turn of the loop; recorded in the ledger when it is complete."""
         started = time.monotonic()
-        self.monitor.activity(f"{self.space.name} generation {generation}: screening")
+        self.monitor.activity(f"{self.name} generation {generation}: screening")
         tokens = self._population(generation)
         screened = screen(
             tokens,
@@ -172,7 +176,7 @@ class Branch:
         each = (time.monotonic() - started) / len(tokens)
         for candidate in screened.candidates:
             candidate.seconds = each
-        self.monitor.counts(self.space.name, generation, screened.counts())
+        self.monitor.counts(self.name, generation, screened.counts())
         self.cascade.run(generation, screened, self.fame[0].verify_ap if self.fame else None)
         counts = screened.counts()
         result = {
@@ -192,11 +196,11 @@ class Branch:
             "rejected": screened.rejected,
         }
         rows = [self._row(generation, number, candidate) for number, candidate in enumerate(screened.candidates)]
-        self.ledger.record_generation(self.space.name, generation, rows, counts, result)
+        self.ledger.record_generation(self.name, generation, rows, counts, result)
         return counts, result
 
     def _population(self, generation: int) -> Int[np.ndarray, "n m"]:
-        name = zlib.crc32(f"{self.space.name}/{generation}".encode())
+        name = zlib.crc32(f"{self.name}/{generation}".encode())
         key = jax.random.fold_in(jax.random.key(self.seed), np.uint32(name))
         if generation:
             parents, count = [famous.formula for famous in self.fame[: self.config.parents]], self.config.offspring
@@ -224,7 +228,7 @@ class Branch:
 
     def _row(self, generation: int, number: int, candidate: Candidate) -> dict:
         return {
-            "branch": self.space.name,
+            "branch": self.name,
             "generation": generation,
             "number": number,
             "formula": str(candidate.formula),

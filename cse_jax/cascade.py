@@ -54,6 +54,7 @@ class Cascade:
 
     def __init__(
         self,
+        name: str,
         space: Space,
         base: LossPair,
         sizes: "BranchConfig",
@@ -65,7 +66,7 @@ class Cascade:
     ) -> None:
         if config.scale not in SCALES:
             raise ValueError(f"search.cascade.scale is {config.scale!r}; use {', '.join(map(repr, SCALES))}")
-        self.space, self.base, self.sizes, self.config = space, base, sizes, config
+        self.name, self.space, self.base, self.sizes, self.config = name, space, base, sizes, config
         self.trials, self.monitor, self.seed = trials, monitor, seed
 
     def run(self, generation: int, screened: Screened, best_verify_ap: float | None) -> None:
@@ -110,7 +111,7 @@ class Cascade:
             candidate.reason = "not drawn: this generation's trainings of heads were used up"
         going = waiting[: self.sizes.probes]
         tried = [(c, float(f"{c.weight * factor:.4g}")) for c in going for factor in self.config.weights]
-        what = f"{self.space.name} generation {generation}: heads on fixed features"
+        what = f"{self.name} generation {generation}: heads on fixed features"
         horizons = self.trials.trainer.horizons("probe")
         for horizon in horizons:
             (default,) = self.default("probe", horizon)
@@ -138,7 +139,7 @@ class Cascade:
         passed = list(dict.fromkeys(c for c, _ in tried))
         for candidate in passed:
             candidate.stage = "probed"
-        self.monitor.counts(self.space.name, generation, screened.counts())
+        self.monitor.counts(self.name, generation, screened.counts())
         return sorted(passed, key=_by_promise)
 
     def _optimise(
@@ -154,7 +155,7 @@ class Cascade:
         for candidate in probed[self.sizes.optimisations :]:
             candidate.reason = f"not among the best {self.sizes.optimisations} of its generation on fixed features"
         drawn = probed[: self.sizes.optimisations]
-        what = f"{self.space.name} generation {generation}: one image per category"
+        what = f"{self.name} generation {generation}: one image per category"
         for candidate, outcome in self._trained(drawn, "verify", what):
             candidate.optimisation = outcome.ap
             if not candidate.reason and outcome.ap < bar:
@@ -163,7 +164,7 @@ class Cascade:
                 )
             if not candidate.reason:
                 candidate.stage = "optimised"
-            self.monitor.counts(self.space.name, generation, screened.counts())
+            self.monitor.counts(self.name, generation, screened.counts())
         passed = [c for c in drawn if c.stage == "optimised"]
         return sorted(passed, key=_by_promise)
 
@@ -177,7 +178,7 @@ class Cascade:
         going = optimised[: self.sizes.proxies]
         horizons = self.trials.trainer.horizons("proxy")
         for horizon in horizons:
-            what = f"{self.space.name} generation {generation}: proxy task, {horizon} steps"
+            what = f"{self.name} generation {generation}: proxy task, {horizon} steps"
             for candidate, outcome in self._trained(going, "proxy", what, horizon=horizon):
                 candidate.proxy = outcome.ap
                 if not candidate.reason:
@@ -192,13 +193,13 @@ class Cascade:
         for candidate in going:
             candidate.aps = [candidate.proxy]
         for seed in range(self.seed + 1, self.seed + self.sizes.proxy_seeds):
-            what = f"{self.space.name} generation {generation}: proxy task, seed {seed}"
+            what = f"{self.name} generation {generation}: proxy task, seed {seed}"
             for candidate, outcome in self._trained(going, "proxy", what, seed=seed):
                 candidate.aps.append(outcome.ap)
         for candidate in going:
             if not candidate.reason:
                 candidate.proxy, candidate.stage = statistics.fmean(candidate.aps), "trained"
-        self.monitor.counts(self.space.name, generation, screened.counts())
+        self.monitor.counts(self.name, generation, screened.counts())
 
     def _trained(
         self,

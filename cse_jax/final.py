@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from cse_jax import spaces, zoo
 from cse_jax.branch import Famous
-from cse_jax.trials import LossPair, Outcome, Trials
+from cse_jax.spaces import Space
+from cse_jax.trials import LossPair, Outcome, Trials, with_loss
 
 
 @dataclasses.dataclass
@@ -18,11 +19,14 @@ class FinalConfig:
       seeds: trainings of each row.
       fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
       branches: whether each branch's winner is also shown with the other loss at its default.
+      random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
+        and at most as many trainings, and the best of them is a control.  It may double the cost of both branches.
     """
 
     seeds: int = 3
     fit_weights: tuple[float, ...] = (0.5, 2.0)
     branches: bool = True
+    random_search: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,7 @@ def contestants(
     base: LossPair,
     fitted: Mapping[str, LossPair],
     fame: Mapping[str, Sequence[Famous]],
+    at_random: Mapping[str, Sequence[Famous]],
     config: FinalConfig,
     *,
     box_weight: float,
@@ -68,6 +73,7 @@ def contestants(
       base: the default losses.
       fitted: the default losses with a fitted weight, as ``fit_default_weights`` gives them.
       fame: hall of fame of each branch that was searched, by its space's name.
+      at_random: likewise of the random search.
       config: what to show.
       box_weight: the detector's usual weight of the box loss.
     """
@@ -84,17 +90,25 @@ def contestants(
         box_name = cls_name.replace("_cls", "_reg")
         pair = LossPair(cls, published_box[box_name], box_weight=box_weight)
         rows.append((f"{cls_name} + {box_name} (published)", pair))
-    cls, box = (next(iter(fame.get(space.name, ())), None) for space in (cls_space, spaces.BOX))
-    with_cls = dataclasses.replace(base, cls=cls.formula, cls_weight=cls.weight) if cls else base
-    with_box = dataclasses.replace(base, box=box.formula, box_weight=box.weight * base.box_weight) if box else base
+    if any(at_random.values()):
+        rows.append(
+            ("random search, same budget", _with_best(_with_best(base, at_random, cls_space), at_random, spaces.BOX))
+        )
+    with_cls, with_box = (_with_best(base, fame, space) for space in (cls_space, spaces.BOX))
+    cls, box = with_cls != base, with_box != base
     if cls and (config.branches or not box):
         rows.append((f"discovered cls + {zoo.default_name(spaces.BOX)}", with_cls))
     if box and (config.branches or not cls):
         rows.append((f"{zoo.default_name(cls_space)} + discovered box", with_box))
     if cls and box:
-        both = dataclasses.replace(with_cls, box=with_box.box, box_weight=with_box.box_weight)
-        rows.append(("discovered cls + discovered box", both))
+        rows.append(("discovered cls + discovered box", _with_best(with_cls, fame, spaces.BOX)))
     return rows
+
+
+def _with_best(losses: LossPair, fame: Mapping[str, Sequence[Famous]], space: Space) -> LossPair:
+    """The pair with the best loss of a branch, if it has any."""
+    best = next(iter(fame.get(space.name, ())), None)
+    return with_loss(losses, best.formula, best.weight) if best else losses
 
 
 def compare(rows: Sequence[tuple[str, LossPair]], seeds: Sequence[int], *, trials: Trials) -> list[Row]:

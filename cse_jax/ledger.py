@@ -87,8 +87,9 @@ class Ledger:
     def _check(self, identity: dict[str, Any]) -> None:
         flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
         stored = dict(map(tuple, self._db.execute("select key, value from meta")))
-        if not stored:
+        if not self._holds_results():
             with self._writing():
+                self._db.execute("delete from meta")
                 self._db.executemany("insert into meta values (?, ?)", flat.items())
             return
         changed = [key for key in sorted(flat.keys() | stored.keys()) if flat.get(key) != stored.get(key)]
@@ -99,6 +100,10 @@ class Ledger:
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
                 "Go on with the settings it was made with, or choose another --workdir."
             )
+
+    def _holds_results(self) -> bool:
+        tables = ("trainings", "generations")
+        return any(self._db.execute(f"select exists (select 1 from {table})").fetchone()[0] for table in tables)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -176,7 +181,7 @@ def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
       LedgerError: there is no readable ledger.
     """
     if not path.is_file():
-        raise LedgerError(f"there is no ledger at {path}; is --workdir the folder of a search?")
+        raise LedgerError(f"there is no ledger at {path}; is that the folder of a search?")
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row

@@ -13,6 +13,8 @@ from cse_jax.monitor import Monitor
 from cse_jax.spaces import Space
 from cse_jax.trials import LossPair, Trainer, Trials, default_pair
 
+RANDOM = " (random)"  # added to the names of the branches of the random search
+
 
 @dataclasses.dataclass
 class SearchConfig:
@@ -44,7 +46,7 @@ class SearchResult:
 
     Attributes:
       funnel: counts per stage by (branch, generation).
-      fame: hall of fame by branch, best first.
+      fame: hall of fame by branch, the random search's included, best first.
       errors: standard error of the AP of a branch's famous losses, from the noise between seeds.
       default_proxy_ap: the default losses' AP on the proxy task, mean over seeds.
       table: the final comparison, the default losses first.
@@ -91,7 +93,8 @@ def run(
     funnel: dict[tuple[str, int], dict[str, int]] = {}
     fame: dict[str, list[Famous]] = {}
     errors: dict[str, float] = {}
-    for part, space, sizes in (("cls", cls_space, config.classification), ("box", spaces.BOX, config.regression)):
+    for (part, kind), sizes in _branches(config).items():
+        space = cls_space if part == "cls" else spaces.BOX
         branch = Branch(
             space,
             base,
@@ -102,18 +105,29 @@ def run(
             monitor=monitor,
             seed=config.seed,
             units=units,
+            name=space.name + kind,
         )
         for generation, counts in enumerate(branch.generations()):
-            funnel[space.name, generation] = counts
-            plan.pop((part, generation))
+            funnel[branch.name, generation] = counts
+            plan.pop((part + kind, generation))
             monitor.expect(_sum(plan))
-        fame[space.name], errors[space.name] = branch.fame, branch.error
+        fame[branch.name], errors[branch.name] = branch.fame, branch.error
     fitted = fit_default_weights(base, config.final, trials=trials, seed=config.seed)
-    rows = contestants(base, fitted, fame, config.final, box_weight=box_weight)
+    at_random = {name.removesuffix(RANDOM): members for name, members in fame.items() if name.endswith(RANDOM)}
+    rows = contestants(base, fitted, fame, at_random, config.final, box_weight=box_weight)
     monitor.expect({"final": len(rows) * config.final.seeds})
     seeds = [config.seed + k for k in range(config.final.seeds)]
     table = compare(rows, seeds, trials=trials)
     return SearchResult(funnel, fame, errors, proxy_ap, table)
+
+
+def _branches(config: SearchConfig) -> dict[tuple[str, str], BranchConfig]:
+    """Sizes of the branches, by the part of the loss and the kind of search."""
+    branches = {("cls", ""): config.classification, ("box", ""): config.regression}
+    if config.final.random_search:
+        alone = {"crossover": 0.0, "mutation": 0.0, "seed_known": False, "screened": ""}
+        branches |= {(part, RANDOM): dataclasses.replace(sizes, **alone) for (part, _), sizes in branches.items()}
+    return branches
 
 
 def _train_default(base: LossPair, config: SearchConfig, *, trials: Trials) -> float:
@@ -138,14 +152,14 @@ def _train_default(base: LossPair, config: SearchConfig, *, trials: Trials) -> f
 def _plan(config: SearchConfig) -> dict[tuple[str, int], dict[str, int]]:
     """Most trainings per part of the search, by purpose."""
     plan: dict[tuple[str, int], dict[str, int]] = {("default", 0): {"probe": 1, "verify": 1, "proxy": 2}}
-    for name, sizes in (("cls", config.classification), ("box", config.regression)):
+    for (part, kind), sizes in _branches(config).items():
         for generation in range(sizes.generations):
-            plan[name, generation] = {
+            plan[part + kind, generation] = {
                 "probe": sizes.probes,
                 "verify": sizes.optimisations,
                 "proxy": sizes.proxies + (sizes.proxies + 1) // 2 * (sizes.proxy_seeds - 1),
             }
-    rows = 7 if config.final.branches else 5
+    rows = (7 if config.final.branches else 5) + config.final.random_search
     plan["final", 0] = {"proxy": 2 * len(config.final.fit_weights), "final": rows * config.final.seeds}
     return plan
 

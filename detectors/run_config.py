@@ -21,7 +21,7 @@ from detectors.training import TrainConfig
 
 
 def search_in_minutes() -> SearchConfig:
-    """Sizes of a search whose trainings take seconds each: both branches, three seeds in the final comparison."""
+    """Sizes of a search in minutes where trainings take seconds: both branches, three seeds in the final comparison."""
     return SearchConfig(
         classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=4),
         regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=4),

@@ -95,6 +95,12 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
 def _trainer(config, folder: pathlib.Path) -> tuple[DetectorTrainer, dict]:
     """The detector's trainer, and what a search must know of the detector."""
     data = open_dataset(config.data)
+    data.check_classes(config.detector.classes)
+    if data.select is data.test:
+        raise ValueError(
+            "The search would select on the split that its final table reports: keep images of train for that, "
+            f"--config.data.select_images={len(data.train) // 10}"
+        )
     detector, build = build_detector(config.detector)
     trainer = DetectorTrainer(
         starting_from(compile_detector(build, config.train), build, config.weights),

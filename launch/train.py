@@ -3,6 +3,7 @@
     python launch/train.py
     python launch/train.py --config.loss.cls=varifocal_loss --config.loss.box=diou_loss --config.loss.box_weight=2
     python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box="1 - i / u"
+    python launch/train.py --config=configs/train/fcos_bccd.py --config.data.root=/data/BCCD --search=runs/fcos_bccd
 
 Interrupted, the same command goes on from the last checkpoint.
 """
@@ -19,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cse_jax import spaces, workdir, zoo
+from cse_jax.ledger import LedgerError, read_fame
 from cse_jax.trials import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
@@ -28,6 +30,7 @@ from detectors.fit import fit
 from detectors.initial_weights import starting_from
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
+from detectors.run_config import LossConfig
 from detectors.scores import Scores, as_json, in_a_line, score
 from detectors.tensor_files import TensorFileError
 from detectors.training import compile_detector
@@ -36,6 +39,7 @@ from detectors.training_log import TrainingLog
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
+_SEARCH = flags.DEFINE_string("search", None, "Folder of a search, whose best losses become those of config.loss.")
 _RESUME = flags.DEFINE_bool("resume", True, "Go on from the last checkpoint; --noresume deletes it and begins anew.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 
@@ -49,9 +53,11 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     detector, build = build_detector(config.detector)
     try:
+        if _SEARCH.value:
+            config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
         options = dataclasses.asdict(config.loss)
         losses = resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight, **options)
-    except ValueError as error:
+    except (LedgerError, ValueError) as error:
         sys.exit(str(error))
     try:
         with workdir.opened(folder):
@@ -63,6 +69,26 @@ def main(argv: list[str]) -> None:
         sys.exit(f"The training diverged: {error}. Try a smaller --config.loss weight or another loss.")
     except (workdir.WorkdirError, TensorFileError, ValueError, OSError, ImportError) as error:
         sys.exit(f"The training stopped: {error}")
+
+
+def _discovered(search: pathlib.Path, given: LossConfig, detector) -> LossConfig:
+    """The best losses of a search with their weights; where it has none of a kind, the detector's usual."""
+    if given != LossConfig():
+        raise ValueError("give either --search or fields of --config.loss")
+    fame = {branch: rows[0] for branch, rows in read_fame(search / "ledger.sqlite").items()}
+    wanted = {detector.cls_space.name, spaces.BOX.name}
+    if not fame or not fame.keys() <= wanted:
+        found = ", ".join(fame) or "none"
+        raise ValueError(
+            f"{search} has losses of the spaces {found}; this detector takes {' and '.join(sorted(wanted))}"
+        )
+    cls, box = fame.get(detector.cls_space.name), fame.get(spaces.BOX.name)
+    losses = LossConfig()
+    if cls:
+        losses.cls, losses.cls_weight = cls["authors"], cls["weight"]
+    if box:
+        losses.box, losses.box_weight = box["authors"], box["weight"] * detector.box_weight
+    return losses
 
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
@@ -89,7 +115,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     )
 
     data = open_dataset(config.data)
-    _check_categories(config.detector.classes, data.categories)
+    data.check_classes(config.detector.classes)
 
     batch_size, partial = config.train.batch_size, folder / "partial"
     steps, epoch = config.length(len(data.train))
@@ -145,14 +171,6 @@ def _forget(folder: pathlib.Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.json", "result.json", "log.jsonl"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _check_categories(classes: int, categories: tuple[str, ...]) -> None:
-    if classes < len(categories):
-        raise ValueError(
-            f"The data set has {len(categories)} categories, the detector {classes}: set --config.detector.classes="
-            f"{len(categories)}"
-        )
 
 
 if __name__ == "__main__":

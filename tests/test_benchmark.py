@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from micro import QUICK
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def benchmark(path, *flags):
     command = [sys.executable, "launch/benchmark.py", "--size=smallest", "--rounds=1", f"--json={path}", *flags]
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | quick, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | QUICK, timeout=600)
     return done, json.loads(path.read_text())["tables"] if path.exists() else {}
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from detectors.data.bdd100k import Bdd100kData
 from detectors.data.coco import CocoData
+from detectors.data.datasets import DataConfig
 from detectors.data.voc import VocData
 from detectors.initial_weights import WeightsConfig, load
 from detectors.losses import resolve_pair
@@ -18,6 +19,7 @@ from detectors.models.mask_rcnn import MaskRCNNConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs" / "train").glob("*.py"))
+SEARCHES = sorted((ROOT / "configs" / "search").glob("*.py"))
 CATEGORIES = {CocoData: 80, Bdd100kData: 10}
 
 
@@ -42,10 +44,11 @@ def test_a_flag_changes_one_field(path):
     assert found and len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *SEARCHES], ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_a_config_is_whole(path):
     module = read(path)
-    assert f"--config=configs/train/{path.name}" in module.__doc__ or path.stem == "fcos_digits"
+    default = path.stem in ("fcos_digits", "default")
+    assert f"--config=configs/{path.parent.stem}/{path.name}" in module.__doc__ or default
     config = module.get_config()
     detector, build = build_detector(config.detector)
     resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight)
@@ -58,6 +61,9 @@ def test_a_config_is_whole(path):
     if getattr(config.detector.backbone, "norm", "") == "frozen_bn":
         with pytest.raises(ValueError, match=r"--config\.weights\.file"):
             load(abstract, WeightsConfig())
+    if path in SEARCHES:
+        assert kind is DataConfig or config.data.select_images, "nothing may be selected on the test split"
+        return
     steps, epoch = config.length(1000)
     assert steps >= 1 and epoch == 1000 // config.train.batch_size
 

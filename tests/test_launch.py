@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
+from micro import QUICK
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
 SMALL = [
     "--config=configs/search/one_minute.py",
     "--config.search.classification.generations=0",
@@ -149,6 +149,34 @@ def test_export_prints_the_winner(finished):
     assert code != 0 and "--rank=99 is beyond" in output
 
 
+@pytest.mark.slow
+def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
+    workdir, _ = finished
+    fame = json.loads((workdir / "result.json").read_text())["hall_of_fame"]["box"]
+    options = [f"--search={workdir}", "--config.steps=2", "--config.evaluate_epochs=0", f"--workdir={tmp_path / 'run'}"]
+    code, output = finish(start("train", *SMALL[-3:], *options, data_dir=data_dir))
+    if not fame:
+        assert code == 1 and "has losses of the spaces none" in output
+        return
+    assert code == 0, output
+    losses = json.loads((tmp_path / "run" / "result.json").read_text())["losses"]
+    expected = {"cls": "focal", "cls_weight": 1.0, "box": fame[0]["authors"], "box_weight": fame[0]["weight"]}
+    assert losses == pytest.approx(expected)
+    code, output = finish(start("train", f"--search={workdir}", "--config.loss.cls=CE"))
+    assert code == 1 and "either --search or fields of --config.loss" in output
+
+
+@pytest.mark.slow
+def test_a_search_on_real_images_keeps_the_test_split_apart(test_data, tmp_path, data_dir):
+    real = ["--config=configs/search/fcos_bccd.py", f"--config.data.root={test_data / 'bccd'}"]
+    for changed, said in (
+        ("--config.data.select_images=0", "keep images of train for that, --config.data.select_images="),
+        ("--config.detector.classes=2", "has 3 categories, the detector 2: set --config.detector.classes=3"),
+    ):
+        code, output = finish(start("search", *real, changed, f"--workdir={tmp_path / 'run'}", data_dir=data_dir))
+        assert code == 1 and said in output.replace("\n", " "), output
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
@@ -161,6 +189,7 @@ def test_export_prints_the_winner(finished):
         ("export", ["--formula=x"], "--formula needs --space"),
         ("export", [], "give either --workdir or --formula"),
         ("export", ["--workdir=/nonexistent"], "there is no ledger at /nonexistent"),
+        ("train", ["--search=/nonexistent"], "there is no ledger at /nonexistent"),
     ],
 )
 def test_bad_input_is_named(script, arguments, said):

@@ -247,7 +247,7 @@ def test_a_search_begins_with_screened_losses(tmp_path):
         survivors.add(batch, 1)
     survivors.flush()
     branch = Branch.__new__(Branch)
-    branch.space, branch.seed, branch.shape = BOX, 0, Shape(max_nodes=12)
+    branch.name, branch.space, branch.seed, branch.shape = "box", BOX, 0, Shape(max_nodes=12)
     branch.config = BranchConfig(population=60, screened=str(tmp_path))
     population = branch._population(0)
     shortest = [row["authors"] for row in read_survivors(tmp_path, BOX) if row["nodes"] <= 12][:30]
@@ -301,7 +301,7 @@ def test_a_killed_screening_ends_the_same(tmp_path):
 def test_three_devices_find_what_one_finds(tmp_path):
     """Also where the batches do not fill the devices."""
     for folder, devices in (("one", 1), ("three", 3)):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         process = start("--batches=4", f"--out={tmp_path / folder}", XLA_FLAGS=flags)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out

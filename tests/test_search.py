@@ -225,10 +225,40 @@ def test_random_first_population(tmp_path):
 # The ledger and the folder
 
 
+def test_random_search_with_the_same_budget_is_a_control(tmp_path):
+    sizes, final = dataclasses.replace(SIZES, population=1500), FinalConfig(seeds=2, branches=False, random_search=True)
+    config = search.SearchConfig(classification=sizes, regression=sizes, final=final)
+    result = run(tmp_path, config=config)
+    searched, control = (
+        [counts for (branch, _), counts in result.funnel.items() if branch.endswith(search.RANDOM) == at_random]
+        for at_random in (False, True)
+    )
+    assert [c["generated"] for c in searched] == [c["generated"] for c in control] == [1500, 200] * 2
+    assert sum(c["verified"] for c in control) < sum(c["verified"] for c in searched)  # random formulas rarely converge
+    (row,) = (row for row in result.table if row.name == "random search, same budget")
+    assert conclusion([*result.table[:1], row]) == "Nothing was discovered: no candidate passed all filters."
+    best = [next(iter(result.fame[space + search.RANDOM]), None) for space in ("binary_class", "box")]
+    assert any(best)
+    defaults = (zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
+    expected = [famous.formula if famous else default for famous, default in zip(best, defaults, strict=True)]
+    assert [row.losses.cls, row.losses.box] == expected
+    assert read_fame(tmp_path / "ledger.sqlite").keys() == {"binary_class", "box"}
+    again = FakeTrainer()
+    assert run(tmp_path, again, config=config) == result
+    assert again.count == 0
+
+
 def test_another_config_is_refused_and_named(finished):
     path, _ = finished
     with pytest.raises(LedgerError, match=r"other settings \(config: 1 -> 2\).*choose another --workdir"):
         run(path, identity={"config": 2})
+
+
+def test_a_ledger_without_results_takes_other_settings(tmp_path):
+    """As after a config that was refused once the ledger was open."""
+    for config in (1, 2):
+        with Ledger(tmp_path / "ledger.sqlite", identity={"config": config}):
+            pass
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path):
@@ -256,7 +286,7 @@ def test_read_fame(finished, tmp_path):
     for branch, fame in result.fame.items():
         assert [row["authors"] for row in members[branch]] == [to_authors(f.formula) for f in fame]
         assert [row["proxy"] for row in members[branch]] == [pytest.approx(f.ap) for f in fame]
-    with pytest.raises(LedgerError, match="is --workdir the folder of a search"):
+    with pytest.raises(LedgerError, match="is that the folder of a search"):
         read_fame(tmp_path / "ledger.sqlite")
 
 

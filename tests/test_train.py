@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
+from micro import QUICK
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # much is compiled, little computed
 SMALL = [
     "--config.steps=30",
     "--config.save_every=10",

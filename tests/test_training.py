@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def on_devices(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_eight_devices_train_as_one_does(name):
     script = f"import test_training; test_training.on_devices({name!r})"
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment | paths, capture_output=True, text=True, timeout=300

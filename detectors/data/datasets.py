@@ -52,6 +52,14 @@ class Dataset(NamedTuple):
     test: Source
     bad_records: dict[str, BadRecords]
 
+    def check_classes(self, classes: int) -> None:
+        """Raises ValueError unless a detector of so many classes can tell the categories apart."""
+        if classes < len(self.categories):
+            raise ValueError(
+                f"The data set has {len(self.categories)} categories, the detector {classes}: set "
+                f"--config.detector.classes={len(self.categories)}"
+            )
+
 
 def open_dataset(config: DataConfig | DiskData) -> Dataset:
     """Builds the data set unless it is cached, and opens its splits.
