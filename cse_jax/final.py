@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from cse_jax import spaces, zoo
 from cse_jax.branch import Famous
-from cse_jax.spaces import Space
 from cse_jax.trials import LossPair, Outcome, Trials, with_loss
 
 
@@ -18,7 +17,7 @@ class FinalConfig:
     Attributes:
       seeds: trainings of each row.
       fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
-      branches: whether each branch's winner is also shown with the other loss at its default.
+      branches: whether what the branches' winners make together and alone is all shown, not only the best.
       random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
         and at most as many trainings, and the best of them is a control.  It may double the cost of both branches.
     """
@@ -58,21 +57,51 @@ def fit_default_weights(base: LossPair, config: FinalConfig, *, trials: Trials, 
     return fitted
 
 
+def combined(
+    base: LossPair, fame: Mapping[str, Sequence[Famous]], *, trials: Trials, seeds: Sequence[int]
+) -> list[tuple[str, LossPair]]:
+    """What the branches' winners make with the default losses and with each other: names and losses, the best last.
+
+    Two losses that do well beside the defaults may do badly together, so the best is that on the proxy task.
+
+    Args:
+      base: the default losses.
+      fame: hall of fame of each branch, by its space's name.
+      trials: trains the pairs.
+      seeds: of these trainings.
+    """
+    names = {part: zoo.default_name(loss.space) for part, loss in (("cls", base.cls), ("box", base.box))}
+    winners = {part: next(iter(fame.get(getattr(base, part).space.name, ())), None) for part in names}
+    pairs = {}
+    for parts in (("cls",), ("box",), ("cls", "box")):
+        if all(winners[part] for part in parts):
+            losses = base
+            for part in parts:
+                losses = with_loss(losses, winners[part].formula, winners[part].weight)
+            shown = [f"discovered {part}" if part in parts else name for part, name in names.items()]
+            pairs[" + ".join(shown)] = losses
+    jobs = [(losses, seed) for losses in pairs.values() for seed in seeds]
+    aps = [outcome.ap for outcome in trials.run(jobs, purpose="proxy", what="winners together and alone")]
+    means = [statistics.fmean(aps[k : k + len(seeds)]) for k in range(0, len(aps), len(seeds))]
+    ranked = sorted(zip(means, pairs.items(), strict=True), key=lambda row: row[0] if math.isfinite(row[0]) else -1.0)
+    return [pair for _, pair in ranked]
+
+
 def contestants(
     base: LossPair,
     fitted: Mapping[str, LossPair],
-    fame: Mapping[str, Sequence[Famous]],
-    at_random: Mapping[str, Sequence[Famous]],
+    discovered: Sequence[tuple[str, LossPair]],
+    at_random: Sequence[tuple[str, LossPair]],
     config: FinalConfig,
     *,
     box_weight: float,
 ) -> list[tuple[str, LossPair]]:
-    """Names and losses of the final table's rows, the default first.
+    """Names and losses of the final table's rows, the default first and the best of the discovered ones last.
 
     Args:
       base: the default losses.
       fitted: the default losses with a fitted weight, as ``fit_default_weights`` gives them.
-      fame: hall of fame of each branch that was searched, by its space's name.
+      discovered: what the search found, as ``combined`` gives it.
       at_random: likewise of the random search.
       config: what to show.
       box_weight: the detector's usual weight of the box loss.
@@ -90,25 +119,8 @@ def contestants(
         box_name = cls_name.replace("_cls", "_reg")
         pair = LossPair(cls, published_box[box_name], box_weight=box_weight)
         rows.append((f"{cls_name} + {box_name} (published)", pair))
-    if any(at_random.values()):
-        rows.append(
-            ("random search, same budget", _with_best(_with_best(base, at_random, cls_space), at_random, spaces.BOX))
-        )
-    with_cls, with_box = (_with_best(base, fame, space) for space in (cls_space, spaces.BOX))
-    cls, box = with_cls != base, with_box != base
-    if cls and (config.branches or not box):
-        rows.append((f"discovered cls + {zoo.default_name(spaces.BOX)}", with_cls))
-    if box and (config.branches or not cls):
-        rows.append((f"{zoo.default_name(cls_space)} + discovered box", with_box))
-    if cls and box:
-        rows.append(("discovered cls + discovered box", _with_best(with_cls, fame, spaces.BOX)))
-    return rows
-
-
-def _with_best(losses: LossPair, fame: Mapping[str, Sequence[Famous]], space: Space) -> LossPair:
-    """The pair with the best loss of a branch, if it has any."""
-    best = next(iter(fame.get(space.name, ())), None)
-    return with_loss(losses, best.formula, best.weight) if best else losses
+    rows += [("random search, same budget", losses) for _, losses in at_random[-1:]]
+    return rows + list(discovered if config.branches else discovered[-1:])
 
 
 def compare(rows: Sequence[tuple[str, LossPair]], seeds: Sequence[int], *, trials: Trials) -> list[Row]:
@@ -139,7 +151,7 @@ def _mean_std(values: Sequence[float]) -> tuple[float, float]:
 
 def conclusion(rows: Sequence[Row]) -> str:
     """One honest sentence on whether the search beat the default losses and the controls."""
-    discovered = [row for row in rows if row.name.startswith("discovered") or row.name.endswith("discovered box")]
+    discovered = [row for row in rows if "discovered" in row.name]
     if not discovered:
         return "Nothing was discovered: no candidate passed all filters."
     row = discovered[-1]

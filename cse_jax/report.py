@@ -17,6 +17,7 @@ from cse_jax.final import Row, conclusion
 from cse_jax.monitor import fame_table, funnel_tables
 from cse_jax.printing import to_authors, to_infix
 from cse_jax.search import SearchResult
+from cse_jax.trials import LossPair
 from cse_jax.workdir import write_whole
 
 
@@ -30,11 +31,11 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         "errors": {branch: _number(error) for branch, error in result.errors.items()},
         "hall_of_fame": {branch: [_famous(member) for member in fame] for branch, fame in result.fame.items()},
         "default_proxy_ap": result.default_proxy_ap,
+        "discovered": _pair(result.discovered) if result.discovered else None,
         "table": [
             {
                 "name": row.name,
-                "cls": _formula(row.losses.cls) | {"weight": row.losses.cls_weight},
-                "box": _formula(row.losses.box) | {"weight": row.losses.box_weight},
+                **_pair(row.losses),
                 "ap": [_number(ap) for ap in row.aps],
                 "mean": _number(row.mean),
                 "std": _number(row.std),
@@ -52,6 +53,13 @@ def _famous(member: Famous) -> dict[str, Any]:
     scores = vars(member) | {"ap": member.ap}
     del scores["formula"]
     return _formula(member.formula) | scores
+
+
+def _pair(losses: LossPair) -> dict[str, dict[str, Any]]:
+    return {
+        "cls": _formula(losses.cls) | {"weight": losses.cls_weight},
+        "box": _formula(losses.box) | {"weight": losses.box_weight},
+    }
 
 
 def _formula(expression: Expression) -> dict[str, str]:

@@ -7,7 +7,7 @@ import statistics
 from cse_jax import spaces
 from cse_jax.branch import Branch, BranchConfig, Famous
 from cse_jax.cascade import CascadeConfig, default_seeds
-from cse_jax.final import FinalConfig, Row, compare, contestants, fit_default_weights
+from cse_jax.final import FinalConfig, Row, combined, compare, contestants, fit_default_weights
 from cse_jax.ledger import Ledger
 from cse_jax.monitor import Monitor
 from cse_jax.spaces import Space
@@ -49,6 +49,8 @@ class SearchResult:
       fame: hall of fame by branch, the random search's included, best first.
       errors: standard error of the AP of a branch's famous losses, from the noise between seeds.
       default_proxy_ap: the default losses' AP on the proxy task, mean over seeds.
+      discovered: what was found: of the branches' winners with each other and with the default losses, the best pair on
+        the proxy task; None if no candidate passed all filters.
       table: the final comparison, the default losses first.
     """
 
@@ -56,6 +58,7 @@ class SearchResult:
     fame: dict[str, list[Famous]]
     errors: dict[str, float]
     default_proxy_ap: float
+    discovered: LossPair | None
     table: list[Row]
 
 
@@ -113,12 +116,18 @@ def run(
             monitor.expect(_sum(plan))
         fame[branch.name], errors[branch.name] = branch.fame, branch.error
     fitted = fit_default_weights(base, config.final, trials=trials, seed=config.seed)
-    at_random = {name.removesuffix(RANDOM): members for name, members in fame.items() if name.endswith(RANDOM)}
-    rows = contestants(base, fitted, fame, at_random, config.final, box_weight=box_weight)
+    random_fame = {name.removesuffix(RANDOM): members for name, members in fame.items() if name.endswith(RANDOM)}
+    proxy_seeds = default_seeds(config.seed, "proxy", _proxy_seeds(config))
+    discovered, at_random = (combined(base, found, trials=trials, seeds=proxy_seeds) for found in (fame, random_fame))
+    rows = contestants(base, fitted, discovered, at_random, config.final, box_weight=box_weight)
     monitor.expect({"final": len(rows) * config.final.seeds})
     seeds = [config.seed + k for k in range(config.final.seeds)]
     table = compare(rows, seeds, trials=trials)
-    return SearchResult(funnel, fame, errors, proxy_ap, table)
+    return SearchResult(funnel, fame, errors, proxy_ap, discovered[-1][1] if discovered else None, table)
+
+
+def _proxy_seeds(config: SearchConfig) -> int:
+    return max(config.classification.proxy_seeds, config.regression.proxy_seeds)
 
 
 def _branches(config: SearchConfig) -> dict[tuple[str, str], BranchConfig]:
@@ -133,9 +142,8 @@ def _branches(config: SearchConfig) -> dict[tuple[str, str], BranchConfig]:
 def _train_default(base: LossPair, config: SearchConfig, *, trials: Trials) -> float:
     """The default losses' AP on the proxy task; they must train, or every comparison would be void."""
     aps: dict[str, list[float]] = {}
-    most = max(config.classification.proxy_seeds, config.regression.proxy_seeds)
     for purpose in ("proxy", "probe", "verify"):  # the proxy training leaves the features for the probes
-        jobs = [(base, seed) for seed in default_seeds(config.seed, purpose, most)]
+        jobs = [(base, seed) for seed in default_seeds(config.seed, purpose, _proxy_seeds(config))]
         for horizon in trials.trainer.horizons(purpose):
             outcomes = trials.run(jobs, purpose=purpose, what=f"default losses, {purpose} task", horizon=horizon)
             aps[purpose] = []
@@ -160,7 +168,8 @@ def _plan(config: SearchConfig) -> dict[tuple[str, int], dict[str, int]]:
                 "proxy": sizes.proxies + (sizes.proxies + 1) // 2 * (sizes.proxy_seeds - 1),
             }
     rows = (7 if config.final.branches else 5) + config.final.random_search
-    plan["final", 0] = {"proxy": 2 * len(config.final.fit_weights), "final": rows * config.final.seeds}
+    together = 3 * _proxy_seeds(config) * (1 + config.final.random_search)
+    plan["final", 0] = {"proxy": 2 * len(config.final.fit_weights) + together, "final": rows * config.final.seeds}
     return plan
 
 

@@ -20,7 +20,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cse_jax import spaces, workdir, zoo
-from cse_jax.ledger import LedgerError, read_fame
 from cse_jax.trials import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
@@ -39,7 +38,7 @@ from detectors.training_log import TrainingLog
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
-_SEARCH = flags.DEFINE_string("search", None, "Folder of a search, whose best losses become those of config.loss.")
+_SEARCH = flags.DEFINE_string("search", None, "Folder of a finished search, whose losses become config.loss.")
 _RESUME = flags.DEFINE_bool("resume", True, "Go on from the last checkpoint; --noresume deletes it and begins anew.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> None:
             config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
         options = dataclasses.asdict(config.loss)
         losses = resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight, **options)
-    except (LedgerError, ValueError) as error:
+    except ValueError as error:
         sys.exit(str(error))
     try:
         with workdir.opened(folder):
@@ -72,23 +71,21 @@ def main(argv: list[str]) -> None:
 
 
 def _discovered(search: pathlib.Path, given: LossConfig, detector) -> LossConfig:
-    """The best losses of a search with their weights; where it has none of a kind, the detector's usual."""
+    """The pair of losses that a search ended with, weights included."""
     if given != LossConfig():
         raise ValueError("give either --search or fields of --config.loss")
-    fame = {branch: rows[0] for branch, rows in read_fame(search / "ledger.sqlite").items()}
-    wanted = {detector.cls_space.name, spaces.BOX.name}
-    if not fame or not fame.keys() <= wanted:
-        found = ", ".join(fame) or "none"
+    file = search / "result.json"
+    if not file.is_file():
+        raise ValueError(f"there is no {file}: --search is the folder of a finished search")
+    found = json.loads(file.read_text()).get("discovered")
+    if not found:
+        raise ValueError(f"the search in {search} discovered no losses")
+    cls, box = found["cls"], found["box"]
+    if cls["space"] != detector.cls_space.name:
         raise ValueError(
-            f"{search} has losses of the spaces {found}; this detector takes {' and '.join(sorted(wanted))}"
+            f"the search in {search} was for the space {cls['space']}; this detector takes {detector.cls_space.name}"
         )
-    cls, box = fame.get(detector.cls_space.name), fame.get(spaces.BOX.name)
-    losses = LossConfig()
-    if cls:
-        losses.cls, losses.cls_weight = cls["authors"], cls["weight"]
-    if box:
-        losses.box, losses.box_weight = box["authors"], box["weight"] * detector.box_weight
-    return losses
+    return LossConfig(cls["authors"], box["authors"], cls["weight"], box["weight"])
 
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:

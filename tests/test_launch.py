@@ -152,18 +152,28 @@ def test_export_prints_the_winner(finished):
 @pytest.mark.slow
 def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
     workdir, _ = finished
-    fame = json.loads((workdir / "result.json").read_text())["hall_of_fame"]["box"]
+    found = json.loads((workdir / "result.json").read_text())["discovered"]
     options = [f"--search={workdir}", "--config.steps=2", "--config.evaluate_epochs=0", f"--workdir={tmp_path / 'run'}"]
     code, output = finish(start("train", *SMALL[-3:], *options, data_dir=data_dir))
-    if not fame:
-        assert code == 1 and "has losses of the spaces none" in output
+    if not found:
+        assert code == 1 and "discovered no losses" in output
         return
     assert code == 0, output
     losses = json.loads((tmp_path / "run" / "result.json").read_text())["losses"]
-    expected = {"cls": "focal", "cls_weight": 1.0, "box": fame[0]["authors"], "box_weight": fame[0]["weight"]}
-    assert losses == pytest.approx(expected)
-    code, output = finish(start("train", f"--search={workdir}", "--config.loss.cls=CE"))
-    assert code == 1 and "either --search or fields of --config.loss" in output
+    for part in ("cls", "box"):
+        assert (losses[part], losses[f"{part}_weight"]) == (
+            found[part]["authors"],
+            pytest.approx(found[part]["weight"]),
+        )
+    for flag, said in (
+        ("--config.loss.cls=CE", "either --search or fields of --config.loss"),
+        (
+            "--config=configs/train/faster_rcnn_digits.py",
+            "was for the space binary_class; this detector takes multi_class",
+        ),
+    ):
+        code, output = finish(start("train", f"--search={workdir}", flag))
+        assert code == 1 and said in output
 
 
 @pytest.mark.slow
@@ -189,7 +199,7 @@ def test_a_search_on_real_images_keeps_the_test_split_apart(test_data, tmp_path,
         ("export", ["--formula=x"], "--formula needs --space"),
         ("export", [], "give either --workdir or --formula"),
         ("export", ["--workdir=/nonexistent"], "there is no ledger at /nonexistent"),
-        ("train", ["--search=/nonexistent"], "there is no ledger at /nonexistent"),
+        ("train", ["--search=/nonexistent"], "there is no /nonexistent/result.json"),
     ],
 )
 def test_bad_input_is_named(script, arguments, said):

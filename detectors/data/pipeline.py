@@ -119,21 +119,19 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
 
 
 def one_image_per_category(source: Source, seed: int) -> Source:
-    """One random image for each category (the set D_verify of the model optimization simulation).
+    """One random image for each category that any shows (the set D_verify of the model optimization simulation).
 
     No image is drawn twice as long as a category has others.
-
-    Raises:
-      ValueError: a category has no image.
     """
+    holders: list[list[int]] = [[] for _ in source.categories]
+    for index, annotation in enumerate(source.annotations):
+        for label in np.unique(annotation.labels[annotation.trained]):
+            holders[label].append(index)
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
-    for label, name in enumerate(source.categories):
-        holders = [index for index, annotation in enumerate(source.annotations) if label in annotation.labels]
-        if not holders:
-            raise ValueError(f"No image shows category {name!r}; use more images or declare fewer categories.")
-        fresh = [index for index in holders if index not in chosen]
-        chosen.append(int(rng.choice(fresh or holders)))
+    for showing in filter(None, holders):
+        fresh = [index for index in showing if index not in chosen]
+        chosen.append(int(rng.choice(fresh or showing)))
     return source.subset(chosen)
 
 
