@@ -133,6 +133,9 @@ class Trials:
           The outcomes, in the order of the jobs.
         """
         horizon = self.trainer.horizons(purpose)[-1] if horizon is None else horizon
+        most = self.trainer.at_once(purpose)
+        groups = -(-len(jobs) // most)
+        share = min(1.0, len(jobs) / most) / max(1, min(self._workers, groups))  # of the time of a training in many
         keys = [self._key(losses, purpose, seed, horizon) for losses, seed in jobs]
         todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
         stop = threading.Event()
@@ -149,7 +152,7 @@ class Trials:
                     while key in waiting:
                         waiting -= self._record_finished(futures)
                     row = self._ledger.training(key)
-                    self._monitor.trained(purpose, row["seconds"] / min(self._workers, len(jobs)))
+                    self._monitor.trained(purpose, row["seconds"] * share)
                     ap = math.nan if row["ap"] is None else row["ap"]
                     yield Outcome(ap, row["metrics"], row["failure"], row["seconds"])
             finally:

@@ -393,6 +393,20 @@ def test_simulation_does_not_depend_on_the_batch():
 # Trials and conclusions
 
 
+@pytest.mark.parametrize(("jobs", "share"), [(1, 1 / 8), (8, 1.0), (16, 1 / 2), (40, 1 / 2)])
+def test_the_time_left_counts_full_groups_side_by_side(tmp_path, monkeypatch, jobs, share):
+    """Eight probes at once, two groups in threads; a single one takes as long as eight would."""
+    told = []
+    pairs = [(LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX), 1.0 + k), 0) for k in range(jobs)]
+    with (
+        Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"probe": 1}) as monitor,
+    ):
+        monkeypatch.setattr(monitor, "trained", lambda purpose, seconds: told.append(seconds))
+        outcomes = list(Trials(FakeTrainer(), ledger, monitor, workers=2).run(pairs, purpose="probe", what="probes"))
+    assert told == [pytest.approx(outcome.seconds * share) for outcome in outcomes] and len(told) == jobs
+
+
 def test_the_same_training_is_run_once(tmp_path):
     trainer = FakeTrainer()
     pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
