@@ -46,7 +46,7 @@ class TrainingLog:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
-                raise ImportError("--tensorboard needs a package that is not here: pip install tensorboardX") from error
+                raise ImportError("--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'") from error
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def progress(self, done: int, metrics: Mapping[str, Any]) -> None:

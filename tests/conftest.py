@@ -22,6 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 
 import jax  # noqa: E402
+from extras import beside  # noqa: E402
 
 hypothesis.settings.register_profile("project", max_examples=100, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
@@ -33,9 +34,27 @@ def pytest_unconfigure():
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
-def beside(variable: str, name: str) -> pathlib.Path:
-    default = pathlib.Path(__file__).resolve().parents[2] / "shared" / name
-    return pathlib.Path(os.environ.get(variable, default))
+def pytest_addoption(parser):
+    parser.addoption("--skipped-to", metavar="FILE", help="write the skipped tests there, a line each; read as @FILE")
+
+
+_skipped: dict[str, str] = {}  # reasons by test
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped[report.nodeid] = report.longrepr[-1]
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        _skipped[report.nodeid] = report.longrepr[-1]
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--skipped-to")
+    if path and not hasattr(session.config, "workerinput"):
+        pathlib.Path(path).write_text("".join(f"{test}\n" for test in sorted(_skipped)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,16 +67,10 @@ def forget_compiled_functions():
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
     """Real images and reference evaluations."""
-    path = beside("CSE_JAX_TEST_DATA", "data")
-    if not path.is_dir():
-        pytest.skip(f"no test data at {path}; set CSE_JAX_TEST_DATA")
-    return path
+    return beside("data")
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict:
     """Reference values of the loss language."""
-    path = beside("CSE_JAX_GOLDEN", "golden") / "losses.json"
-    if not path.is_file():
-        pytest.skip(f"no golden values at {path}; set CSE_JAX_GOLDEN")
-    return json.loads(path.read_text())
+    return json.loads((beside("golden") / "losses.json").read_text())

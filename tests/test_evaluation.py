@@ -4,8 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -33,10 +31,6 @@ from detectors.structures import Detections
 from detectors.voc_evaluation import area_ap, eleven_point_ap, evaluate_voc
 
 CATEGORIES = tuple("abcd")
-TEST_DATA = pathlib.Path(
-    os.environ.get("CSE_JAX_TEST_DATA") or pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-)
-REFERENCES = TEST_DATA / "eval_refs"
 
 
 def xywh(boxes):
@@ -129,7 +123,6 @@ def test_equals_pycocotools_on_small_and_crowded_cases(seed, images, objects, de
     assert_equal_to_pycocotools(*random_case(seed, images, objects, detections, extent), CATEGORIES)
 
 
-@pytest.mark.skipif(not REFERENCES.is_dir(), reason=f"no {REFERENCES}: set CSE_JAX_TEST_DATA")
 @pytest.mark.parametrize(
     ("truth_file", "found_file", "expected"),
     [
@@ -139,9 +132,10 @@ def test_equals_pycocotools_on_small_and_crowded_cases(seed, images, objects, de
 )
 def test_published_reference_evaluations(truth_file, found_file, expected):
     """Nothing is detected on one image of the first: leaving it out would raise AP by 0.0024."""
-    reference = json.loads((REFERENCES / truth_file).read_text())
-    results = json.loads((REFERENCES / found_file).read_text())
-    figures = list(json.loads((REFERENCES / "expected.json").read_text())[expected].values())[:6]
+    references = beside("data") / "eval_refs"
+    reference = json.loads((references / truth_file).read_text())
+    results = json.loads((references / found_file).read_text())
+    figures = list(json.loads((references / "expected.json").read_text())[expected].values())[:6]
     index = {category["id"]: label for label, category in enumerate(reference["categories"])}
 
     def column(rows, key):
@@ -366,9 +360,9 @@ def test_masks_are_needed_on_both_sides():
         evaluate_masks(found, truth._replace(masks=found.masks[:3]), CATEGORIES)
 
 
-@pytest.mark.skipif(not REFERENCES.is_dir(), reason=f"no {REFERENCES}: set CSE_JAX_TEST_DATA")
 def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count():
-    reference = json.loads((REFERENCES / "instances_val2014_100_gt.json").read_text())
+    references = beside("data") / "eval_refs"
+    reference = json.loads((references / "instances_val2014_100_gt.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in reference["images"]}
     index = {category["id"]: label for label, category in enumerate(reference["categories"])}
     objects = reference["annotations"]
@@ -376,7 +370,7 @@ def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count():
         {"size": sizes[o["image_id"]], "counts": run_lengths(o["segmentation"], sizes[o["image_id"]])} for o in objects
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        oracle = COCO(str(REFERENCES / "instances_val2014_100_gt.json"))
+        oracle = COCO(str(references / "instances_val2014_100_gt.json"))
     for row, mask in zip(objects, masks, strict=True):
         counts = oracle.annToRLE(row)["counts"]
         assert mask["counts"] == (counts.encode() if isinstance(counts, str) else counts)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy
+from extras import need
 from populations import random_expressions
 
 import cse_jax
@@ -118,6 +119,8 @@ def test_random_formulas_stay_the_same_loss_or_stay_as_they_are(space):
 @pytest.mark.parametrize("framework", ["numpy", "jax", "pytorch"])
 def test_exported_code_is_the_engine_s_loss(space, name, framework):
     """Within 1e-9: stable logarithms leave out 1e-20 next to arguments of at least 6e-6 on the grid."""
+    if framework == "pytorch":
+        need("torch")
     code = export.FORMATS[framework](export.prepare(zoo.find(name, space), weight=2.5, provenance="a test"))
     for units in space.units:
         compare_code(code, framework, zoo.find(name, space), grid_inputs(space, units))
@@ -143,7 +146,7 @@ def compare_code(code, framework, expression, inputs):
         for n, gradient in zip(space.differentiable, found, strict=True):
             assert_same(np.asarray(gradient), gradients[n])
     else:
-        torch = pytest.importorskip("torch")
+        torch = need("torch")
         tensors = {n: torch.tensor(np.array(a), requires_grad=n in space.differentiable) for n, a in inputs.items()}
         result = loss(*tensors.values())
         assert_same(result.detach().numpy(), value)
@@ -188,11 +191,11 @@ def test_constant_parts_and_narrow_results_are_written_out():
 @pytest.mark.parametrize("framework", ["numpy", "jax", "pytorch"])
 def test_exported_losses_are_finite_at_extreme_logits(framework):
     """The engine's 1e-20 would cut off at 46; the exported focal loss goes on and keeps its gradient."""
-    loss = execute(export.FORMATS[framework](export.prepare(zoo.find("focal", spaces.BINARY_CLASS))))["loss"]
     x, y = np.array([[-80.0, 80.0]]), np.array([[1.0, 0.0]])
     if framework == "pytorch":
-        torch = pytest.importorskip("torch")
+        torch = need("torch")
         x, y = torch.tensor(x, requires_grad=True), torch.tensor(y)
+    loss = execute(export.FORMATS[framework](export.prepare(zoo.find("focal", spaces.BINARY_CLASS))))["loss"]
     value = loss(x, y, y, 1 - y)
     if framework == "pytorch":
         value.sum().backward()
@@ -245,7 +248,7 @@ def mmdet_code(name, space, **about):
 
 
 def test_mmdet_box_loss(mmdet_stub):
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     code = mmdet_code("GIoU", spaces.BOX, weight=2.0)
     execute(code)
     assert "loss_bbox=dict(type='SearchedBoxLoss')" in code
@@ -261,7 +264,7 @@ def test_mmdet_box_loss(mmdet_stub):
 
 
 def test_mmdet_binary_loss(mmdet_stub):
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     code = mmdet_code("CEI", spaces.BINARY_CLASS)
     execute(code)
     assert "use_sigmoid=True" in code
@@ -277,7 +280,7 @@ def test_mmdet_binary_loss(mmdet_stub):
 
 
 def test_mmdet_multi_class_loss(mmdet_stub):
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     execute(mmdet_code("CEI", spaces.MULTI_CLASS))
     logits, labels = torch.tensor([[0.3, -1.0, 0.1], [2.0, 0.5, 0.0]]), torch.tensor([1, 2])
     module = mmdet_stub["SearchedClsLoss"](reduction="none")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import beside
+from extras import beside, need
 from flax import nnx
 from micro import library_losses
 from PIL import Image
@@ -61,7 +61,7 @@ def made(path, **options) -> MobileNetV1:
 
 def reference(tensors, image):
     """Features of strides 4, 8 and 16 by PyTorch's functions, padded as TensorFlow pads."""
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     functional = torch.nn.functional
     tensors = {name: torch.from_numpy(array) for name, array in tensors.items()}
 
@@ -171,10 +171,7 @@ def test_frozen_statistics_need_weights():
 
 @pytest.fixture(scope="module")
 def genuine():
-    path = beside("CSE_JAX_TEST_WEIGHTS", "weights") / "mobilenet_v1_1.0_imagenet_f32.npz"
-    if not path.is_file():
-        pytest.skip(f"no weights at {path}; set CSE_JAX_TEST_WEIGHTS")
-    return str(path)
+    return str(beside("weights") / "mobilenet_v1_1.0_imagenet_f32.npz")
 
 
 def test_statistics_agree_with_photographs(genuine, test_data):

@@ -3,12 +3,12 @@
 import dataclasses
 import io
 import itertools
-import os
 import pathlib
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from extras import beside
 from PIL import Image
 
 from detectors.data.datasets import DataConfig, open_dataset, open_records
@@ -16,9 +16,6 @@ from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import eval_batches, flipped, make_batch, one_image_per_category, train_batches
 
 CATEGORIES = ("cat", "dog", "owl")
-TEST_DATA = pathlib.Path(
-    os.environ.get("CSE_JAX_TEST_DATA") or pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-)
 GOOD_BOX = (10.0, 20.0, 30.0, 36.0)
 
 
@@ -275,9 +272,7 @@ def test_training_data_is_not_evaluation_data(digits):
 
 def test_real_blood_cells_with_two_bad_boxes():
     """BCCD has two platelets without area; nothing else of it may be dropped."""
-    folder = TEST_DATA / "bccd"
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}: set CSE_JAX_TEST_DATA")
+    folder = beside("data") / "bccd"
     names = ("RBC", "WBC", "Platelets")
     records = [_voc_record(folder, f"BloodImage_00{number}", names) for number in ("338", "343", "000")]
     splits = {"train": records, "select": records, "test": records}

@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+from extras import need
 
 from detectors.evaluation import Metrics
 from detectors.scores import Scores
@@ -74,11 +75,11 @@ def test_an_undefined_ap_is_never_the_best(tmp_path):
 
 def test_tensorboard_is_told_to_be_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match="pip install tensorboardX"):
+    with pytest.raises(ImportError, match=r"pip install 'cse_jax\[tensorboard\]'"):
         make(tmp_path, tensorboard=True)
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboardX")
+    need("tensorboardX")
     make(tmp_path, tensorboard=True).progress(10, metrics(2.0))
     assert list((tmp_path / "tensorboard").iterdir())

@@ -11,9 +11,9 @@ import importlib
 import math
 
 import numpy as np
-import pytest
+from extras import need
 
-torch = pytest.importorskip("torch")
+torch = need("torch")
 
 
 def nms(boxes, scores, iou_threshold):
@@ -72,7 +72,7 @@ def _register():
     )
     library.impl("nms", nms, "CPU")
     library.impl("roi_align", roi_align, "CPU")
-    pytest.importorskip("torchvision")
+    need("torchvision")
     for name in ("torchvision.extension", "torchvision.ops.roi_align"):
         importlib.import_module(name)._has_ops = lambda: True
     return library
