@@ -1,9 +1,8 @@
 """cse_jax: discovers loss functions for object detection by convergence-simulation driven search."""
 
-from cse_jax import spaces
-from cse_jax.expression import Expression
-from cse_jax.gate import Verdict, verify
-from cse_jax.parsing import FormulaError, parse
-from cse_jax.printing import to_authors, to_infix
+from cse_jax.language import spaces
+from cse_jax.language.expression import Expression, to_authors, to_infix
+from cse_jax.language.parsing import FormulaError, parse
+from cse_jax.screening.verification import Verdict, verify
 
 __all__ = ["Expression", "FormulaError", "Verdict", "parse", "spaces", "to_authors", "to_infix", "verify"]

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cse_jax import program, spaces, zoo
-from cse_jax.expression import Expression
-from cse_jax.parsing import FormulaError
-from cse_jax.program import Program
-from cse_jax.spaces import Space
+from cse_jax.language import program, spaces, zoo
+from cse_jax.language.expression import Expression
+from cse_jax.language.parsing import FormulaError
+from cse_jax.language.program import Program
+from cse_jax.language.spaces import Space
 from detectors import named_losses
 from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
@@ -56,7 +56,7 @@ def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLos
 
     Args:
       text: a library loss with or without hyper-parameters (``varifocal_loss``, ``focal_loss(gamma=1.5)``), a loss of
-        ``cse_jax.zoo`` (``CEI``), or a formula.
+        ``cse_jax.language.zoo`` (``CEI``), or a formula.
       space: the space that it must belong to.
       weight: factor on the loss.
 

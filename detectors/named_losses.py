@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cse_jax import losses as library
-from cse_jax import spaces
-from cse_jax.spaces import Space
+from cse_jax.language import spaces
+from cse_jax.language.spaces import Space
 
 _BY_SPACE: dict[str, tuple[Callable, ...]] = {
     spaces.MULTI_CLASS.name: (

@@ -20,15 +20,15 @@ import time
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cse_jax import workdir
-from detectors import inference
+from cse_jax.search import workdir
 from detectors.data.datasets import open_dataset
 from detectors.data.on_disk import DiskData
 from detectors.data.voc import VocData
-from detectors.evaluation import Found, detect, ground_truth
+from detectors.evaluation import inference
+from detectors.evaluation.coco import Found, detect, ground_truth
+from detectors.evaluation.results_files import IOU_TYPES, read_reference, read_results, write_results
+from detectors.evaluation.scores import as_json, score, table
 from detectors.models.mask_rcnn import MaskRCNNConfig
-from detectors.results_files import IOU_TYPES, read_reference, read_results, write_results
-from detectors.scores import as_json, score, table
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "Of the training, or pretrained.")

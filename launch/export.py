@@ -12,9 +12,10 @@ import sys
 
 from absl import app, flags, logging
 
-from cse_jax import export, spaces, zoo
-from cse_jax.ledger import LedgerError, read_fame
-from cse_jax.parsing import FormulaError
+from cse_jax import export
+from cse_jax.language import spaces, zoo
+from cse_jax.language.parsing import FormulaError
+from cse_jax.search.ledger import LedgerError, read_fame
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
 _RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1)

@@ -17,11 +17,19 @@ import time
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cse_jax import workdir
-from detectors import inference
+from cse_jax.search import workdir
 from detectors.data.datasets import category_names
 from detectors.data.drawing import draw_objects
-from detectors.photos import Finding, PhotoError, find_objects, image_files, layout_for, read_upright, upright_size
+from detectors.evaluation import inference
+from detectors.evaluation.photos import (
+    Finding,
+    PhotoError,
+    find_objects,
+    image_files,
+    layout_for,
+    read_upright,
+    upright_size,
+)
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "Of the training, or pretrained.")

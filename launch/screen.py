@@ -27,11 +27,11 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cse_jax import spaces
-from cse_jax.enumeration import enumerate_losses
-from cse_jax.stream import screen_batches
-from cse_jax.survivors import Survivors, SurvivorsError, read_survivors, write_size
-from cse_jax.workdir import hear_interrupts, leave_interrupted
+from cse_jax.atlas.enumeration import enumerate_losses
+from cse_jax.atlas.stream import screen_batches
+from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors, write_size
+from cse_jax.language import spaces
+from cse_jax.search.workdir import hear_interrupts, leave_interrupted
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
 _COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)

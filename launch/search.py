@@ -15,17 +15,18 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from cse_jax import calibration, calibration_report, report, search, workdir
-from cse_jax.ledger import Ledger, LedgerError
-from cse_jax.monitor import Monitor
-from cse_jax.survivors import SurvivorsError
-from cse_jax.trials import default_pair
+from cse_jax.atlas.survivors import SurvivorsError
+from cse_jax.reporting import calibration_report, report
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.search import calibration, run, workdir
+from cse_jax.search.ledger import Ledger, LedgerError
+from cse_jax.search.trials import default_pair
 from detectors.data.datasets import open_dataset
-from detectors.initial_weights import starting_from
 from detectors.models import build_detector
-from detectors.run_config import CalibrationRun
-from detectors.trainer import DetectorTrainer
-from detectors.training import compile_detector
+from detectors.training.initial_weights import starting_from
+from detectors.training.run_config import CalibrationRun
+from detectors.training.search_trainer import DetectorTrainer
+from detectors.training.step import compile_detector
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "search"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "default.py"), "What to search.")
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Nothing finished is lost: the same command goes on from {folder}.", markup=False)
         workdir.leave_interrupted()
-    except (workdir.WorkdirError, LedgerError, SurvivorsError, search.SearchFailed, ValueError, OSError) as error:
+    except (workdir.WorkdirError, LedgerError, SurvivorsError, run.SearchFailed, ValueError, OSError) as error:
         console.print(f"\nThe search stopped: {error}", style="red", markup=False, soft_wrap=True)
         console.print(f"What was finished is kept in {folder}.", markup=False)
         sys.exit(1)
@@ -71,7 +72,7 @@ def _search(config, folder: pathlib.Path, console: Console, started: float) -> N
                     config.calibration, config.search, **task, trainer=trainer, ledger=ledger, monitor=monitor
                 )
             else:
-                result = search.run(config.search, **task, trainer=trainer, ledger=ledger, monitor=monitor)
+                result = run.run(config.search, **task, trainer=trainer, ledger=ledger, monitor=monitor)
     if isinstance(config, CalibrationRun):
         calibration_report.write(folder, result)
         calibration_report.show(console, result)

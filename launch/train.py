@@ -19,21 +19,22 @@ import time
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cse_jax import spaces, workdir, zoo
-from cse_jax.trials import TrainingDiverged
+from cse_jax.language import spaces, zoo
+from cse_jax.search import workdir
+from cse_jax.search.trials import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
-from detectors.evaluation import detect, ground_truth
-from detectors.fit import fit
-from detectors.initial_weights import starting_from
+from detectors.evaluation.coco import detect, ground_truth
+from detectors.evaluation.scores import Scores, as_json, in_a_line, score
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
-from detectors.run_config import LossConfig
-from detectors.scores import Scores, as_json, in_a_line, score
-from detectors.tensor_files import TensorFileError
-from detectors.training import compile_detector
-from detectors.training_log import TrainingLog
+from detectors.training.initial_weights import starting_from
+from detectors.training.log import TrainingLog
+from detectors.training.loop import fit
+from detectors.training.run_config import LossConfig
+from detectors.training.step import compile_detector
+from detectors.weights.tensor_files import TensorFileError
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "What to train.")

@@ -2,7 +2,7 @@
 
 import random
 
-from cse_jax.trials import Training
+from cse_jax.search.trials import Training
 
 
 class FakeTrainer:

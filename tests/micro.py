@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from cse_jax import spaces
+from cse_jax.language import spaces
 from detectors.losses import DetectionLosses, resolve_pair
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny

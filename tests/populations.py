@@ -4,9 +4,9 @@ import functools
 
 import jax
 
-from cse_jax.generation import Shape, random_population
-from cse_jax.population import decode, encode
-from cse_jax.variation import offspring
+from cse_jax.language.population import decode, encode
+from cse_jax.sampling.random_trees import Shape, random_population
+from cse_jax.sampling.variation import offspring
 
 SHAPE = Shape()
 

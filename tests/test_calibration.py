@@ -8,11 +8,14 @@ import pytest
 from fakes import FakeTrainer
 from rich.console import Console
 
-from cse_jax import calibration, calibration_report, gate, search, spaces, zoo
-from cse_jax.calibration import RANKED, SCREEN, CalibrationConfig, Contestant, agreement
-from cse_jax.ledger import Ledger
-from cse_jax.monitor import Monitor
-from cse_jax.trials import Training
+from cse_jax.language import spaces, zoo
+from cse_jax.reporting import calibration_report
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.screening import verification
+from cse_jax.search import calibration, run
+from cse_jax.search.calibration import RANKED, SCREEN, CalibrationConfig, Contestant, agreement
+from cse_jax.search.ledger import Ledger
+from cse_jax.search.trials import Training
 
 CONFIG = CalibrationConfig(
     classification=("y * softplus(-x) + 3 * ny * softplus(x)",),
@@ -43,7 +46,7 @@ def result(tmp_path_factory):
     ):
         return calibration.run(
             CONFIG,
-            search.SearchConfig(),
+            run.SearchConfig(),
             cls_space=spaces.BINARY_CLASS,
             box_weight=1.0,
             units="strides",
@@ -59,7 +62,7 @@ def test_good_and_bad_losses_are_drawn_once_each(result):
         origins = [c.origin for c in contestants]
         assert origins[: len(zoo.known(space))] == list(zoo.known(space))
         assert origins.count("generated") == 4 and sum(o.startswith("rejected") for o in origins) == 2
-        verdicts = gate.verify([c.formula for c in contestants], space, units="strides")
+        verdicts = verification.verify([c.formula for c in contestants], space, units="strides")
         good = [v.fingerprint for v in verdicts if v.passed]
         assert len(set(good)) == len(good) == len(contestants) - 2
         for contestant, verdict in zip(contestants, verdicts, strict=True):

@@ -11,13 +11,7 @@ import pytest
 from flax import nnx
 from micro import library_losses
 
-from detectors.models.cascade_rcnn import (
-    CascadeRCNN,
-    CascadeRCNNConfig,
-    _handed_on,
-    _refined,
-    cascade_rcnn_tiny,
-)
+from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, _handed_on, _refined, cascade_rcnn_tiny
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.roi_head import RoIConfig, SampledRoIs, sample_rois
 from detectors.ops.boxes import encode_deltas

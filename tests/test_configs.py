@@ -12,10 +12,10 @@ from detectors.data.bdd100k import Bdd100kData
 from detectors.data.coco import CocoData
 from detectors.data.datasets import DataConfig
 from detectors.data.voc import VocData
-from detectors.initial_weights import WeightsConfig, load
 from detectors.losses import resolve_pair
 from detectors.models import build_detector
 from detectors.models.mask_rcnn import MaskRCNNConfig
+from detectors.training.initial_weights import WeightsConfig, load
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs" / "train").glob("*.py"))

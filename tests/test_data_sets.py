@@ -19,8 +19,8 @@ from detectors.data.on_disk import LayoutError, build_detection_set
 from detectors.data.pipeline import Example, eval_batches, flipped, make_batch, train_batches
 from detectors.data.resizing import fitted_size, mask_grid, resized
 from detectors.data.voc import VocData
-from detectors.evaluation import Found, evaluate, evaluate_masks, ground_truth
-from detectors.voc_evaluation import evaluate_voc
+from detectors.evaluation.coco import Found, evaluate, evaluate_masks, ground_truth
+from detectors.evaluation.voc import evaluate_voc
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {"short_side": 64, "long_side": 96}

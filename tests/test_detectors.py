@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import cse_jax
-from cse_jax import spaces, zoo
+from cse_jax.language import spaces, zoo
 from detectors import checkpoint
 from detectors.losses import DetectionLosses, default_losses, term
 from detectors.models import build_detector
@@ -19,7 +19,7 @@ from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.models.resnet import ResNet, resnet18, resnet50, resnet101, tiny
 from detectors.structures import Batch
-from detectors.training import Compiled, TrainConfig, compile_detector, learning_rate
+from detectors.training.step import Compiled, TrainConfig, compile_detector, learning_rate
 
 SIZE = 64
 TINY = {"fcos": fcos_tiny(3), "faster_rcnn": faster_rcnn_tiny(3)}

@@ -6,10 +6,10 @@ import functools
 import pytest
 
 import cse_jax
-from cse_jax.enumeration import count_formulas, enumerate_losses
-from cse_jax.expression import Expression, arity
-from cse_jax.gate import verify
-from cse_jax.spaces import BINARY_CLASS, BOX, MULTI_CLASS
+from cse_jax.atlas.enumeration import count_formulas, enumerate_losses
+from cse_jax.language.expression import Expression, arity
+from cse_jax.language.spaces import BINARY_CLASS, BOX, MULTI_CLASS
+from cse_jax.screening.verification import verify
 
 
 def smaller(space, operators, constants=(1,)):

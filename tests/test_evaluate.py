@@ -13,20 +13,21 @@ import pytest
 from flax import nnx
 from test_data_sets import coco_tree, voc_tree
 
-from cse_jax import workdir
-from detectors import checkpoint, inference
+from cse_jax.search import workdir
+from detectors import checkpoint
 from detectors.data.coco import CocoData
 from detectors.data.datasets import DataConfig, category_names, open_dataset
 from detectors.data.voc import VocData
-from detectors.evaluation import Found, detect, evaluate, evaluate_masks, ground_truth
+from detectors.evaluation import inference
+from detectors.evaluation.coco import Found, detect, evaluate, evaluate_masks, ground_truth
+from detectors.evaluation.results_files import ResultsError, read_reference, read_results, write_results
+from detectors.evaluation.scores import as_json, score, table
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.mask_rcnn import mask_rcnn_tiny
-from detectors.pretrained import COCO_NUMBERS
-from detectors.results_files import ResultsError, read_reference, read_results, write_results
-from detectors.run_config import TrainRun
-from detectors.scores import as_json, score, table
 from detectors.structures import Detections
+from detectors.training.run_config import TrainRun
+from detectors.weights.pretrained import COCO_NUMBERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

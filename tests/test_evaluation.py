@@ -18,7 +18,7 @@ from detectors.data.coco import run_lengths
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation
 from detectors.data.resizing import resized
-from detectors.evaluation import (
+from detectors.evaluation.coco import (
     Found,
     GroundTruth,
     detect,
@@ -27,8 +27,8 @@ from detectors.evaluation import (
     evaluate_masks,
     ground_truth,
 )
+from detectors.evaluation.voc import area_ap, eleven_point_ap, evaluate_voc
 from detectors.structures import Detections
-from detectors.voc_evaluation import area_ap, eleven_point_ap, evaluate_voc
 
 CATEGORIES = tuple("abcd")
 

@@ -13,13 +13,14 @@ from extras import need
 from populations import random_expressions
 
 import cse_jax
-from cse_jax import export, spaces, zoo
-from cse_jax import program as programs
+from cse_jax import export
 from cse_jax.export.notation import symbols, to_latex, to_sympy
 from cse_jax.export.simplification import difference_on_grid
 from cse_jax.export.source_code import is_stabilised
-from cse_jax.generation import Shape
-from cse_jax.spaces import SPACES, trajectories
+from cse_jax.language import program as programs
+from cse_jax.language import spaces, zoo
+from cse_jax.language.spaces import SPACES, trajectories
+from cse_jax.sampling.random_trees import Shape
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 KNOWN = [(space, name) for space in SPACES.values() for name in zoo.known(space)]

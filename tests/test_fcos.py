@@ -11,13 +11,13 @@ from flax import nnx
 from micro import library_losses
 
 import cse_jax
-from cse_jax import spaces
+from cse_jax.language import spaces
 from detectors.losses import term
 from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
 from detectors.models.norms import is_norm
 from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector, optimiser_for
+from detectors.training.step import TrainConfig, compile_detector, optimiser_for
 
 LOSSES = library_losses(FCOS)
 SIZE = 64

@@ -5,12 +5,12 @@ import pytest
 from populations import descendants
 
 import cse_jax
-from cse_jax import spaces, zoo
-from cse_jax.expression import Expression
-from cse_jax.gate import Property
-from cse_jax.gate import judge as judge_population
-from cse_jax.population import encode
-from cse_jax.spaces import SPACES, trajectories
+from cse_jax.language import spaces, zoo
+from cse_jax.language.expression import Expression
+from cse_jax.language.population import encode
+from cse_jax.language.spaces import SPACES, trajectories
+from cse_jax.screening.verification import Property
+from cse_jax.screening.verification import judge as judge_population
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 

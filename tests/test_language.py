@@ -13,15 +13,15 @@ import pytest
 from populations import descendants, random_expressions
 
 import cse_jax
-from cse_jax import program as programs
-from cse_jax import zoo
-from cse_jax.canonical import canonical
-from cse_jax.expression import Expression, arity
-from cse_jax.generation import Shape
-from cse_jax.operators import OPERATORS
-from cse_jax.population import decode, encode, hashes
-from cse_jax.spaces import SPACES
-from cse_jax.variation import MUTATIONS, crossover, mutate
+from cse_jax.language import program as programs
+from cse_jax.language import zoo
+from cse_jax.language.canonical import canonical
+from cse_jax.language.expression import Expression, arity
+from cse_jax.language.operators import OPERATORS
+from cse_jax.language.population import decode, encode, hashes
+from cse_jax.language.spaces import SPACES
+from cse_jax.sampling.random_trees import Shape
+from cse_jax.sampling.variation import MUTATIONS, crossover, mutate
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from cse_jax import losses, spaces, zoo
+from cse_jax import losses
+from cse_jax.language import spaces, zoo
 
 EPS = 1e-7
 

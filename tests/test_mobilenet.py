@@ -13,14 +13,14 @@ from micro import library_losses
 from PIL import Image
 
 from detectors import weights
-from detectors.initial_weights import WeightsConfig, load
 from detectors.models import build_detector
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.mobilenet import MobileNetConfig, MobileNetV1
 from detectors.models.norms import FrozenBatchNorm
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector
+from detectors.training.initial_weights import WeightsConfig, load
+from detectors.training.step import TrainConfig, compile_detector
 from detectors.weights import WeightsError
 
 BLOCKS = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]

@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from cse_jax.monitor import Monitor, funnel_tables
+from cse_jax.reporting.monitor import Monitor, funnel_tables
 
 
 def test_the_time_left():

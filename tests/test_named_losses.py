@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from cse_jax import losses as library
-from cse_jax import spaces, zoo
+from cse_jax.language import spaces, zoo
 from detectors import named_losses
 from detectors.losses import (
     DetectionLosses,
@@ -30,7 +30,7 @@ from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 from detectors.ops.points import assign_points, pyramid_points
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, compile_detector
 
 MULTI, BINARY, BOX = spaces.MULTI_CLASS, spaces.BINARY_CLASS, spaces.BOX
 SIZE, CLASSES = 64, 3

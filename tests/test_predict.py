@@ -13,10 +13,10 @@ from test_evaluate import leave_training, run
 from detectors.data.drawing import draw_objects
 from detectors.data.records import Annotation
 from detectors.data.settings import BatchConfig
+from detectors.evaluation.photos import PhotoError, find_objects, image_files, layout_for, read_upright, upright_size
 from detectors.models.fcos import fcos_tiny
-from detectors.photos import PhotoError, find_objects, image_files, layout_for, read_upright, upright_size
-from detectors.run_config import TrainRun
 from detectors.structures import Detections
+from detectors.training.run_config import TrainRun
 
 CONFIG = BatchConfig(short_side=64, long_side=96, mean=(0.0,) * 3, std=(1.0,) * 3)
 

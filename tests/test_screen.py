@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 from populations import descendants, random_expressions
 
-from cse_jax import dag as dags
-from cse_jax import zoo
-from cse_jax.branch import Branch, BranchConfig
-from cse_jax.coarse import FINER, ROUGH, coarse_grid
-from cse_jax.expression import Expression
-from cse_jax.gate import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
-from cse_jax.generation import Shape
-from cse_jax.growth import grow, tokens_of
-from cse_jax.population import PAD, decode, encode, hashes
-from cse_jax.printing import to_authors
-from cse_jax.spaces import BOX, MULTI_CLASS, SPACES, trajectories
-from cse_jax.stream import _grow_and_reject, reject, screen_batches
-from cse_jax.survivors import Survivors, SurvivorsError, read_survivors
+from cse_jax.atlas.stream import _grow_and_reject, reject, screen_batches
+from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors
+from cse_jax.language import graph as dags
+from cse_jax.language import zoo
+from cse_jax.language.expression import Expression, to_authors
+from cse_jax.language.population import PAD, decode, encode, hashes
+from cse_jax.language.spaces import BOX, MULTI_CLASS, SPACES, trajectories
+from cse_jax.sampling.random_graphs import grow, tokens_of
+from cse_jax.sampling.random_trees import Shape
+from cse_jax.screening.coarse import FINER, ROUGH, coarse_grid
+from cse_jax.screening.verification import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
+from cse_jax.search.branch import Branch, BranchConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)

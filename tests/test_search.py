@@ -12,21 +12,23 @@ import pytest
 from fakes import FakeTrainer
 from rich.console import Console
 
-from cse_jax import report, search, spaces, zoo
-from cse_jax.branch import BranchConfig
-from cse_jax.cascade import CascadeConfig
-from cse_jax.final import FinalConfig, Row, conclusion
-from cse_jax.ledger import Ledger, LedgerError, read_fame
-from cse_jax.monitor import Monitor
-from cse_jax.population import encode
-from cse_jax.prediction import simulate
-from cse_jax.printing import to_authors
-from cse_jax.screening import STAGES, screen
-from cse_jax.trials import LossPair, Training, Trials
-from cse_jax.workdir import WorkdirError, opened
+from cse_jax.language import spaces, zoo
+from cse_jax.language.expression import to_authors
+from cse_jax.language.population import encode
+from cse_jax.reporting import report
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.screening.funnel import STAGES, screen
+from cse_jax.screening.simulation import simulate
+from cse_jax.search import run
+from cse_jax.search.branch import BranchConfig
+from cse_jax.search.comparison import FinalConfig, Row, conclusion
+from cse_jax.search.ledger import Ledger, LedgerError, read_fame
+from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.trials import LossPair, Training, Trials
+from cse_jax.search.workdir import WorkdirError, opened
 
 SIZES = BranchConfig(generations=2, population=400, offspring=200, optimisations=5, proxies=3, parents=2)
-CONFIG = search.SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
+CONFIG = run.SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
 
 
 def run(path, trainer=None, config=CONFIG, identity=None):
@@ -35,7 +37,7 @@ def run(path, trainer=None, config=CONFIG, identity=None):
         Ledger(path / "ledger.sqlite", identity=identity or {"config": 1}) as ledger,
         Monitor(console, steps={"probe": 4, "verify": 5, "proxy": 20, "final": 30}) as monitor,
     ):
-        return search.run(
+        return run.run(
             config,
             cls_space=spaces.BINARY_CLASS,
             box_weight=1.0,
@@ -229,7 +231,7 @@ def test_a_default_that_fails_stops_the_search(tmp_path):
         def train_one(self, losses, purpose, seed, horizon):
             return Training(None, failure="not finite at step 1")
 
-    with pytest.raises(search.SearchFailed, match="default losses failed in the proxy training: not finite at step 1"):
+    with pytest.raises(run.SearchFailed, match="default losses failed in the proxy training: not finite at step 1"):
         run(tmp_path, Broken())
 
 
@@ -250,17 +252,17 @@ def test_random_first_population(tmp_path):
 
 def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     sizes, final = dataclasses.replace(SIZES, population=1500), FinalConfig(seeds=2, branches=False, random_search=True)
-    config = search.SearchConfig(classification=sizes, regression=sizes, final=final)
+    config = run.SearchConfig(classification=sizes, regression=sizes, final=final)
     result = run(tmp_path, config=config)
     searched, control = (
-        [counts for (branch, _), counts in result.funnel.items() if branch.endswith(search.RANDOM) == at_random]
+        [counts for (branch, _), counts in result.funnel.items() if branch.endswith(run.RANDOM) == at_random]
         for at_random in (False, True)
     )
     assert [c["generated"] for c in searched] == [c["generated"] for c in control] == [1500, 200] * 2
     assert sum(c["verified"] for c in control) < sum(c["verified"] for c in searched)  # random formulas rarely converge
     (row,) = (row for row in result.table if row.name == "random search, same budget")
     assert conclusion([*result.table[:1], row]) == "Nothing was discovered: no candidate passed all filters."
-    best = [next(iter(result.fame[space + search.RANDOM]), None) for space in ("binary_class", "box")]
+    best = [next(iter(result.fame[space + run.RANDOM]), None) for space in ("binary_class", "box")]
     assert any(best)
     defaults = (zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
     for loss, famous, default in zip((row.losses.cls, row.losses.box), best, defaults, strict=True):
@@ -372,7 +374,7 @@ def test_matched_weights_ignore_the_scale_of_a_formula():
 
 @pytest.mark.parametrize("space", spaces.SPACES.values(), ids=str)
 def test_simulation_tells_losses_from_their_negations(space):
-    from cse_jax.expression import Expression
+    from cse_jax.language.expression import Expression
 
     known = list(zoo.known(space).values())
     for units in ("pixels", "strides"):
@@ -424,7 +426,7 @@ def test_the_same_training_is_run_once(tmp_path):
 
 
 def row(name, aps, default=(0.40, 0.41, 0.42)):
-    from cse_jax.final import _mean_std
+    from cse_jax.search.comparison import _mean_std
 
     pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
     paired = [a - b for a, b in zip(aps, default, strict=True)]

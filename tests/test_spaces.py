@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import cse_jax
-from cse_jax import operators, spaces, zoo
-from cse_jax.spaces import Path, trajectories
+from cse_jax.language import operators, spaces, zoo
+from cse_jax.language.spaces import Path, trajectories
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "centreness.py"
@@ -60,7 +60,7 @@ def test_a_new_operator_and_new_constants_work_throughout(centreness):
     assert formula == zoo.find("Brier", space) == cse_jax.parse(cse_jax.to_authors(formula), space)
     x, t = np.array([0.3, -1.0]), np.array([0.2, 0.9])
     with jax.enable_x64(True):
-        from cse_jax import program
+        from cse_jax.language import program
 
         value, gradients = program.value_and_gradients(
             space, program.compile_expression(formula), {"X": jax.numpy.asarray(x), "T": jax.numpy.asarray(t)}

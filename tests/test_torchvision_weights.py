@@ -13,7 +13,7 @@ from detectors.models import torchvision_settings
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
-from detectors.tensor_files import read_tensors
+from detectors.weights.tensor_files import read_tensors
 
 DETECTORS = [
     ("fasterrcnn_resnet50_fpn", FasterRCNN, weights.load_faster_rcnn, weights.faster_rcnn_table),

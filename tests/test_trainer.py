@@ -14,17 +14,18 @@ from flax import nnx
 from micro import micro_fcos
 
 import cse_jax
-from cse_jax import spaces, zoo
-from cse_jax.trials import LossPair, Stopped
-from detectors import checkpoint, many
+from cse_jax.language import spaces, zoo
+from cse_jax.search.trials import LossPair, Stopped
+from detectors import checkpoint
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.losses import DetectionLosses, term
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS
-from detectors.run_config import training_in_seconds
-from detectors.trainer import DetectorTrainer, ScheduleConfig, _padded, _terms
-from detectors.training import compile_detector, learning_rate, optimiser_for
+from detectors.training import batched
+from detectors.training.run_config import training_in_seconds
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms
+from detectors.training.step import compile_detector, learning_rate, optimiser_for
 
 DEFAULT = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
 NEVER = threading.Event()
@@ -222,5 +223,5 @@ def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, gain, expected)
     seconds = {2**k: (2 * gain) ** k for k in range(8)}
     monkeypatch.setattr(many, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
     fake = types.SimpleNamespace(memory=lambda model, count, batch, losses: 100 + 80 * count)
-    assert many.fitting_count(fake, None, None, None, limit=limit) == expected
-    assert many.fitting_count(fake, None, None, None) == 1, "on a CPU one after the other"
+    assert batched.fitting_count(fake, None, None, None, limit=limit) == expected
+    assert batched.fitting_count(fake, None, None, None) == 1, "on a CPU one after the other"

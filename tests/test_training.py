@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from micro import library_losses, micro_faster_rcnn, micro_fcos
 
-from detectors.initial_weights import WeightsConfig, starting_from
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import ResNetConfig
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector, learning_rate
+from detectors.training.initial_weights import WeightsConfig, starting_from
+from detectors.training.step import TrainConfig, compile_detector, learning_rate
 from detectors.weights import RESNET, WeightsError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ import sys
 import pytest
 from extras import need
 
-from detectors.evaluation import Metrics
-from detectors.scores import Scores
-from detectors.training_log import TrainingLog
+from detectors.evaluation.coco import Metrics
+from detectors.evaluation.scores import Scores
+from detectors.training.log import TrainingLog
 
 
 def metrics(loss, **changes):

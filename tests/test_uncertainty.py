@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cse_jax.uncertainty import ranked, seed_noise, standard_error
+from cse_jax.search.statistics import ranked, seed_noise, standard_error
 
 
 def test_noise_is_what_neither_loss_nor_seed_explains():

@@ -17,7 +17,7 @@ from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.resnet import ResNet, ResNetConfig, resnet18
 from detectors.models.torchvision_settings import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
-from detectors.tensor_files import TensorFileError, read_tensors
+from detectors.weights.tensor_files import TensorFileError, read_tensors
 
 
 def safetensors(path, tensors, **changes):
@@ -261,7 +261,11 @@ def test_a_backbone_with_group_norms_has_no_place_for_statistics(tmp_path):
             lambda: FasterRCNN(fasterrcnn_resnet50_fpn(), rngs=nnx.Rngs(0)),
             "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
         ),
-        (weights.load_fcos, lambda: FCOS(fcos_resnet50_fpn(), rngs=nnx.Rngs(0)), "fcos_resnet50_fpn_coco-99b0c9b7.pth"),
+        (
+            weights.load_fcos,
+            lambda: FCOS(fcos_resnet50_fpn(), rngs=nnx.Rngs(0)),
+            "fcos_resnet50_fpn_coco-99b0c9b7.pth",
+        ),
     ],
 )
 def test_a_missing_file_says_where_weights_are(tmp_path, load, build, name):

@@ -6,7 +6,7 @@ python launch/evaluate.py --config=configs/pretrained/fasterrcnn_resnet50_fpn.py
     --config.data.root=/data/coco
 """
 
-from detectors.pretrained import PretrainedFasterRCNN
+from detectors.weights.pretrained import PretrainedFasterRCNN
 
 
 def get_config() -> PretrainedFasterRCNN:

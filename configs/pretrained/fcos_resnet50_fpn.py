@@ -6,7 +6,7 @@ python launch/evaluate.py --config=configs/pretrained/fcos_resnet50_fpn.py --wei
     --config.data.root=/data/coco
 """
 
-from detectors.pretrained import PretrainedFCOS
+from detectors.weights.pretrained import PretrainedFCOS
 
 
 def get_config() -> PretrainedFCOS:

@@ -6,7 +6,7 @@ python launch/evaluate.py --config=configs/pretrained/maskrcnn_resnet50_fpn.py -
     --config.data.root=/data/coco
 """
 
-from detectors.pretrained import PretrainedMaskRCNN
+from detectors.weights.pretrained import PretrainedMaskRCNN
 
 
 def get_config() -> PretrainedMaskRCNN:

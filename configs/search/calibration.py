@@ -5,9 +5,9 @@ python launch/search.py --config=configs/search/calibration.py
 Cost and what was found: docs/benchmarks.md.
 """
 
-from cse_jax.calibration import CalibrationConfig
-from detectors.run_config import CalibrationRun, search_in_minutes, training_in_seconds
-from detectors.trainer import ScheduleConfig
+from cse_jax.search.calibration import CalibrationConfig
+from detectors.training.run_config import CalibrationRun, search_in_minutes, training_in_seconds
+from detectors.training.search_trainer import ScheduleConfig
 
 P = "sigmoid(x)"
 CLASSIFICATION = (

@@ -3,8 +3,8 @@
 python launch/search.py
 """
 
-from detectors.run_config import FCOSRun, search_in_minutes, training_in_seconds
-from detectors.trainer import ScheduleConfig
+from detectors.training.run_config import FCOSRun, search_in_minutes, training_in_seconds
+from detectors.training.search_trainer import ScheduleConfig
 
 
 def get_config() -> FCOSRun:

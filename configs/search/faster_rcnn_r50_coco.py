@@ -12,9 +12,9 @@ the resized images stay.  Cost and AP: not measured.  Another data set in COCO's
 
 from detectors.data.coco import CocoData
 from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.run_config import FasterRCNNRun, search_in_minutes
-from detectors.trainer import ScheduleConfig
-from detectors.training import TrainConfig
+from detectors.training.run_config import FasterRCNNRun, search_in_minutes
+from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> FasterRCNNRun:

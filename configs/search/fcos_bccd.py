@@ -9,8 +9,8 @@ The data set: https://github.com/Shenggan/BCCD_Dataset, folder BCCD.  Cost and A
 
 from detectors.data.voc import VocData
 from detectors.models.fcos import fcos_tiny
-from detectors.run_config import FCOSRun, search_in_minutes, training_in_seconds
-from detectors.trainer import ScheduleConfig
+from detectors.training.run_config import FCOSRun, search_in_minutes, training_in_seconds
+from detectors.training.search_trainer import ScheduleConfig
 
 
 def get_config() -> FCOSRun:

@@ -7,14 +7,14 @@ python launch/search.py --config=configs/search/one_minute.py
 
 import dataclasses
 
-from cse_jax.branch import BranchConfig
-from cse_jax.cascade import CascadeConfig
-from cse_jax.final import FinalConfig
-from cse_jax.search import SearchConfig
+from cse_jax.search.branch import BranchConfig
+from cse_jax.search.comparison import FinalConfig
+from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.run import SearchConfig
 from detectors.data.datasets import DataConfig
 from detectors.data.digit_scenes import DigitScenesConfig
-from detectors.run_config import FCOSRun, training_in_seconds
-from detectors.trainer import ScheduleConfig
+from detectors.training.run_config import FCOSRun, training_in_seconds
+from detectors.training.search_trainer import ScheduleConfig
 
 
 def get_config() -> FCOSRun:

@@ -4,7 +4,7 @@ python launch/train.py --config=configs/train/atss_digits.py
 python launch/train.py --config=configs/train/atss_digits.py --config.loss.cls=B_cls --config.loss.box_weight=1
 """
 
-from detectors.run_config import ATSSTrainRun, training_in_seconds
+from detectors.training.run_config import ATSSTrainRun, training_in_seconds
 
 
 def get_config() -> ATSSTrainRun:

@@ -4,7 +4,7 @@ python launch/train.py --config=configs/train/cascade_rcnn_digits.py
 python launch/train.py --config=configs/train/cascade_rcnn_digits.py --config.loss.box=A_reg
 """
 
-from detectors.run_config import CascadeRCNNTrainRun, training_in_seconds
+from detectors.training.run_config import CascadeRCNNTrainRun, training_in_seconds
 
 
 def get_config() -> CascadeRCNNTrainRun:

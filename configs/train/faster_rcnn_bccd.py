@@ -12,7 +12,7 @@ from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.run_config import FasterRCNNTrainRun, training_in_seconds
+from detectors.training.run_config import FasterRCNNTrainRun, training_in_seconds
 
 
 def get_config() -> FasterRCNNTrainRun:

@@ -4,7 +4,7 @@ python launch/train.py --config=configs/train/faster_rcnn_digits.py
 python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box=l1_loss
 """
 
-from detectors.run_config import FasterRCNNTrainRun, training_in_seconds
+from detectors.training.run_config import FasterRCNNTrainRun, training_in_seconds
 
 
 def get_config() -> FasterRCNNTrainRun:

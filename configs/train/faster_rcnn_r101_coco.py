@@ -15,8 +15,8 @@ Ours: not measured, nor is the cost. With less memory: --config.train.batch_size
 from detectors.data.coco import CocoData
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.resnet import resnet101
-from detectors.run_config import FasterRCNNTrainRun
-from detectors.training import TrainConfig
+from detectors.training.run_config import FasterRCNNTrainRun
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> FasterRCNNTrainRun:

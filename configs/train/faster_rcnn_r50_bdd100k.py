@@ -10,8 +10,8 @@ A_cls + A_reg 37.3.  Ours: not measured, nor is the cost.
 
 from detectors.data.bdd100k import Bdd100kData
 from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.run_config import FasterRCNNTrainRun
-from detectors.training import TrainConfig
+from detectors.training.run_config import FasterRCNNTrainRun
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> FasterRCNNTrainRun:

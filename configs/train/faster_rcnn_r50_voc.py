@@ -10,8 +10,8 @@ CE + GIoU 79.6, CE + L1 79.5, A_cls + A_reg 80.4.  Ours: not measured, nor is th
 
 from detectors.data.voc import VocData
 from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.run_config import FasterRCNNTrainRun
-from detectors.training import TrainConfig
+from detectors.training.run_config import FasterRCNNTrainRun
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> FasterRCNNTrainRun:

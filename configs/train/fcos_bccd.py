@@ -10,7 +10,7 @@ from detectors.data.voc import VocData
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import small
-from detectors.run_config import TrainRun, training_in_seconds
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
 def get_config() -> TrainRun:

@@ -4,7 +4,7 @@ python launch/train.py
 python launch/train.py --config.loss.cls=varifocal_loss --config.loss.box=diou_loss --config.loss.box_weight=2
 """
 
-from detectors.run_config import TrainRun, training_in_seconds
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
 def get_config() -> TrainRun:

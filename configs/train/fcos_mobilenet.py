@@ -12,7 +12,7 @@ from detectors.data.coco import CocoData
 from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.mobilenet import MobileNetConfig
-from detectors.run_config import TrainRun, training_in_seconds
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
 def get_config() -> TrainRun:

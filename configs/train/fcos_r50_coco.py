@@ -15,10 +15,10 @@ Ours: not measured, nor is the cost. With less memory: --config.train.batch_size
 """
 
 from detectors.data.coco import CocoData
-from detectors.initial_weights import WeightsConfig
 from detectors.models.fcos import FCOSConfig
-from detectors.run_config import TrainRun
-from detectors.training import TrainConfig
+from detectors.training.initial_weights import WeightsConfig
+from detectors.training.run_config import TrainRun
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> TrainRun:

@@ -14,8 +14,8 @@ Ours: not measured, nor is the cost. With less memory: --config.train.batch_size
 
 from detectors.data.coco import CocoData
 from detectors.models.mask_rcnn import MaskRCNNConfig
-from detectors.run_config import MaskRCNNTrainRun
-from detectors.training import TrainConfig
+from detectors.training.run_config import MaskRCNNTrainRun
+from detectors.training.step import TrainConfig
 
 
 def get_config() -> MaskRCNNTrainRun:

@@ -19,7 +19,7 @@ from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
 from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.run_config import (
+from detectors.training.run_config import (
     ATSSTrainRun,
     CascadeRCNNTrainRun,
     FasterRCNNTrainRun,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from cse_jax.export import mmdet, notation, source_code
 from cse_jax.export.simplification import simplify
-from cse_jax.expression import Expression
-from cse_jax.printing import to_authors, to_infix
+from cse_jax.language.expression import Expression, to_authors, to_infix
 
 __all__ = ["FORMATS", "Loss", "prepare"]
 

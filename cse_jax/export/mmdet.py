@@ -3,7 +3,7 @@
 import textwrap
 
 from cse_jax.export.source_code import description, function
-from cse_jax.expression import Expression
+from cse_jax.language.expression import Expression
 
 _IMPORTS = (
     "from mmdet.models.losses.utils import weight_reduce_loss",

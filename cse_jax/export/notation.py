@@ -1,8 +1,7 @@
 """Formulas in mathematical notation, by way of SymPy."""
 
-from cse_jax.expression import Expression
-from cse_jax.operators import OPERATORS, Operator
-from cse_jax.printing import to_infix
+from cse_jax.language.expression import Expression, to_infix
+from cse_jax.language.operators import OPERATORS, Operator
 
 
 def symbols(expression: Expression) -> dict:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cse_jax.export.notation import symbols, to_sympy
-from cse_jax.expression import Expression
-from cse_jax.operators import OPERATORS
-from cse_jax.spaces import Space, trajectories
+from cse_jax.language.expression import Expression
+from cse_jax.language.operators import OPERATORS
+from cse_jax.language.spaces import Space, trajectories
 
 TOLERANCE = 1e-9  # relative, and of the largest magnitude on a path: float64 rounds at 1e-16, regrouping at a few 1e-13
 

@@ -7,9 +7,9 @@ from collections import Counter
 import jax
 import numpy as np
 
-from cse_jax import program as programs
-from cse_jax.expression import Expression
-from cse_jax.operators import EPS, OPERATORS
+from cse_jax.language import program as programs
+from cse_jax.language.expression import Expression
+from cse_jax.language.operators import EPS, OPERATORS
 
 MODULES = {"jax": "jnp", "numpy": "np", "pytorch": "torch"}
 _IMPORTS = {

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from cse_jax.language.operators import OPERATORS
 from cse_jax.losses._masking import hide, settle
-from cse_jax.operators import OPERATORS
 
 _serf = OPERATORS["Serf"].fn
 _sgdf = OPERATORS["Sgdf"].fn

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cse_jax import spaces
+from cse_jax.language import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level

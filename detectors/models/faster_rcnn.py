@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax import spaces
+from cse_jax.language import spaces
 from detectors.losses import DetectionLosses
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.fpn import FPN, FPNConfig

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import cse_jax
-from cse_jax import operators, zoo
-from cse_jax.generation import Shape, random_population
-from cse_jax.screening import screen
-from cse_jax.spaces import Path, PredictionTask, Space, Variable
+from cse_jax.language import operators, zoo
+from cse_jax.language.spaces import Path, PredictionTask, Space, Variable
+from cse_jax.sampling.random_trees import Shape, random_population
+from cse_jax.screening.funnel import screen
 
 if "Sqr" not in operators.OPERATORS:
     operators.add(

@@ -19,7 +19,7 @@ from detectors.losses import DetectionLosses
 from detectors.models import faster_rcnn, fcos, roi_head, rpn
 from detectors.ops import nms
 from detectors.structures import Batch
-from detectors.training import TrainState
+from detectors.training.step import TrainState
 
 
 class _Part(NamedTuple):

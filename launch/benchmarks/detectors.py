@@ -19,10 +19,10 @@ from flax import nnx
 from benchmarks import detector_peers
 from benchmarks.detector_parts import recorded_calls, together
 from benchmarks.timing import alternate, milliseconds, ratio
-from detectors.initial_weights import WeightsConfig, starting_from
 from detectors.models import build_detector, torchvision_settings
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector
+from detectors.training.initial_weights import WeightsConfig, starting_from
+from detectors.training.step import TrainConfig, compile_detector
 
 _SIZES = {  # images, height, width, blocks per stage of the ResNet, proposals in training and at test, RoIs in the loss
     "smallest": (1, 64, 96, (1, 1, 1, 1), (60, 60), 32),

@@ -11,17 +11,17 @@ import numpy as np
 
 import detectors.losses
 from benchmarks.timing import alternate, milliseconds, ratio
-from cse_jax import program, spaces, zoo
-from cse_jax.expression import Expression
-from cse_jax.generation import Shape, random_population
-from cse_jax.population import decode
-from cse_jax.spaces import Space
+from cse_jax.language import program, spaces, zoo
+from cse_jax.language.expression import Expression
+from cse_jax.language.population import decode
+from cse_jax.language.spaces import Space
+from cse_jax.sampling.random_trees import Shape, random_population
 from detectors.losses import DetectionLosses, binary_class_loss, box_loss, multi_class_loss, term
 from detectors.models import build_detector
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.structures import Batch
-from detectors.training import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, compile_detector
 
 _LONG = Shape(min_height=6, max_height=9, max_nodes=40)
 _HEADS = {  # rows, classes

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from benchmarks import screening_peers as peers
-from cse_jax import dag as dags
-from cse_jax.gate import judge
-from cse_jax.growth import grow, tokens_of
-from cse_jax.population import decode
-from cse_jax.spaces import BOX, SPACES, Space, trajectories
-from cse_jax.stream import screen_batches
+from cse_jax.atlas.stream import screen_batches
+from cse_jax.language import graph as dags
+from cse_jax.language.population import decode
+from cse_jax.language.spaces import BOX, SPACES, Space, trajectories
+from cse_jax.sampling.random_graphs import grow, tokens_of
+from cse_jax.screening.verification import judge
 
 _SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches streamed
     "smallest": (64, 16, 8, 1, 1),

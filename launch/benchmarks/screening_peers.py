@@ -1,4 +1,4 @@
-"""How others would judge the same formulas on the same paths: for comparison with ``cse_jax.gate``.
+"""How others would judge the same formulas on the same paths: for comparison with ``cse_jax.screening.verification``.
 
 Each peer gets formulas and gives verdicts with the sign flip allowed, in float64 and with the gate's thresholds:
 
@@ -29,11 +29,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax import gate
-from cse_jax.expression import Expression
-from cse_jax.generation import Shape
-from cse_jax.operators import EPS, EXP_LIMIT, OPERATORS
-from cse_jax.spaces import Space, Trajectories, trajectories
+from cse_jax.language.expression import Expression
+from cse_jax.language.operators import EPS, EXP_LIMIT, OPERATORS
+from cse_jax.language.spaces import Space, Trajectories, trajectories
+from cse_jax.sampling.random_trees import Shape
+from cse_jax.screening import verification
 
 KOZAX = "kozax==0.1.5"
 
@@ -85,18 +85,18 @@ def _passes(
     with np.errstate(all="ignore"):
         steepest = np.abs(slopes).max(-1)
         magnitude = np.abs(values).max(-1)
-        noise = gate.ROUNDING * magnitude
-        finite = magnitude < gate.LARGEST
-        finite &= (np.abs(slopes) + np.abs(gradients)).max(-1) < gate.LARGEST
-        vanished = np.abs(slopes[..., 0]) <= gate.VANISHED * steepest
+        noise = verification.ROUNDING * magnitude
+        finite = magnitude < verification.LARGEST
+        finite &= (np.abs(slopes) + np.abs(gradients)).max(-1) < verification.LARGEST
+        vanished = np.abs(slopes[..., 0]) <= verification.VANISHED * steepest
         valid = finite.all(-1) & (steepest.max(-1) > 0.0) & (vanished | ~paths.vanishing).all(-1)
         steps = np.diff(values)
-        dip = gate.SLOPE_TOLERANCE * steepest + noise
-        drop = gate.SLOPE_TOLERANCE * np.ptp(values, axis=-1) + noise
+        dip = verification.SLOPE_TOLERANCE * steepest + noise
+        drop = verification.SLOPE_TOLERANCE * np.ptp(values, axis=-1) + noise
         passed = np.zeros(values.shape[:-2], bool)
         for sign in (1.0, -1.0):
             monotone = ((sign * slopes).min(-1) >= -dip) & ((sign * steps).min(-1) >= -drop)
-            rises = sign * (values[..., -1] - values[..., 0]) > gate.MIN_RISE * magnitude
+            rises = sign * (values[..., -1] - values[..., 0]) > verification.MIN_RISE * magnitude
             passed |= (monotone & rises | ~paths.gated).all(-1)
         return passed & valid
 
@@ -122,7 +122,7 @@ def authors_route(expressions: Sequence[Expression], space: Space, units: str = 
         if not result.requires_grad:
             return False
         values = result.sum(-1) if space.class_axis else result
-        if not (values.detach().abs() < gate.LARGEST).all():
+        if not (values.detach().abs() < verification.LARGEST).all():
             return False
         gradients = torch.autograd.grad(result.sum(), [inputs[k] for k in moving], materialize_grads=True)
         slopes = sum(g * t for g, t in zip(gradients, tangents, strict=True))

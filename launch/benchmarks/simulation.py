@@ -15,26 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.losses import traced
-from cse_jax import zoo
-from cse_jax.expression import Expression
-from cse_jax.gate import judge
-from cse_jax.growth import grow, tokens_of
-from cse_jax.population import decode
-from cse_jax.prediction import simulate
-from cse_jax.search import SearchConfig
-from cse_jax.spaces import BOX, SPACES, Space
-from cse_jax.trials import LossPair, default_pair, with_loss
+from cse_jax.language import zoo
+from cse_jax.language.expression import Expression
+from cse_jax.language.population import decode
+from cse_jax.language.spaces import BOX, SPACES, Space
+from cse_jax.sampling.random_graphs import grow, tokens_of
+from cse_jax.screening.simulation import simulate
+from cse_jax.screening.verification import judge
+from cse_jax.search.run import SearchConfig
+from cse_jax.search.trials import LossPair, default_pair, with_loss
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import eval_batches
-from detectors.evaluation import evaluate_detector
-from detectors.fit import fit
+from detectors.evaluation.coco import evaluate_detector
 from detectors.losses import DetectionLosses, term
-from detectors.many import compile_many, evaluate_many, stack_losses
 from detectors.models.fcos import FCOS, fcos_tiny
-from detectors.run_config import training_in_seconds
-from detectors.trainer import DetectorTrainer, ScheduleConfig
-from detectors.training import Compiled, compile_detector
+from detectors.training.batched import compile_many, evaluate_many, stack_losses
+from detectors.training.loop import fit
+from detectors.training.run_config import training_in_seconds
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig
+from detectors.training.step import Compiled, compile_detector
 
 NEVER = threading.Event()
 _WORKERS = SearchConfig().workers
@@ -188,7 +188,7 @@ class _Bench:
         }
 
     def _train(self, purpose: str, losses: Sequence[LossPair], horizon: int | None = None, seed: int = 0) -> list:
-        """As ``cse_jax.trials.Trials`` does it: groups of losses, two at a time."""
+        """As ``cse_jax.search.run.trials.Trials`` does it: groups of losses, two at a time."""
         horizon, count = horizon or self.trainer.horizons(purpose)[-1], self.trainer.at_once(purpose)
         groups = [losses[start : start + count] for start in range(0, len(losses), count)]
         train = functools.partial(self.trainer.train, purpose=purpose, seed=seed, horizon=horizon, stop=NEVER)

@@ -1,0 +1,160 @@
+"""Screens random formulas by the hundred million: batch after batch, from the rough to the fine.
+
+A batch is a function of the seed and its number.  As many batches as there are devices are grown and judged roughly at
+once, one on each; the few formulas that may pass come back as tokens, are judged on more points, and in the end on the
+full grid.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Int, UInt64
+
+from cse_jax.language import graph as dags
+from cse_jax.language import population
+from cse_jax.language.spaces import Space
+from cse_jax.sampling.random_graphs import Grown, grow, tokens_of
+from cse_jax.screening.coarse import FINER, ROUGH, coarse_grid, may_pass
+from cse_jax.screening.verification import Judged, judge
+
+CHUNK = 4096  # formulas judged finely at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What became of one batch.
+
+    Attributes:
+      number: of the batch.
+      candidates: formulas it had.
+      tokens: those that pass the gate, or whose negation does, as prefix tokens by number; each once, and none that
+        had been seen.
+      hashes: of these formulas and their sizes.
+      judged: their verdicts.
+    """
+
+    number: int
+    candidates: int
+    tokens: Int[np.ndarray, "n m"]
+    hashes: UInt64[np.ndarray, " n"]
+    judged: Judged
+
+
+def screen_batches(
+    space: Space,
+    numbers: Iterable[int],
+    *,
+    seen: Container[int] = (),
+    seed: int = 0,
+    units: str = "pixels",
+    per_operator: int = 4,
+    max_nodes: int = 40,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Screens batches, in order.
+
+    Args:
+      space: the search space.
+      numbers: of the batches.
+      seen: hashes of formulas that need not be judged again; it may grow meanwhile.
+      seed: of all batches.
+      units: unit of length, one of ``space.units``.
+      per_operator: tiles of each operator at each height; the size of a batch.
+      max_nodes: nodes that no formula may exceed.
+      workers: groups of batches in work at once, in threads; a group has a batch for each device.
+    """
+
+    def one(group: list[int]) -> list[Batch]:
+        with jax.enable_x64(True):
+            found = jax.device_get(_grow_and_reject(space, units, per_operator, max_nodes, seed, group))
+        graphs = (jax.tree.map(lambda a, k=k: a[k], found) for k in range(len(group)))
+        return [_judge_batch(space, n, *graph, seen, units) for n, graph in zip(group, graphs, strict=True)]
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: deque[concurrent.futures.Future[list[Batch]]] = deque()
+        waiting = iter(numbers)
+        try:
+            while group := list(itertools.islice(waiting, jax.local_device_count())):
+                pending.append(pool.submit(one, group))
+                if len(pending) > workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _judge_batch(
+    space: Space, number: int, grown: Grown, rough: Bool[np.ndarray, " r"], seen: Container[int], units: str
+) -> Batch:
+    """Judges what a rough judgement left of a batch."""
+    tokens, candidates = tokens_of(grown, np.flatnonzero(rough), space), int(grown.candidate.sum())
+    tokens = tokens[reject(tokens, space, units)]
+    sizes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
+    hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
+    new = np.array([value not in seen for value in hashes.tolist()], bool)
+    hashes, tokens = hashes[new], tokens[first[new]]
+    judged = judge(tokens, space, units=units, values_first=False)
+    passed = judged.passed(sign_flip=True)
+    judged = Judged(*(array[passed] for array in judged))
+    return Batch(number, candidates, tokens[passed], hashes[passed], judged)
+
+
+def reject(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:
+    """Which formulas may pass, by their values on the finer of the coarse grids."""
+    grid = coarse_grid(space, units, *FINER)
+    keep = [np.zeros(0, bool)]
+    for start in range(0, len(tokens), CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        dag, roots, wide = dags.from_tokens(chunk, space, width=64)
+        missing = CHUNK - len(chunk)
+        roots, wide = np.pad(roots, (0, missing)), np.pad(wide, (0, missing))
+        with jax.enable_x64(True):
+            keep.append(np.asarray(_may_pass(space, units, dag, roots, wide, grid.leaves))[: len(chunk)])
+    return np.concatenate(keep)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _may_pass(space: Space, units: str, dag: dags.Dag, roots, wide, leaves) -> Bool[Array, " n"]:
+    (values,) = dags.evaluate(space, dag, roots, leaves)
+    return may_pass(space, coarse_grid(space, units, *FINER).steps, values, wide)
+
+
+def _grow_and_reject(
+    space: Space, units: str, per_operator: int, max_nodes: int, seed: int, numbers: list[int]
+) -> tuple[Grown, Bool[Array, "d r"]]:
+    """The random graphs of some batches, one for each device, and which of their rows may pass."""
+    missing = jax.local_device_count() - len(numbers)
+    padded = np.array([*numbers, *numbers[:1] * missing], np.int32)
+    return _on_all_devices(space, units, per_operator, max_nodes)(seed, padded)
+
+
+@functools.cache
+def _on_all_devices(space: Space, units: str, per_operator: int, max_nodes: int) -> Callable:
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+
+    def one(seed: jax.Array, numbers: jax.Array) -> tuple[Grown, Bool[Array, "1 r"]]:
+        found = _grow_one(space, units, per_operator, max_nodes, seed, numbers[0])
+        return jax.tree.map(lambda a: a[None], found)
+
+    specs = (PartitionSpec(), PartitionSpec("batch")), PartitionSpec("batch")
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False))
+
+
+def _grow_one(
+    space: Space, units: str, per_operator: int, max_nodes: int, seed: jax.Array, number: jax.Array
+) -> tuple[Grown, Bool[Array, " r"]]:
+    grid = coarse_grid(space, units, *ROUGH)
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    grown = grow(key, space, per_operator=per_operator, max_nodes=max_nodes)
+    everyone = np.arange(len(grown.candidate))
+    (values,) = dags.evaluate(space, grown.dag, everyone, grid.leaves)
+    return grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)

@@ -1,0 +1,226 @@
+"""The survivors of a screening, on disk: Parquet files that hold whole batches or sizes, so that a kill loses nothing.
+
+A file appears complete or not at all, and its name says which batches it holds; going on means starting after them.
+Each behaviour is written when it is met first, and again when a shorter formula has it.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from cse_jax.atlas.enumeration import SizeReport
+from cse_jax.atlas.stream import Batch
+from cse_jax.language.expression import Expression, to_authors, to_infix
+from cse_jax.language.population import PAD, decode
+from cse_jax.language.spaces import Space
+from cse_jax.screening.verification import Property, fingerprint
+
+_NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
+_ROW_LIMIT = 50_000
+
+
+class SurvivorsError(RuntimeError):
+    """A folder of survivors that can't be used; the message says why."""
+
+
+class Survivors:
+    """A folder of survivors that one process writes.
+
+    Attributes:
+      seen: hashes of the formulas that passed before.
+      candidates: formulas screened so far by this process.
+      behaviours: distinct fingerprints so far.
+      next_batch: number of the first batch that is not on disk.
+    """
+
+    def __init__(self, folder: pathlib.Path, space: Space, settings: dict[str, Any], *, process: int = 0) -> None:
+        """Opens a folder, with what it holds.
+
+        Raises:
+          SurvivorsError: it holds survivors of other settings, or can't be read.
+        """
+        self.folder, self.space, self.process = folder, space, process
+        self.seen: set[int] = set()
+        self._shortest: dict[str, int] = {}
+        self.candidates, self.next_batch, self._first = 0, process, None
+        self._rows: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_settings(folder / "settings.json", settings)
+        for path in _parts(folder, process):
+            self._load(path)
+
+    @property
+    def behaviours(self) -> int:
+        return len(self._shortest)
+
+    def _load(self, path: pathlib.Path) -> None:
+        import pyarrow.parquet as parquet
+
+        try:
+            table = parquet.read_table(path)
+        except (OSError, ValueError) as error:
+            raise SurvivorsError(f"{path} can't be read ({error}); remove it to screen its batches again") from error
+        about = json.loads(table.schema.metadata[b"cse_jax"])
+        self.candidates, self.next_batch = about["candidates"], about["next_batch"]
+        self.seen.update(about["hashes"])
+        for name, nodes in zip(table["fingerprint"].to_pylist(), table["nodes"].to_pylist(), strict=True):
+            self._shortest[name] = min(nodes, self._shortest.get(name, nodes))
+
+    def add(self, batch: Batch, next_batch: int) -> None:
+        """Takes the survivors of the next batch."""
+        if self._first is None:
+            self._first, self._hashes = batch.number, []
+        self.candidates += batch.candidates
+        sizes = (batch.tokens != PAD).sum(1)
+        for k, value in enumerate(batch.hashes.tolist()):
+            if value in self.seen:
+                continue
+            self.seen.add(value)
+            self._hashes.append(value)
+            flipped = int(batch.judged.failed[k, 0] != Property.NONE)
+            name, nodes = fingerprint(batch.judged, k, flipped=bool(flipped)), int(sizes[k]) + flipped
+            if nodes < self._shortest.get(name, nodes + 1):
+                self._shortest[name] = nodes
+                self._rows.append(self._row(batch, k, name, flipped))
+        self._last, self.next_batch = batch.number, next_batch
+
+    def _row(self, batch: Batch, k: int, name: str, flipped: int) -> dict[str, Any]:
+        (expression,) = decode(batch.tokens[k : k + 1], self.space)
+        if flipped:
+            expression = Expression(("Neg", *expression.tokens), self.space)
+        return {
+            "formula": to_infix(expression),
+            "authors": to_authors(expression),
+            "nodes": len(expression),
+            "height": expression.height,
+            "fingerprint": name,
+            "flipped": bool(flipped),
+            "rise": float(batch.judged.rise[k, flipped]),
+            "start_slope": float(batch.judged.start_slope[k, flipped]),
+            "batch": batch.number,
+        }
+
+    def flush(self) -> None:
+        """Writes what has been added since the last flush.
+
+        Raises:
+          OSError: it can't be written; nothing that is on disk is lost.
+        """
+        if self._first is None:
+            return
+        about = {"candidates": self.candidates, "next_batch": self.next_batch, "hashes": self._hashes}
+        _write(
+            self.folder, f"process{self.process}-batches-{self._first:09d}-{self._last:09d}.parquet", self._rows, about
+        )
+        self._first, self._rows = None, []
+
+    @property
+    def full(self) -> bool:
+        """Whether enough has been added to be worth a file."""
+        return len(self._rows) >= _ROW_LIMIT
+
+
+def write_size(folder: pathlib.Path, space: Space, report: SizeReport, settings: dict[str, Any]) -> None:
+    """Writes the losses of one size of an enumeration, to be read like survivors; the size takes the batch's place.
+
+    Raises:
+      SurvivorsError: the folder holds something else.
+      OSError: it can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / "settings.json", settings)
+    rows = [
+        {
+            "formula": to_infix(loss.expression),
+            "authors": to_authors(loss.expression),
+            "nodes": loss.nodes,
+            "height": loss.expression.height,
+            "fingerprint": loss.fingerprint,
+            "flipped": loss.flipped,
+            "batch": report.nodes,
+        }
+        for loss in report.losses
+    ]
+    counts = {name: value for name, value in dataclasses.asdict(report).items() if name != "losses"}
+    _write(folder, f"process0-batches-{report.nodes:09d}-{report.nodes:09d}.parquet", rows, counts)
+
+
+def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """A file that appears complete or not at all."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow))
+    table = table.replace_schema_metadata({"cse_jax": json.dumps(about)})
+    temporary = folder / f".{name}.tmp"
+    try:
+        parquet.write_table(table, temporary)
+        temporary.replace(folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
+    """Each behaviour once, with the shortest formula that has it, the first of them; shortest first.
+
+    Raises:
+      SurvivorsError: the folder holds no survivors, or those of another space.
+    """
+    import pyarrow.parquet as parquet
+
+    paths = list(_parts(folder)) if folder.is_dir() else []
+    if not paths:
+        raise SurvivorsError(f"{folder} holds no survivors; run launch/screen.py --out={folder}")
+    screened = json.loads((folder / "settings.json").read_text())["space"]
+    if screened != space.name:
+        raise SurvivorsError(f"{folder} holds losses of space {screened}, not {space.name}")
+    rows = [row for path in paths for row in parquet.read_table(path).to_pylist()]
+    rows.sort(key=lambda row: (row["nodes"], row["batch"], row["authors"]))
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["fingerprint"], row)
+    return list(first.values())
+
+
+def _parts(folder: pathlib.Path, process: int | None = None) -> Iterable[pathlib.Path]:
+    """Files of survivors, in order of their batches."""
+    found = sorted(
+        (int(m[2]), path)
+        for path in folder.iterdir()
+        if (m := _NAME.fullmatch(path.name)) and (process is None or int(m[1]) == process)
+    )
+    return [path for _, path in found]
+
+
+def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+    before = json.loads(path.read_text())
+    for name, value in json.loads(text).items():
+        if before.get(name) != value:
+            raise SurvivorsError(
+                f"{path.parent} was screened with {name}={before.get(name)!r}, not {value!r}; use another --out"
+            )
+
+
+def _schema(pyarrow):
+    return pyarrow.schema(
+        [
+            ("formula", pyarrow.string()),
+            ("authors", pyarrow.string()),
+            ("nodes", pyarrow.int16()),
+            ("height", pyarrow.int16()),
+            ("fingerprint", pyarrow.string()),
+            ("flipped", pyarrow.bool_()),
+            ("rise", pyarrow.float64()),
+            ("start_slope", pyarrow.float64()),
+            ("batch", pyarrow.int64()),
+        ]
+    )

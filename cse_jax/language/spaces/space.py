@@ -1,0 +1,203 @@
+"""What a search space is: everything the search asks about it, as data and three functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from cse_jax.language.operators import OPERATORS, Operator
+
+Inputs = Mapping[str, Float[Array, "..."]]  # by the variables' names
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """An input of a formula.
+
+    Attributes:
+      name: the authors' name, as in ``Sig(X)``.
+      symbol: the name in infix print-out.
+      latex: the name in LaTeX.
+      meaning: what it holds, with its shape.
+      sign: what is known of its values when a formula is simplified: ``"real"``, ``"nonnegative"`` or ``"positive"``.
+    """
+
+    name: str
+    symbol: str
+    latex: str
+    meaning: str
+    sign: str = "real"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Path:
+    """A way in which a prediction gets steadily worse: ``p`` points, the best first.
+
+    Attributes:
+      name: what moves, for messages.
+      inputs: each variable along the path; ``[p]``, or ``[p, c]`` in a space with a class axis.
+      tangents: derivatives of the variables along the path; those left out don't move.
+      rises: whether a loss must rise along it; else it need only be finite (soft labels, whose optimum may lie inside).
+      vanishes: whether a loss's slope must vanish at its first point.
+    """
+
+    name: str
+    inputs: Mapping[str, Float[np.ndarray, "p *c"]]
+    tangents: Mapping[str, Float[np.ndarray, "p *c"]]
+    rises: bool = True
+    vanishes: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionTask:
+    """A set of bare predictions that a useful loss improves by gradient descent.
+
+    Attributes:
+      start: the predictions at first.
+      inputs: the variables of the space, from the predictions; differentiable.
+      metric: how good predictions are; rises as they get better.
+      rate: length of a step, at the root mean square of the first gradient.
+    """
+
+    start: Float[Array, "n k"]
+    inputs: Callable[[jax.Array], Inputs]
+    metric: Callable[[jax.Array], Float[Array, ""]]
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """A search space.
+
+    Attributes:
+      name: how configs, ledgers and messages call it.
+      variables: the inputs, in the order in which a compiled candidate expects them.
+      differentiable: names of the inputs that carry the gradient to the network.
+      operators: names of operators random formulas are made of.
+      class_axis: whether inputs have a trailing class axis.
+      losses: the field's usual losses as formulas, by name; the first is what detectors train with by default.
+      paths: the verification paths in a unit of length.
+      prediction: the prediction task in a unit of length, from a seed.
+      per_row: whether the loss of a row is its sum over the class axis; else each class has its own loss.
+      published: losses published by CSE-AutoLoss, verbatim.
+      constants: the constants, above 0.
+      further_operators: operators that a formula may contain beside ``operators``.
+      units: units of length that the paths depend on.
+    """
+
+    name: str
+    variables: tuple[Variable, ...]
+    differentiable: tuple[str, ...]
+    operators: tuple[str, ...]
+    class_axis: bool
+    losses: Mapping[str, str] = dataclasses.field(hash=False)
+    paths: Callable[[str], Sequence[Path]]
+    prediction: Callable[[str, int], PredictionTask]
+    per_row: bool = False
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    constants: tuple[int | float, ...] = (1, 2, 3)
+    further_operators: tuple[str, ...] = ()
+    units: tuple[str, ...] = ("pixels", "strides")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without evaluating anything."""
+        names = [v.name for v in self.variables]
+        spellings = names + [v.symbol for v in self.variables if v.symbol != v.name]
+        functions = {s for row in OPERATORS.values() for s in (row.name, row.symbol)}
+        unknown = [name for name in self.operators + self.further_operators if name not in OPERATORS]
+        if unknown:
+            raise ValueError(f"space {self.name}: no operator {unknown[0]!r}; add its row with cse_jax.operators.add")
+        if len(set(spellings)) < len(spellings) or functions & set(spellings):
+            raise ValueError(f"space {self.name}: two things have the same name among {sorted(spellings)}")
+        if not self.differentiable or not set(self.differentiable) <= set(names):
+            raise ValueError(f"space {self.name}: differentiable {self.differentiable} must be some of {names}")
+        if 1 not in self.constants or any(c <= 0 for c in self.constants):
+            raise ValueError(f"space {self.name}: constants {self.constants} must be above 0, with 1 among them")
+        if not self.class_axis and any(OPERATORS[name].class_axis for name in self.readable):
+            raise ValueError(f"space {self.name} has no class axis, which an operator of it needs")
+        if self.class_axis and not {"Add", "Sub", "Mul"} <= set(self.readable):
+            raise ValueError(f"space {self.name} has a class axis, so it must have Add, Sub and Mul")
+        if not self.losses:
+            raise ValueError(f"space {self.name}: losses is empty; candidates are measured against its first")
+
+    @functools.cached_property
+    def readable(self) -> tuple[str, ...]:
+        """Names of all operators that a formula may contain, in opcode order."""
+        return self.operators + tuple(name for name in self.further_operators if name not in self.operators)
+
+    @functools.cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """Tokens without operands: variables, then constants."""
+        return tuple(v.name for v in self.variables) + tuple(str(c) for c in self.constants)
+
+    @functools.cached_property
+    def table(self) -> tuple[Operator, ...]:
+        """Rows of the operators a compiled candidate of this space may name, in opcode order."""
+        return tuple(OPERATORS[name] for name in self.readable)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectories:
+    """The paths of a space, joined: ``v`` variables, ``t`` paths of ``p`` points, ``c`` classes.
+
+    Attributes:
+      names: what moves on each path, for messages.
+      inputs: the variables along each path, in the order of ``space.variables``.
+      tangents: derivative of each variable along the path.
+      gated: paths that must rise.
+      vanishing: paths whose slope must vanish at their start.
+    """
+
+    names: tuple[str, ...]
+    inputs: Float[np.ndarray, "v t p *c"]
+    tangents: Float[np.ndarray, "v t p *c"]
+    gated: Bool[np.ndarray, " t"]
+    vanishing: Bool[np.ndarray, " t"]
+
+
+@functools.cache
+def trajectories(space: Space, units: str = "pixels") -> Trajectories:
+    """The verification paths of a space.
+
+    Args:
+      space: the space.
+      units: unit of length that the detector feeds its losses, one of ``space.units``.
+
+    Raises:
+      ValueError: the space does not know the unit, or one of its paths is malformed.
+    """
+    if units not in space.units:
+        raise ValueError(f"units is {units!r}; space {space.name} has {', '.join(map(repr, space.units))}")
+    paths = list(space.paths(units))
+    names = [v.name for v in space.variables]
+    shape = np.shape(next(iter(paths[0].inputs.values()))) if paths else ()
+    for path in paths:
+        _check(path, names, shape, space)
+    inputs = np.stack([[path.inputs[name] for path in paths] for name in names]).astype(float)
+    still = np.zeros(shape)
+    tangents = np.stack([[path.tangents.get(name, still) for path in paths] for name in names]).astype(float)
+    gated, vanishing = (np.array([getattr(path, flag) for path in paths]) for flag in ("rises", "vanishes"))
+    return Trajectories(tuple(path.name for path in paths), inputs, tangents, gated, vanishing)
+
+
+def _check(path: Path, names: list[str], shape: tuple[int, ...], space: Space) -> None:
+    def wrong(what: str) -> ValueError:
+        return ValueError(f"space {space.name}, path {path.name!r}: {what}")
+
+    if set(path.inputs) != set(names) or not set(path.tangents) <= set(names):
+        raise wrong(f"inputs must be {names}, tangents some of them; they are {[*path.inputs]}, {[*path.tangents]}")
+    if not set(path.tangents) & set(space.differentiable):
+        raise wrong(f"nothing moves: tangents has none of {space.differentiable}")
+    for name, array in [*path.inputs.items(), *path.tangents.items()]:
+        array: Any = np.asarray(array)
+        if array.shape != shape or array.ndim != 1 + space.class_axis:
+            raise wrong(f"{name} has shape {array.shape}; the first path has {shape}")
+        if not np.isfinite(array).all():
+            raise wrong(f"{name} is not finite")

@@ -1,0 +1,1 @@
+"""What is found out about formulas without training anything: verification, duplicates, simulation."""

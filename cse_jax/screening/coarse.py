@@ -1,0 +1,96 @@
+"""Rejects most candidates by their values at a few points of the verification grid.
+
+Nothing is rejected that the full grid would pass.  A loss that passes is finite; along every path that must rise, it
+ends above its start by ``MIN_RISE`` of its largest magnitude there, so that this magnitude is bounded by the rise; and
+no step on the way falls by more than the gate's tolerances, which are shares of that magnitude.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from cse_jax.language import graph as dags
+from cse_jax.language.spaces import Space, trajectories
+from cse_jax.sampling.random_graphs import grow, tokens_of
+from cse_jax.screening.verification import LARGEST, MIN_RISE, ROUNDING, SLOPE_TOLERANCE
+
+ROUGH = (3, 2)  # paths and points of each, for everyone
+FINER = (8, 5)  # for those that remain
+_SAMPLE = 4096
+_MARGIN = 1.1  # on what the gate tolerates, for values that another order of operations rounds otherwise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoarseGrid:
+    """A part of the verification grid.
+
+    Attributes:
+      leaves: values of ``space.leaves`` at all points, path by path.
+      steps: which points of each path these are, the same for all.
+    """
+
+    leaves: Float[np.ndarray, "l p *c"]
+    steps: Int[np.ndarray, " s"]
+
+
+@functools.cache
+def coarse_grid(space: Space, units: str, paths: int, points: int) -> CoarseGrid:
+    """The paths that together reject the most of a sample of random formulas, each from its first to its last point."""
+    grid = trajectories(space, units)
+    gated = np.flatnonzero(grid.gated)
+    steps = np.linspace(0, grid.inputs.shape[2] - 1, points).round().astype(int)
+    values = grid.inputs[:, gated][:, :, steps]
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        grown = grow(jax.random.key(0), space, per_operator=1)
+        candidates = np.flatnonzero(grown.candidate)
+        tokens = tokens_of(grown, np.random.default_rng(0).permutation(candidates)[:_SAMPLE], space)
+        dag, roots, wide = dags.from_tokens(tokens, space)
+        leaves = dags.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:]))
+        (found,) = dags.evaluate(space, dag, roots, leaves)
+        good = np.asarray(_good(space, steps, found, wide))  # [sign, n, path]
+    chosen: list[int] = []
+    remaining = np.ones(good.shape[:2], bool)
+    for _ in range(min(paths, len(gated))):
+        left = [np.sum((remaining & good[:, :, k]).any(0)) if k not in chosen else np.inf for k in range(len(gated))]
+        chosen.append(int(np.argmin(left)))
+        remaining &= good[:, :, chosen[-1]]
+    values = values[:, sorted(chosen)]
+    return CoarseGrid(dags.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:])), steps)
+
+
+def may_pass(
+    space: Space, steps: Int[np.ndarray, " s"], values: Float[Array, "n p *c"], wide: Bool[Array, " n"]
+) -> Bool[Array, " n"]:
+    """Which candidates, or their negations, may pass the gate, by their values on a coarse grid.
+
+    Args:
+      space: the space.
+      steps: of the grid.
+      values: of each candidate at its points.
+      wide: whether each candidate has a class axis.
+    """
+    return _good(space, steps, values, wide).all(2).any(0)
+
+
+def _good(space: Space, steps: np.ndarray, values: jax.Array, wide: jax.Array) -> jax.Array:
+    """Whether each path [sign, n, path] is as it must be, for a candidate and for its negation."""
+    if space.class_axis:
+        values = jnp.where(wide[:, None], values.sum(-1), values[..., 0])
+    values = values.reshape(len(values), -1, len(steps))
+    magnitude = jnp.abs(values).max(2)
+    finite = magnitude < LARGEST
+    rise = values[:, :, -1] - values[:, :, 0]
+    tolerated = _MARGIN * (2.0 * SLOPE_TOLERANCE + ROUNDING) / MIN_RISE * np.diff(steps)
+    falls = jnp.diff(values, axis=2)
+    return jnp.stack(
+        [
+            finite
+            & (sign * rise > MIN_RISE / _MARGIN * magnitude)
+            & (sign * falls >= -tolerated * (sign * rise)[..., None]).all(2)
+            for sign in (1.0, -1.0)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Trained detectors on data sets and image files, and how they score."""

@@ -1,0 +1,157 @@
+"""Detectors that are there already: from a training's checkpoint or from weights of torchvision, ready to predict."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cse_jax.search.workdir import WorkdirError, differences
+from detectors import checkpoint, weights
+from detectors.models import build_detector
+from detectors.models.faster_rcnn import FasterRCNNConfig
+from detectors.models.fcos import FCOSConfig
+from detectors.models.mask_rcnn import MaskRCNNConfig
+from detectors.structures import Detections
+
+Predict = Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections]
+
+USUAL = ("best", "last", "model")  # checkpoints that a training leaves, the one to prefer first
+_NOT_SEEN = {"root", "data_dir", "cache", "workers", "flip", "mask_stride"}  # by a detector that predicts
+_LOADERS = {
+    FCOSConfig: weights.load_fcos,
+    FasterRCNNConfig: weights.load_faster_rcnn,
+    MaskRCNNConfig: weights.load_mask_rcnn,
+}
+
+
+def find_checkpoint(folder: pathlib.Path, name: str | None = None) -> pathlib.Path:
+    """A training's checkpoint.
+
+    Args:
+      folder: of the training.
+      name: of a checkpoint in it, or a path of one; None for the first of ``USUAL`` that is there.
+
+    Raises:
+      CheckpointError: there is none; the message names those that are.
+    """
+    candidates = [folder / usual for usual in USUAL] if name is None else [folder / name, pathlib.Path(name)]
+    for path in candidates:
+        if checkpoint.exists(path):
+            return path
+    there = [path.name for path in sorted(folder.glob("*")) if checkpoint.exists(path)]
+    wanted = "checkpoint" if name is None else f"checkpoint {name!r}"
+    remedy = (
+        f"--checkpoint is one of {', '.join(there)}, or a path" if there else "train there first, or give --workdir"
+    )
+    raise checkpoint.CheckpointError(f"there is no {wanted} in {folder}: {remedy}")
+
+
+def check_trained_with(folder: pathlib.Path, config) -> None:
+    """Refuses a config whose detector or data are not those of the training in a folder.
+
+    Where the data lie, how they are read, and whether they are mirrored may have changed since.
+
+    Raises:
+      WorkdirError: the folder holds no training, or one with other settings; names the fields.
+    """
+    stored = folder / "config.json"
+    if not stored.is_file():
+        raise WorkdirError(f"{folder} holds no training: there is no {stored}; give its --workdir and --config")
+    before, now = json.loads(stored.read_text()), dataclasses.asdict(config)
+    parts = [{name: tree.get(name, {}) for name in ("detector", "data")} for tree in (before, now)]
+    for part in parts:
+        part["data"] = {name: value for name, value in part["data"].items() if name not in _NOT_SEEN}
+    changed = differences(*parts)
+    if changed:
+        raise WorkdirError(
+            f"{folder} holds a detector that was trained with other settings ({'; '.join(changed[:5])}): give the "
+            "--config file and the --config fields of the training"
+        )
+
+
+def restored(config, path: pathlib.Path) -> nnx.Module:
+    """The detector of a config with the arrays of a checkpoint.
+
+    Args:
+      config: of the detector, as it was trained.
+      path: a checkpoint of ``(params, rest)``, the two parts of ``nnx.split(model, nnx.Param, ...)``.
+
+    Raises:
+      CheckpointError: there is none, or it is of another detector; all differences are named.
+    """
+    graph, *parts = nnx.split(_abstract(config), nnx.Param, ...)
+    return nnx.merge(graph, *checkpoint.restore(path, tuple(parts)))
+
+
+def loaded(config, path: pathlib.Path) -> nnx.Module:
+    """The detector of a config of ``torchvision_settings`` with the weights of a .pth or .safetensors file.
+
+    Raises:
+      FileNotFoundError, TensorFileError, WeightsError: as ``weights.load_fcos`` and the others.
+      ValueError: torchvision has no such detector.
+    """
+    load = _LOADERS.get(type(config))
+    if load is None:
+        known = ", ".join(kind.__name__.removesuffix("Config") for kind in _LOADERS)
+        raise ValueError(
+            f"--weights={path}: torchvision has no weights of {type(config).__name__.removesuffix('Config')}; they are "
+            f"for {known}"
+        )
+    model = _abstract(config)
+    load(model, path)
+    return model
+
+
+def predictor(model: nnx.Module, table: Int[np.ndarray, " labels"] | None = None) -> Predict:
+    """A detector's ``predict``, compiled once for each shape of its arguments.
+
+    Args:
+      model: the detector.
+      table: for each of the detector's labels the one to give instead, or -1 to drop the detection; see
+        ``label_table``.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def predict(state, image: jax.Array, image_size: jax.Array) -> Detections:
+        detections = nnx.merge(graph, state).predict(image, image_size)
+        return detections if table is None else relabelled(detections, table)
+
+    return lambda image, image_size: predict(state, image, image_size)
+
+
+def label_table(names: Sequence[str], categories: Sequence[str]) -> Int[np.ndarray, " labels"]:
+    """For each of a detector's labels the one of a data set's category of the same name, or -1.
+
+    Args:
+      names: of the detector's labels; empty where a number is no category.
+      categories: of the data set.
+
+    Raises:
+      ValueError: no category is among the names.
+    """
+    index = {name: label for label, name in enumerate(categories)}
+    table = np.array([index.get(name, -1) if name else -1 for name in names], np.int32)
+    if (table < 0).all():
+        raise ValueError(
+            f"the detector knows none of the data's categories ({', '.join(list(categories)[:5])}, ...); its own are "
+            f"{', '.join([name for name in names if name][:5])}, ..."
+        )
+    return table
+
+
+def relabelled(detections: Detections, table: Int[np.ndarray, " labels"]) -> Detections:
+    """The detections with the labels of a table, invalid where it says -1."""
+    labels = jnp.asarray(table)[detections.labels]
+    return detections._replace(labels=jnp.maximum(labels, 0), valid=detections.valid & (labels >= 0))
+
+
+def _abstract(config) -> nnx.Module:
+    build = build_detector(config)[1]
+    return nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -1,0 +1,114 @@
+"""Image files from anywhere, brought to a detector's input and their detections brought back."""
+
+import io
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from detectors.data.datasets import SIZE_MULTIPLE
+from detectors.data.pipeline import Example, Layout, make_batch
+from detectors.data.records import Annotation
+from detectors.data.resizing import fitted_size, resized
+from detectors.data.settings import BatchConfig
+from detectors.evaluation.coco import collect
+from detectors.evaluation.inference import Predict
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of the images in a folder
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
+
+
+class PhotoError(OSError):
+    """An image file that can't be read; the message names it and says why."""
+
+
+class Finding(NamedTuple):
+    """The objects found on one image, best first: boxes and masks in pixels of the upright original."""
+
+    objects: Annotation
+    scores: Float[np.ndarray, " n"]
+
+
+def image_files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
+    """The given files, and those in the given folders that are images by their names, each file once."""
+    seen = set()
+    for path in map(pathlib.Path, paths):
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        for file in inside:
+            if file.absolute() not in seen:
+                seen.add(file.absolute())
+                yield file
+
+
+def upright_size(path: pathlib.Path) -> tuple[int, int]:
+    """(height, width) of an image, turned as its camera says; of the file's header only.
+
+    Raises:
+      PhotoError: it is missing, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            return image.size if turned else image.size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoError(_said(path, error)) from error
+
+
+def read_upright(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An image's pixels, turned as its camera says.
+
+    Raises:
+      PhotoError: it is missing, damaged or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoError(_said(path, error)) from error
+
+
+def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
+    """The shapes of a detector's input: one, or two where images are resized and some stand.
+
+    Args:
+      sizes: (height, width) of all images that will come.
+      config: how the detector's training resized and normalised.
+    """
+    fitted = np.array([fitted_size(size, config.limits) if config.limits else size for size in sizes])
+    if config.limits:
+        fitted.sort(axis=1)
+    padded = -(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    two_shapes = bool(config.limits)
+    return Layout(tuple(padded.tolist()), 1, tuple(config.mean), tuple(config.std), two_shapes=two_shapes)
+
+
+def find_objects(
+    predict: Predict, image: UInt8[np.ndarray, "h w 3"], layout: Layout, config: BatchConfig, *, least: float
+) -> Finding:
+    """What a detector finds on one image.
+
+    Args:
+      predict: the detector.
+      image: of any size, not normalised.
+      layout: of ``layout_for``.
+      config: as for ``layout_for``.
+      least: score below which detections are left out.
+    """
+    size = image.shape[:2]
+    nothing = Annotation(0, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    small = resized(image, fitted_size(size, config.limits)) if config.limits else image
+    batch = make_batch([Example(small, nothing)], layout)
+    found = jax.device_get(predict(batch.image, batch.image_size))
+    found = collect(found._replace(valid=found.valid & (found.scores >= least)), batch, {0: size})
+    order = np.argsort(-found.scores, kind="stable")
+    masks = None if found.masks is None else tuple(bytes(found.masks[index]["counts"]) for index in order)
+    objects = nothing._replace(boxes=found.boxes[order], labels=found.labels[order], masks=masks)
+    return Finding(objects, found.scores[order])
+
+
+def _said(path: pathlib.Path, error: Exception) -> str:
+    return f"{path}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"

@@ -1,0 +1,94 @@
+"""Where a training starts from: random weights, a backbone trained on ImageNet, or a whole detector of torchvision."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from detectors import weights
+from detectors.models.faster_rcnn import FasterRCNN
+from detectors.models.fcos import FCOS
+from detectors.models.mask_rcnn import MaskRCNN
+from detectors.models.mobilenet import MobileNetV1
+from detectors.training.step import Compiled, TrainState
+
+_WHOLE = {FasterRCNN: weights.load_faster_rcnn, MaskRCNN: weights.load_mask_rcnn, FCOS: weights.load_fcos}
+
+
+@dataclasses.dataclass
+class WeightsConfig:
+    """Weights that a training starts from.
+
+    Attributes:
+      file: a .safetensors or .pth file, for a MobileNetV1 an .npz file; empty for random weights.
+      whole: it holds a whole detector of torchvision, for a config of ``torchvision_settings``, not only a backbone.
+      bgr: the network in it reads blue, green, red (caffe); its first kernel is turned round.
+    """
+
+    file: str = ""
+    whole: bool = False
+    bgr: bool = False
+
+
+def load(detector: nnx.Module, config: WeightsConfig) -> None:
+    """Fills a detector, made or abstract, as far as the file goes.
+
+    Raises:
+      FileNotFoundError: there is no such file; the message says where to get it.
+      TensorFileError, WeightsError: it cannot be read, or does not fit; all mismatches in one message.
+      ValueError: the backbone needs weights and none are given, or torchvision has no such detector.
+    """
+    backbone = detector.backbone
+    if not config.file:
+        if getattr(backbone.config, "norm", "gn") == "frozen_bn":
+            raise ValueError(
+                "The backbone's batch norms have frozen statistics, which random weights do not fit. Give a file, "
+                "--config.weights.file=resnet50-0676ba61.pth (from https://download.pytorch.org/models/), or train "
+                "from scratch: --config.detector.backbone.norm=gn --config.detector.backbone.frozen_stages=-1."
+            )
+        return
+    if config.whole:
+        if type(detector) not in _WHOLE:
+            known = ", ".join(kind.__name__ for kind in _WHOLE)
+            kind = type(detector).__name__
+            raise ValueError(f"weights.whole: torchvision's weights are read for {known}, not for {kind}")
+        _WHOLE[type(detector)](detector, config.file)
+        return
+    if isinstance(backbone, MobileNetV1):
+        weights.load_mobilenet(backbone, config.file)
+        return
+    weights.load_resnet(backbone, config.file)
+    if config.bgr:
+        backbone.stem.kernel[...] = backbone.stem.kernel[...][:, :, ::-1]
+
+
+def starting_from(compiled: Compiled, build: Callable[[nnx.Rngs], nnx.Module], config: WeightsConfig) -> Compiled:
+    """The same functions, but ``init`` takes what the file holds from there and only the rest at random.
+
+    Args:
+      compiled: of the detector.
+      build: makes the detector from random numbers.
+      config: the file.
+
+    Raises:
+      As ``load``.
+    """
+    detector = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    load(detector, config)
+    if not config.file:
+        return compiled
+    _, *loaded = nnx.split(detector, nnx.Param, ...)
+
+    def init(seed: int) -> TrainState:
+        state = compiled.init(seed)
+        params, rest = (
+            jax.tree.map(lambda random, read: read if isinstance(read, jax.Array) else random, *pair)
+            for pair in zip((state.params, state.rest), loaded, strict=True)
+        )
+        params, rest = jax.device_put((jax.tree.map(jnp.copy, params), rest), state.step.sharding)
+        average = None if state.average is None else jax.tree.map(jnp.copy, params)
+        return state._replace(params=params, rest=rest, average=average)
+
+    return compiled._replace(init=init)

@@ -1,0 +1,128 @@
+"""What a training leaves behind while it runs: JSON lines, a line on the console, TensorBoard on demand.
+
+``log.jsonl`` has two kinds of lines. A step: ``step``, ``epoch``, the losses, ``learning_rate``, ``gradient_norm``,
+``images_per_second``, ``data_seconds`` (what a step waited for its batch), ``memory_mib`` (the most so far, of the
+device if it says so and else of the process). An evaluation: ``step``, ``epoch`` and ``evaluation``, scores in 0..1.
+A training that goes on drops the lines after its checkpoint, so every step is there once.
+"""
+
+import json
+import math
+import pathlib
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from detectors.evaluation.scores import Scores, as_json, in_a_line
+
+FILE = "log.jsonl"
+_SAY_EVERY = 5.0  # seconds between lines on the console
+_NO_LOSSES = ("loss", "learning_rate", "gradient_norm", "data_seconds", "positives")
+
+
+class TrainingLog:
+    """Writes and prints the progress of one training."""
+
+    def __init__(
+        self, folder: pathlib.Path, *, steps: int, epoch_steps: int, batch_size: int, tensorboard: bool = False
+    ) -> None:
+        """Args:
+        folder: of the training.
+        steps: its length.
+        epoch_steps: steps of an epoch.
+        batch_size: images per step.
+        tensorboard: whether to write the figures for TensorBoard as well; needs the package tensorboardX.
+        """
+        self._path, self._steps, self._epoch_steps, self._batch = folder / FILE, steps, epoch_steps, batch_size
+        self._kept = False
+        self._lines: list[dict[str, Any]] = []
+        self._before: tuple[int, float] | None = None
+        self._said = -math.inf
+        self._board = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise ImportError(
+                    "--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'"
+                ) from error
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def progress(self, done: int, metrics: Mapping[str, Any]) -> None:
+        """Notes the metrics of the last of ``done`` steps."""
+        now = time.monotonic()
+        figures = {name: float(value) for name, value in metrics.items() if name != "finite"}
+        rate = math.nan
+        if self._before and done > self._before[0]:  # the first ones were compiled as well
+            rate = (done - self._before[0]) / (now - self._before[1])
+        self._before = (done, now)
+        memory = _memory_mib()
+        self._write(done, _finite(figures | {"images_per_second": rate * self._batch, "memory_mib": memory}))
+        if now - self._said < _SAY_EVERY and done < self._steps:
+            return
+        self._said = now
+        parts = [name for name in figures if name not in _NO_LOSSES]
+        losses = ", ".join(f"{name} {figures[name]:.4f}" for name in ("loss", *parts))
+        line = f"step {done}/{self._steps}: {losses}, lr {figures['learning_rate']:.3g}"
+        if math.isfinite(rate):
+            left = (self._steps - done) / rate
+            line += f", {rate * self._batch:.3g} images/s, data {1000 * figures['data_seconds']:.0f} ms"
+            line += f", {memory:,.0f} MiB, {_clock(left)} left"
+        print(line, flush=True)
+
+    def evaluated(self, done: int, scores: Scores) -> bool:
+        """Notes an evaluation after ``done`` steps. Returns whether it is the best so far by the AP of boxes."""
+        earlier = [line["evaluation"]["boxes"]["ap"] for line in self._read(done) if "evaluation" in line]
+        self._write(done, {"evaluation": as_json(scores)})
+        print(f"epoch {done / self._epoch_steps:.3g}, select split: {in_a_line(scores)}", flush=True)
+        self._before = None  # the time of the evaluation is no time of steps
+        return scores.boxes.ap >= max((ap for ap in earlier if ap is not None), default=0.0)  # never if it is NaN
+
+    def _write(self, done: int, figures: Mapping[str, Any]) -> None:
+        lines = self._read(done)
+        line = {"step": done, "epoch": done / self._epoch_steps, **figures}
+        lines.append(line)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            scored = figures.get("evaluation", {})
+            boards = figures | {f"{part}/{k}": v for part, values in scored.items() for k, v in values.items()}
+            for name, value in boards.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, done)
+
+    def _read(self, done: int) -> list[dict[str, Any]]:
+        """The lines so far; at first without those after the checkpoint that the training goes on from."""
+        if not self._kept:
+            self._kept = True
+            if self._path.exists():
+                self._lines = [line for line in map(_parsed, self._path.read_text().splitlines()) if line]
+                self._lines = [line for line in self._lines if line["step"] < done]
+                self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        return self._lines
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by a kill
+        return None
+
+
+def _finite(tree: Any) -> Any:
+    """The same with None, which JSON knows, for NaN and infinity."""
+    return jax.tree.map(lambda v: None if isinstance(v, float) and not math.isfinite(v) else v, tree)
+
+
+def _memory_mib() -> float:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(peak / 2**20, 1)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

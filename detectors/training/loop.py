@@ -1,0 +1,108 @@
+"""One training of one detector, step by step: from scratch, or from where it was interrupted."""
+
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cse_jax.search.trials import Stopped, TrainingDiverged
+from detectors import checkpoint
+from detectors.data.pipeline import Source, train_batches
+from detectors.losses import DetectionLosses
+from detectors.training.step import Compiled, TrainState
+
+CHECK_EVERY = 25  # steps between looks at the losses: a look waits for the device
+
+
+def fit(
+    compiled: Compiled,
+    losses: DetectionLosses,
+    source: Source,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    flip: float,
+    partial: pathlib.Path,
+    until: int | None = None,
+    save_every: int = 0,
+    workers: int = 0,
+    stop: threading.Event | None = None,
+    progress: Callable[[int, dict[str, Any]], None] | None = None,
+    evaluate_every: int = 0,
+    evaluate: Callable[[int, TrainState], None] | None = None,
+) -> TrainState:
+    """Trains from scratch, or from the checkpoint of the same training that was interrupted.
+
+    The batch of a step is a function of the step, so a checkpoint says where in the data a training was.
+
+    Args:
+      compiled: the detector's functions.
+      losses: of its head.
+      source: images to train on.
+      steps: length of the training, for which the learning rate is scheduled.
+      seed: of weights, batches and sampling.
+      batch_size: images per step.
+      flip: probability of mirroring an image.
+      partial: where the state is saved meanwhile; the caller deletes it when it has what it wants.
+      until: step after which it pauses, leaving its state in ``partial``; its length by default.
+      save_every: steps between saves; 0 for none.
+      workers: processes that make batches; 0 for threads of this one.
+      stop: set by another thread to give the training up.
+      progress: called with the steps done and the last one's metrics, at least every ``CHECK_EVERY`` steps;
+        ``data_seconds`` is what a step waited for its batch on average.
+      evaluate_every: steps between calls of ``evaluate``; 0 for none.
+      evaluate: called with the steps done and the state; not called again for what was done before an interruption.
+
+    Raises:
+      TrainingDiverged: loss or gradient became non-finite; names the step and the parts of the loss.
+      Stopped: ``stop`` was set.
+    """
+    state = compiled.init(seed)
+    if checkpoint.exists(partial):
+        state = checkpoint.restore(partial, state)
+    start, until = int(state.step), steps if until is None else until
+    batches = train_batches(
+        source, batch_size=batch_size, seed=seed, flip=flip, start_step=start, workers=workers if start < until else 0
+    )
+    length, seed = jnp.int32(steps), jnp.int32(seed)
+    unseen: list[dict[str, jax.Array]] = []
+    waited = 0.0
+    try:
+        for done in range(start + 1, until + 1):
+            if stop is not None and stop.is_set():
+                raise Stopped(f"stopped at step {done - 1}")
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            state, metrics = compiled.step(state, batch, losses, length, seed)
+            unseen.append(metrics)
+            save = done < steps and (done == until or (save_every and done % save_every == 0))
+            look = evaluate_every and done % evaluate_every == 0
+            if len(unseen) == CHECK_EVERY or save or look or done == until:
+                last = _finite(unseen, done) | {"data_seconds": waited / len(unseen)}
+                unseen, waited = [], 0.0
+                if progress:
+                    progress(done, last)
+            if look and evaluate:
+                evaluate(done, state)
+            if save:
+                checkpoint.save(partial, state)
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+    return state
+
+
+def _finite(metrics: list[dict[str, jax.Array]], steps_done: int) -> dict[str, Any]:
+    """The last of the steps' metrics; raises if a step diverged."""
+    fetched = jax.device_get(metrics)
+    for ago, values in zip(range(len(fetched) - 1, -1, -1), fetched, strict=True):
+        if not values["finite"]:
+            parts = ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values) if name != "finite")
+            raise TrainingDiverged(f"not finite at step {steps_done - ago}: {parts}")
+    return fetched[-1]
