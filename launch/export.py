@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from cse_jax import export
 from cse_jax.language import spaces, zoo
 from cse_jax.language.parsing import FormulaError
-from cse_jax.search.ledger import LedgerError, read_fame
+from cse_jax.search.ledger import LedgerError, read_hall_of_fame
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
 _RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 def _show_fame(workdir: pathlib.Path) -> None:
     """The losses at the wanted rank of each branch."""
-    members = read_fame(workdir / "ledger.sqlite")
+    members = read_hall_of_fame(workdir / "ledger.sqlite")
     branches = [branch for branch in members if _SPACE.value in (None, branch)]
     if not branches:
         what = f"no candidate of {workdir}" + (f" in space {_SPACE.value}" if _SPACE.value else "")

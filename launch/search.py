@@ -26,7 +26,7 @@ from detectors.models import build_detector
 from detectors.training.initial_weights import starting_from
 from detectors.training.run_config import CalibrationRun
 from detectors.training.search_trainer import DetectorTrainer
-from detectors.training.step import compile_detector
+from detectors.training.step import jit_detector
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "search"
 _CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "default.py"), "What to search.")
@@ -104,7 +104,7 @@ def _trainer(config, folder: pathlib.Path) -> tuple[DetectorTrainer, dict]:
         )
     detector, build = build_detector(config.detector)
     trainer = DetectorTrainer(
-        starting_from(compile_detector(build, config.train), build, config.weights),
+        starting_from(jit_detector(build, config.train), build, config.weights),
         build,
         config.train,
         data,

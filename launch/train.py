@@ -33,7 +33,7 @@ from detectors.training.initial_weights import starting_from
 from detectors.training.log import TrainingLog
 from detectors.training.loop import fit
 from detectors.training.run_config import LossConfig
-from detectors.training.step import compile_detector
+from detectors.training.step import jit_detector
 from detectors.weights.tensor_files import TensorFileError
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
@@ -97,7 +97,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     if (folder / "result.json").exists():
         print(f"This training is finished: {folder / 'result.json'}")
         return
-    compiled = starting_from(compile_detector(build, config.train), build, config.weights)
+    compiled = starting_from(jit_detector(build, config.train), build, config.weights)
     workdir.write_description(folder, about)
 
     names = {

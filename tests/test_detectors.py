@@ -19,7 +19,7 @@ from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.models.resnet import ResNet, resnet18, resnet50, resnet101, tiny
 from detectors.structures import Batch
-from detectors.training.step import Compiled, TrainConfig, compile_detector, learning_rate
+from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
 
 SIZE = 64
 TINY = {"fcos": fcos_tiny(3), "faster_rcnn": faster_rcnn_tiny(3)}
@@ -27,10 +27,10 @@ BOTH = pytest.mark.parametrize("name", TINY)
 
 
 @functools.cache
-def compiled(name: str) -> Compiled:
+def compiled(name: str) -> JittedDetector:
     config = TINY[name]
     train = TrainConfig(warmup_steps=2, learning_rate=0.01)
-    return compile_detector(build_detector(config)[1], train)
+    return jit_detector(build_detector(config)[1], train)
 
 
 @functools.cache
@@ -260,7 +260,7 @@ def test_unknown_settings_are_refused():
 def test_frozen_stages_do_not_move():
     config = fcos_tiny(3)
     config.backbone.frozen_stages = 1
-    functions = compile_detector(build_detector(config)[1], TrainConfig(warmup_steps=0))
+    functions = jit_detector(build_detector(config)[1], TrainConfig(warmup_steps=0))
     before = jax.device_get(functions.init(0).params)
     after = jax.device_get(
         functions.step(functions.init(0), batch_of(), losses_for("fcos"), jnp.int32(9), jnp.int32(0))[0]
@@ -288,7 +288,7 @@ def test_sgd_equals_pytorchs_rule():
     config = TrainConfig(
         learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_steps=0, decay_at=(), bias_decay=0.0
     )
-    functions = compile_detector(build_detector(TINY["fcos"])[1], config)
+    functions = jit_detector(build_detector(TINY["fcos"])[1], config)
     run, losses, batch = loss_function("fcos"), losses_for("fcos"), batch_of()
     state = functions.init(0)
     params = jax.device_get(state.params)
@@ -315,7 +315,7 @@ def test_checkpoints_are_exact_and_checked(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), restored)
     with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint at"):
         checkpoint.restore(tmp_path / "absent", state)
-    other = compile_detector(build_detector(fcos_tiny(4))[1], TrainConfig()).init(0)
+    other = jit_detector(build_detector(fcos_tiny(4))[1], TrainConfig()).init(0)
     with pytest.raises(checkpoint.CheckpointError, match=r"cls\.bias\S* is float32\[3\], not float32\[4\]"):
         checkpoint.restore(path, other)
 

@@ -17,7 +17,7 @@ from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
 from detectors.models.norms import is_norm
 from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
 from detectors.structures import Batch
-from detectors.training.step import TrainConfig, compile_detector, optimiser_for
+from detectors.training.step import TrainConfig, jit_detector, optimiser_for
 
 LOSSES = library_losses(FCOS)
 SIZE = 64
@@ -187,6 +187,6 @@ def test_frozen_parameters_have_no_part_in_the_gradient_norm():
         for path, g in nnx.to_flat_state(gradient(params))
         if not (path[0] == "backbone" and config.backbone.is_frozen(path[1:]))
     ]
-    functions = compile_detector(lambda rngs: FCOS(config, rngs=rngs), TrainConfig())
+    functions = jit_detector(lambda rngs: FCOS(config, rngs=rngs), TrainConfig())
     metrics = functions.step(functions.init(0), batch, LOSSES, jnp.int32(9), jnp.int32(0))[1]
     np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(np.sum(trained)), rtol=1e-3)

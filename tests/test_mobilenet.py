@@ -20,7 +20,7 @@ from detectors.models.mobilenet import MobileNetConfig, MobileNetV1
 from detectors.models.norms import FrozenBatchNorm
 from detectors.structures import Batch
 from detectors.training.initial_weights import WeightsConfig, load
-from detectors.training.step import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, jit_detector
 from detectors.weights import WeightsError
 
 BLOCKS = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
@@ -141,7 +141,7 @@ def test_frozen_blocks_do_not_move(tmp_path):
         range_limits=(32.0,),
     )
     detector, build = build_detector(config)
-    functions = compile_detector(build, TrainConfig(batch_size=1, warmup_steps=0))
+    functions = jit_detector(build, TrainConfig(batch_size=1, warmup_steps=0))
     state = functions.init(0)
     before = jax.device_get(state.params["backbone"])
     batch = Batch(

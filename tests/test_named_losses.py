@@ -30,7 +30,7 @@ from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 from detectors.ops.points import assign_points, pyramid_points
 from detectors.structures import Batch
-from detectors.training.step import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, jit_detector
 
 MULTI, BINARY, BOX = spaces.MULTI_CLASS, spaces.BINARY_CLASS, spaces.BOX
 SIZE, CLASSES = 64, 3
@@ -390,7 +390,7 @@ def test_ghm_ignores_the_padding_and_is_a_mean():
 def test_a_weight_compiles_nothing():
     """A whole training step; counts compilations by JAX's own log of them."""
     detector, build = build_detector(TINY["fcos"])
-    functions = compile_detector(build, TrainConfig(warmup_steps=2))
+    functions = jit_detector(build, TrainConfig(warmup_steps=2))
     names = dict(cls="varifocal_loss", box="smooth_l1_loss")
     losses = [resolve_pair(detector.cls_space, **names, box_weight=weight) for weight in (1.0, 2.0)]
     length, seed, batch = jnp.int32(9), jnp.int32(0), batch_of()

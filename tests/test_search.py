@@ -22,8 +22,8 @@ from cse_jax.screening.simulation import simulate
 from cse_jax.search import run
 from cse_jax.search.branch import BranchConfig
 from cse_jax.search.comparison import FinalConfig, Row, conclusion
-from cse_jax.search.ledger import Ledger, LedgerError, read_fame
-from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
+from cse_jax.search.racing import FilterConfig
 from cse_jax.search.trials import LossPair, Training, Trials
 from cse_jax.search.workdir import WorkdirError, opened
 
@@ -207,13 +207,13 @@ def test_the_weight_that_scores_best_on_fixed_features_is_kept(tmp_path):
             factor = max(losses.cls_weight, losses.box_weight)
             return training._replace(ap=0.5 + 0.01 * min(factor, 10.0)) if purpose == "probe" else training
 
-    small = dataclasses.replace(CONFIG, cascade=CascadeConfig(weights=(1.0, 4.0, 0.5), scale="none"))
+    small = dataclasses.replace(CONFIG, cascade=FilterConfig(weights=(1.0, 4.0, 0.5), scale="none"))
     result = run(tmp_path, Heavy(), small)
     assert {famous.weight for fame in result.fame.values() for famous in fame} == {4.0}
 
 
 def test_gradients_are_matched_in_the_detector(tmp_path):
-    result = run(tmp_path, config=dataclasses.replace(CONFIG, cascade=CascadeConfig(scale="detector")))
+    result = run(tmp_path, config=dataclasses.replace(CONFIG, cascade=FilterConfig(scale="detector")))
     default = {"binary_class": 1.0 + len(zoo.default(spaces.BINARY_CLASS)), "box": 2.0 * len(zoo.default(spaces.BOX))}
     for branch, fame in result.fame.items():
         for famous in fame:  # FakeTrainer's norms are lengths
@@ -223,7 +223,7 @@ def test_gradients_are_matched_in_the_detector(tmp_path):
 
 def test_an_unknown_scale_is_refused(tmp_path):
     with pytest.raises(ValueError, match="search.cascade.scale is 'loud'; use 'prediction', 'detector', 'none'"):
-        run(tmp_path, config=dataclasses.replace(CONFIG, cascade=CascadeConfig(scale="loud")))
+        run(tmp_path, config=dataclasses.replace(CONFIG, cascade=FilterConfig(scale="loud")))
 
 
 def test_a_default_that_fails_stops_the_search(tmp_path):
@@ -268,7 +268,7 @@ def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     for loss, famous, default in zip((row.losses.cls, row.losses.box), best, defaults, strict=True):
         assert loss == default or loss == famous.formula
     assert (row.losses.cls, row.losses.box) != defaults
-    assert read_fame(tmp_path / "ledger.sqlite").keys() == {"binary_class", "box"}
+    assert read_hall_of_fame(tmp_path / "ledger.sqlite").keys() == {"binary_class", "box"}
     again = FakeTrainer()
     assert run(tmp_path, again, config=config) == result
     assert again.count == 0
@@ -308,12 +308,12 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 def test_read_fame(finished, tmp_path):
     path, result = finished
-    members = read_fame(path / "ledger.sqlite")
+    members = read_hall_of_fame(path / "ledger.sqlite")
     for branch, fame in result.fame.items():
         assert [row["authors"] for row in members[branch]] == [to_authors(f.formula) for f in fame]
         assert [row["proxy"] for row in members[branch]] == [pytest.approx(f.ap) for f in fame]
     with pytest.raises(LedgerError, match="is that the folder of a search"):
-        read_fame(tmp_path / "ledger.sqlite")
+        read_hall_of_fame(tmp_path / "ledger.sqlite")
 
 
 def test_one_search_per_folder(tmp_path):
@@ -334,7 +334,13 @@ def screened(texts, space=spaces.BOX, **changes):
     import cse_jax
 
     options = dict(
-        reference=zoo.default(space), seen={}, sign_flip=True, match_gradient=True, min_gain=0.5, units="pixels", seed=0
+        reference=zoo.default(space),
+        seen={},
+        sign_flip=True,
+        match_gradient=True,
+        simulation_tolerance=0.5,
+        units="pixels",
+        seed=0,
     )
     return screen(encode([cse_jax.parse(text, space) for text in texts], space), space, **(options | changes))
 
@@ -466,7 +472,7 @@ def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
 
 
 def test_thresholds_are_used(tmp_path):
-    strict = dataclasses.replace(CONFIG, cascade=CascadeConfig(verify_tolerance=10.0))
+    strict = dataclasses.replace(CONFIG, cascade=FilterConfig(overfit_tolerance=10.0))
     result = run(tmp_path, config=strict)
     assert all(counts["optimised"] == 0 for counts in result.funnel.values())
     assert "Nothing was discovered" in conclusion(result.table)

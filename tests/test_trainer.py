@@ -25,7 +25,7 @@ from detectors.models.fcos import FCOS
 from detectors.training import batched
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms
-from detectors.training.step import compile_detector, learning_rate, optimiser_for
+from detectors.training.step import jit_detector, learning_rate, optimiser_for
 
 DEFAULT = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
 NEVER = threading.Event()
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled():
-    return compile_detector(BUILD, TRAIN)
+    return jit_detector(BUILD, TRAIN)
 
 
 def make(compiled, data, folder, **schedule):

@@ -19,7 +19,7 @@ from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import ResNetConfig
 from detectors.structures import Batch
 from detectors.training.initial_weights import WeightsConfig, starting_from
-from detectors.training.step import TrainConfig, compile_detector, learning_rate
+from detectors.training.step import TrainConfig, jit_detector, learning_rate
 from detectors.weights import RESNET, WeightsError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def train(name: str, batches, **options):
     """Losses of the steps, the last state, and the compiled functions."""
     devices = options.pop("devices", None)
     detector, build = build_detector(TINY[name])
-    functions = compile_detector(build, TrainConfig(**(SGD | options)), devices=devices)
+    functions = jit_detector(build, TrainConfig(**(SGD | options)), devices=devices)
     state, losses, history = functions.init(0), library_losses(detector), []
     for batch in batches:
         state, metrics = functions.step(state, batch, losses, jnp.int32(100), jnp.int32(0))
@@ -69,7 +69,7 @@ def on_devices(name: str) -> None:
     np.testing.assert_allclose(one, all_, rtol=2e-5)
     boxes = functions.predict(state, batches[0].image, batches[0].image_size).boxes
     assert len(boxes.sharding.device_set) == 8, "images must stay on their devices"
-    assert compile_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 2, (
+    assert jit_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 2, (
         "six images are shared by two of eight devices"
     )
 
@@ -103,19 +103,17 @@ def test_a_batch_in_parts_is_averaged():
 def test_the_average_follows_the_parameters():
     batches = [batch_of(2, seed) for seed in range(3)]
     detector, build = build_detector(TINY["fcos"])
-    config = TrainConfig(batch_size=2, average=0.8, **SGD)
-    functions = compile_detector(build, config)
+    config = TrainConfig(batch_size=2, ema=0.8, **SGD)
+    functions = jit_detector(build, config)
     state = functions.init(0)
     expected = jax.device_get(state.params["cls"]["kernel"][...])
     for batch in batches:
         state, _ = functions.step(state, batch, library_losses(detector), jnp.int32(9), jnp.int32(0))
         expected = 0.8 * expected + 0.2 * jax.device_get(state.params["cls"]["kernel"][...])
-    np.testing.assert_allclose(state.average["cls"]["kernel"][...], expected, atol=1e-7)
-    assert state.model[0] is state.average
+    np.testing.assert_allclose(state.ema["cls"]["kernel"][...], expected, atol=1e-7)
+    assert state.model[0] is state.ema
     shown = functions.predict(state, batches[0].image, batches[0].image_size)
-    swapped = functions.predict(
-        state._replace(params=state.average, average=None), batches[0].image, batches[0].image_size
-    )
+    swapped = functions.predict(state._replace(params=state.ema, ema=None), batches[0].image, batches[0].image_size)
     jax.tree.map(np.testing.assert_array_equal, shown, swapped)
 
 
@@ -153,12 +151,12 @@ def test_the_learning_rate_grows_with_the_batch():
         ({"optimiser": "adam"}, "train.optimiser is 'adam'"),
         ({"accumulate": 3}, "train.accumulate=3 must divide train.batch_size=16"),
         ({"accumulate": 0}, "train.accumulate=0 must divide"),
-        ({"average": 1.0}, r"train.average=1.0 must be at least 0 and below 1"),
+        ({"ema": 1.0}, r"train.ema=1.0 must be at least 0 and below 1"),
     ],
 )
 def test_bad_settings_are_named(changes, said):
     with pytest.raises(ValueError, match=said):
-        compile_detector(build_detector(TINY["fcos"])[1], TrainConfig(**changes))
+        jit_detector(build_detector(TINY["fcos"])[1], TrainConfig(**changes))
 
 
 # Weights to start from
@@ -202,14 +200,14 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
     file = tmp_path / "resnet.safetensors"
     tensors = write_resnet(file)
     _, build = build_detector(PRETRAINED)
-    random = compile_detector(build, TrainConfig(batch_size=2, average=0.9, **SGD))
+    random = jit_detector(build, TrainConfig(batch_size=2, ema=0.9, **SGD))
     functions = starting_from(random, build, WeightsConfig(file=str(file), bgr=bgr))
     state, other = functions.init(0), random.init(0)
     stem = tensors["conv1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(state.params["backbone"]["stem"]["kernel"][...], stem[:, :, ::-1] if bgr else stem)
     np.testing.assert_array_equal(state.rest["backbone"]["stem_norm"]["mean"][...], tensors["bn1.running_mean"])
     np.testing.assert_array_equal(state.params["cls"]["kernel"][...], other.params["cls"]["kernel"][...])
-    jax.tree.map(np.testing.assert_array_equal, state.params, state.average)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
     state, metrics = functions.step(
         state, batch_of(2), library_losses(build_detector(PRETRAINED)[0]), jnp.int32(9), jnp.int32(0)
     )
@@ -218,7 +216,7 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
 
 def test_weights_that_are_missing_or_do_not_fit_are_told(tmp_path):
     _, build = build_detector(PRETRAINED)
-    functions = compile_detector(build, TrainConfig(batch_size=2))
+    functions = jit_detector(build, TrainConfig(batch_size=2))
     with pytest.raises(ValueError, match=r"--config\.weights\.file=.*--config\.detector\.backbone\.norm=gn"):
         starting_from(functions, build, WeightsConfig())
     with pytest.raises(FileNotFoundError, match="get them from"):

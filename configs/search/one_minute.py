@@ -9,7 +9,7 @@ import dataclasses
 
 from cse_jax.search.branch import BranchConfig
 from cse_jax.search.comparison import FinalConfig
-from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.racing import FilterConfig
 from cse_jax.search.run import SearchConfig
 from detectors.data.datasets import DataConfig
 from detectors.data.digit_scenes import DigitScenesConfig
@@ -24,7 +24,7 @@ def get_config() -> FCOSRun:
         search=SearchConfig(
             classification=branch,
             regression=dataclasses.replace(branch),  # or a flag would change both
-            cascade=CascadeConfig(verify_tolerance=0.0),
+            cascade=FilterConfig(overfit_tolerance=0.0),
             final=FinalConfig(seeds=1, fit_weights=(2.0,), branches=False),
         ),
         train=training_in_seconds(learning_rate=0.003, warmup_steps=10),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from cse_jax.search.branch import Famous
+    from cse_jax.search.branch import HallOfFameEntry
 
 _SHOWN = 5
 
@@ -33,7 +33,7 @@ class Monitor:
         self._expected: dict[str, int] = {}
         self._timed: dict[str, list[float]] = {}
         self._funnel: dict[tuple[str, int], dict[str, int]] = {}
-        self._fame: dict[str, Sequence[Famous]] = {}
+        self._fame: dict[str, Sequence[HallOfFameEntry]] = {}
         self._activity, self._number, self._of = "", 1, 1
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._view, console=self.console, refresh_per_second=2, transient=True)
@@ -66,7 +66,7 @@ class Monitor:
         self._expected[purpose] = max(0, self._expected.get(purpose, 0) - 1)
 
     def generation_done(
-        self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["Famous"]
+        self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["HallOfFameEntry"]
     ) -> None:
         """Notes a finished generation."""
         self.counts(branch, generation, counts)
@@ -102,7 +102,7 @@ class Monitor:
         parts: list = funnel_tables(self._funnel)
         for branch, fame in self._fame.items():
             if fame:
-                parts.append(fame_table(branch, fame))
+                parts.append(hall_of_fame_table(branch, fame))
         parts.append(Text(f"{self._doing()}   {self._time_left()}"))
         parts.append(ProgressBar(total=self._of, completed=self._number - 1, width=60))
         return Group(*parts)
@@ -123,7 +123,7 @@ def funnel_tables(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> list[T
     return tables
 
 
-def fame_table(branch: str, fame: Sequence["Famous"]) -> Table:
+def hall_of_fame_table(branch: str, fame: Sequence["HallOfFameEntry"]) -> Table:
     """The best losses of a branch so far."""
     table = Table(title=f"Hall of fame, {branch}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column, justify in (("AP", "right"), ("weight", "right"), ("generation", "right"), ("formula", "left")):

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from cse_jax.export.notation import to_latex
 from cse_jax.language.expression import Expression, to_authors, to_infix
-from cse_jax.reporting.monitor import fame_table, funnel_tables
-from cse_jax.search.branch import Famous
+from cse_jax.reporting.monitor import funnel_tables, hall_of_fame_table
+from cse_jax.search.branch import HallOfFameEntry
 from cse_jax.search.comparison import Row, conclusion
 from cse_jax.search.run import SearchResult
 from cse_jax.search.trials import LossPair
@@ -48,7 +48,7 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
     } | about
 
 
-def _famous(member: Famous) -> dict[str, Any]:
+def _famous(member: HallOfFameEntry) -> dict[str, Any]:
     scores = vars(member) | {"ap": member.ap}
     del scores["formula"]
     return _formula(member.formula) | scores
@@ -98,7 +98,7 @@ def show(console: Console, result: SearchResult) -> None:
         console.print(table)
     for branch, fame in result.fame.items():
         if fame:
-            console.print(fame_table(branch, fame))
+            console.print(hall_of_fame_table(branch, fame))
     console.print(final_table(result.table))
 
 
@@ -160,7 +160,7 @@ def markdown(data: dict[str, Any]) -> str:
                 f"{f['ap']:.3f}",
                 " ".join(f"{ap:.3f}" for ap in f["aps"]),
                 " ".join(f"{ap:.3f}" for _, ap in f["curve"]),
-                f"{f['verify_ap']:.3f}",
+                f"{f['overfit']:.3f}",
                 f"{f['weight']:.3g}",
                 str(f["generation"]),
                 f"`{f['text']}`",

@@ -94,7 +94,7 @@ def screen(
     seen: Mapping[str, str],
     sign_flip: bool,
     match_gradient: bool,
-    min_gain: float,
+    simulation_tolerance: float,
     units: str,
     seed: int,
 ) -> Screened:
@@ -107,7 +107,7 @@ def screen(
       seen: fingerprints that are not new, with the name or formula that each belongs to.
       sign_flip: keep a candidate whose negation converges, with its sign flipped.
       match_gradient: weight each candidate so that its gradient matches the reference's.
-      min_gain: share of the reference's gain that a simulated candidate must reach.
+      simulation_tolerance: share of the reference's gain that a simulated candidate must reach.
       units: of boxes, ``"pixels"`` or ``"strides"``.
       seed: of the simulated predictions.
 
@@ -132,11 +132,11 @@ def screen(
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
-        _apply_simulation(candidate, simulation, simulations[0], min_gain, match_gradient)
+        _apply_simulation(candidate, simulation, simulations[0], simulation_tolerance, match_gradient)
     return Screened(len(tokens), dict(failed), candidates)
 
 
-def prediction_gain(simulation: Simulation, reference: Simulation) -> float:
+def relative_gain(simulation: Simulation, reference: Simulation) -> float:
     """What a candidate gains in prediction-space simulation, as a share of the reference's gain."""
     return (simulation.after - simulation.before) / (reference.after - reference.before)
 
@@ -163,15 +163,19 @@ def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candid
 
 
 def _apply_simulation(
-    candidate: Candidate, simulation: Simulation, reference: Simulation, min_gain: float, match_gradient: bool
+    candidate: Candidate,
+    simulation: Simulation,
+    reference: Simulation,
+    simulation_tolerance: float,
+    match_gradient: bool,
 ) -> None:
-    gain = prediction_gain(simulation, reference)
+    gain = relative_gain(simulation, reference)
     if not math.isfinite(simulation.gradient) or simulation.gradient == 0.0:
         candidate.reason = f"simulation: the gradient's root mean square is {simulation.gradient:g}"
     elif not math.isfinite(gain):
         candidate.reason = "simulation: the descent diverged"
-    elif gain < min_gain:
-        candidate.reason = f"simulation: gain {gain:.2f} of the default loss's, below {min_gain:g}"
+    elif gain < simulation_tolerance:
+        candidate.reason = f"simulation: gain {gain:.2f} of the default loss's, below {simulation_tolerance:g}"
     else:
         candidate.stage = "simulated"
     candidate.prediction = gain

@@ -30,7 +30,7 @@ from cse_jax.sampling.variation import offspring
 from cse_jax.screening.funnel import Candidate, passed, screen
 from cse_jax.screening.verification import verify
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.racing import Cascade, CascadeConfig
+from cse_jax.search.racing import Cascade, FilterConfig
 from cse_jax.search.statistics import ranked, seed_noise, standard_error
 from cse_jax.search.trials import LossPair, Trials
 
@@ -69,13 +69,13 @@ class BranchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Famous:
+class HallOfFameEntry:
     """A member of the hall of fame.
 
     Attributes:
       formula, weight: the loss.
       aps: on the select split at the end of the proxy task, by seed.
-      verify_ap: on one image per category.
+      overfit: on one image per category.
       generation: where it was found.
       curve: (steps, AP of the first seed) at each horizon of the proxy task.
     """
@@ -83,7 +83,7 @@ class Famous:
     formula: Expression
     weight: float
     aps: tuple[float, ...]
-    verify_ap: float
+    overfit: float
     generation: int
     curve: tuple[tuple[int, float], ...] = ()
 
@@ -101,7 +101,7 @@ class Branch:
         space: Space,
         base: LossPair,
         config: BranchConfig,
-        cascade: CascadeConfig,
+        cascade: FilterConfig,
         *,
         trials: Trials,
         ledger: Ledger,
@@ -117,7 +117,7 @@ class Branch:
         self.cascade = Cascade(self.name, space, base, config, cascade, trials=trials, monitor=monitor, seed=seed)
         self.shape = Shape(max_nodes=cascade.max_nodes)
         self.reference = zoo.default(space)
-        self.fame: list[Famous] = []
+        self.fame: list[HallOfFameEntry] = []
         self.error = math.nan  # standard error of a famous loss's AP
 
     def generations(self) -> Iterator[dict[str, int]]:
@@ -144,17 +144,17 @@ class Branch:
             complexity=lambda famous: (len(famous.formula), to_authors(famous.formula)),
         )
         if self.name == self.space.name:  # a control's losses are not what a search has found
-            self.ledger.record_fame(self.name, [to_authors(famous.formula) for famous in self.fame])
+            self.ledger.record_hall_of_fame(self.name, [to_authors(famous.formula) for famous in self.fame])
 
     def _known_fingerprints(self) -> dict[str, str]:
         known = zoo.known(self.space)
         verdicts = verify(list(known.values()), self.space, units=self.units)
         return {verdict.fingerprint: name for name, verdict in zip(known, verdicts, strict=True)}
 
-    def _famous(self, row: dict) -> Famous:
+    def _famous(self, row: dict) -> HallOfFameEntry:
         curve = tuple(map(tuple, row["curve"]))
         formula = parse(row["formula"], self.space)
-        return Famous(formula, row["weight"], tuple(row["aps"]), row["verify_ap"], row["generation"], curve)
+        return HallOfFameEntry(formula, row["weight"], tuple(row["aps"]), row["overfit"], row["generation"], curve)
 
     def _generation(self, generation: int, seen: dict[str, str]) -> tuple[dict[str, int], dict]:
         """One turn of the loop; recorded in the ledger when it is complete."""
@@ -168,7 +168,7 @@ class Branch:
             seen=seen,
             sign_flip=self.filters.sign_flip,
             match_gradient=self.filters.scale == "prediction",
-            min_gain=self.filters.min_gain,
+            simulation_tolerance=self.filters.simulation_tolerance,
             units=self.units,
             seed=self.seed,
         )
@@ -176,7 +176,7 @@ class Branch:
         for candidate in screened.candidates:
             candidate.seconds = each
         self.monitor.counts(self.name, generation, screened.counts())
-        self.cascade.run(generation, screened, self.fame[0].verify_ap if self.fame else None)
+        self.cascade.run(generation, screened, self.fame[0].overfit if self.fame else None)
         counts = screened.counts()
         result = {
             "fame": [
@@ -185,7 +185,7 @@ class Branch:
                     "weight": c.weight,
                     "aps": c.aps,
                     "curve": c.curve,
-                    "verify_ap": c.optimisation,
+                    "overfit": c.optimisation,
                     "generation": generation,
                 }
                 for c in screened.candidates

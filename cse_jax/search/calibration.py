@@ -21,11 +21,11 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.sampling.random_trees import Shape
 from cse_jax.sampling.variation import offspring
 from cse_jax.screening import verification
-from cse_jax.screening.funnel import prediction_gain, screen
+from cse_jax.screening.funnel import relative_gain, screen
 from cse_jax.screening.simulation import simulate
 from cse_jax.screening.verification import Property
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.racing import FilterConfig
 from cse_jax.search.run import SearchConfig
 from cse_jax.search.trials import LossPair, Trainer, Trials, default_pair, with_loss
 
@@ -119,7 +119,7 @@ class Calibration(NamedTuple):
 
 
 def draw(
-    config: CalibrationConfig, space: Space, texts: Sequence[str], cascade: CascadeConfig, *, units: str, seed: int
+    config: CalibrationConfig, space: Space, texts: Sequence[str], cascade: FilterConfig, *, units: str, seed: int
 ) -> list[Contestant]:
     """The losses of one branch: good, mediocre and bad ones, each behaviour once.
 
@@ -150,7 +150,7 @@ def draw(
         seen={v.fingerprint: str(c.formula) for v, c in zip(verdicts, chosen, strict=True) if v.fingerprint},
         sign_flip=cascade.sign_flip,
         match_gradient=True,
-        min_gain=-math.inf,
+        simulation_tolerance=-math.inf,
         units=units,
         seed=seed,
     )
@@ -162,7 +162,7 @@ def draw(
     return chosen
 
 
-def _rejected(tokens: np.ndarray, space: Space, count: int, cascade: CascadeConfig, *, units: str) -> list[Contestant]:
+def _rejected(tokens: np.ndarray, space: Space, count: int, cascade: FilterConfig, *, units: str) -> list[Contestant]:
     """The first formulas of a population that are finite and depend on the prediction, and yet don't converge."""
     failed = verification.judge(tokens, space, units=units).failed
     wrong = (failed >= Property.MONOTONE).all(1) & (failed != Property.NONE).all(1)
@@ -176,17 +176,17 @@ def _rejected(tokens: np.ndarray, space: Space, count: int, cascade: CascadeConf
     return found
 
 
-def weigh(contestants: Sequence[Contestant], space: Space, cascade: CascadeConfig, *, units: str, seed: int) -> None:
+def weigh(contestants: Sequence[Contestant], space: Space, cascade: FilterConfig, *, units: str, seed: int) -> None:
     """Scores by margin and prediction-space gain; matches gradients of all but the known losses."""
     formulas = [zoo.default(space), *(c.formula for c in contestants)]
     reference, *simulations = simulate(formulas, space, units=units, seed=seed)
     margins = verification.margins([c.formula for c in contestants], space, units=units)
     known = zoo.known(space)
     for contestant, simulation, margin in zip(contestants, simulations, margins, strict=True):
-        contestant.scores = {"margin": float(margin), "prediction": prediction_gain(simulation, reference)}
+        contestant.scores = {"margin": float(margin), "prediction": relative_gain(simulation, reference)}
         if margin < 0.0:
             contestant.rejected.append("margin")
-        if not contestant.scores["prediction"] >= cascade.min_gain:
+        if not contestant.scores["prediction"] >= cascade.simulation_tolerance:
             contestant.rejected.append("prediction")
         matched = reference.gradient / simulation.gradient if simulation.gradient > 0.0 else math.nan
         if cascade.scale != "none" and contestant.origin not in known and math.isfinite(matched):
@@ -293,13 +293,13 @@ def _note(contestants: Sequence[Contestant], stage: str, scores: Float[np.ndarra
             contestant.rejected.append(stage)
 
 
-def _bar(purpose: str, default: float, cascade: CascadeConfig, *, last: bool) -> float:
+def _bar(purpose: str, default: float, cascade: FilterConfig, *, last: bool) -> float:
     """Below which AP a search would go on with none of these losses."""
     if purpose == "proxy":
         return -math.inf
     if purpose == "verify":
-        return cascade.verify_tolerance * default
-    return (cascade.probe_tolerance if last else cascade.early_tolerance) * default
+        return cascade.overfit_tolerance * default
+    return (cascade.probe_tolerance if last else cascade.early_probe_tolerance) * default
 
 
 def _ceiling(contestants: Sequence[Contestant]) -> float:

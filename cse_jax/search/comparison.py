@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cse_jax.language import spaces, zoo
-from cse_jax.search.branch import Famous
+from cse_jax.search.branch import HallOfFameEntry
 from cse_jax.search.trials import LossPair, Outcome, Trials, with_loss
 
 
@@ -58,7 +58,7 @@ def fit_default_weights(base: LossPair, config: FinalConfig, *, trials: Trials, 
 
 
 def combined(
-    base: LossPair, fame: Mapping[str, Sequence[Famous]], *, trials: Trials, seeds: Sequence[int]
+    base: LossPair, fame: Mapping[str, Sequence[HallOfFameEntry]], *, trials: Trials, seeds: Sequence[int]
 ) -> list[tuple[str, LossPair]]:
     """What the branches' winners make with the default losses and with each other: names and losses, the best last.
 

@@ -166,7 +166,7 @@ class Ledger:
                 (branch, generation, json.dumps(counts), json.dumps(result)),
             )
 
-    def record_fame(self, branch: str, formulas: Sequence[str]) -> None:
+    def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
         with self._writing():
             self._db.execute("delete from fame where branch = ?", (branch,))
@@ -174,7 +174,7 @@ class Ledger:
             self._db.executemany("insert into fame values (?, ?, ?)", rows)
 
 
-def read_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """The trained candidates of each branch, best first, from a ledger that may be in use.
 
     Raises:

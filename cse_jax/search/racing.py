@@ -19,7 +19,7 @@ SCALES = ("prediction", "detector", "none")
 
 
 @dataclasses.dataclass
-class CascadeConfig:
+class FilterConfig:
     """Thresholds of the filters.
 
     Attributes:
@@ -28,23 +28,23 @@ class CascadeConfig:
         predictions, ``"detector"`` in the output layers that the default losses have trained, on a batch of the data;
         ``"none"`` leaves it as it is.
       weights: further factors tried on fixed features; a candidate keeps the one that scores best there.
-      min_gain: least gain in prediction-space simulation, as a share of the default loss's.
-      early_tolerance: least AP of heads on fixed features at all horizons but the last, as a share of the default
+      simulation_tolerance: least gain in prediction-space simulation, as a share of the default loss's.
+      early_probe_tolerance: least AP of heads on fixed features at all horizons but the last, as a share of the default
         loss's at the same one.
       probe_tolerance: likewise at the last.
-      verify_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
-      later_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
+      overfit_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
+      later_overfit_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
       max_nodes: largest formula.
     """
 
     sign_flip: bool = True
     scale: str = "prediction"
     weights: tuple[float, ...] = (1.0,)
-    min_gain: float = 0.5
-    early_tolerance: float = 0.5
+    simulation_tolerance: float = 0.5
+    early_probe_tolerance: float = 0.5
     probe_tolerance: float = 0.8
-    verify_tolerance: float = 0.8
-    later_tolerance: float = 1.0
+    overfit_tolerance: float = 0.8
+    later_overfit_tolerance: float = 1.0
     max_nodes: int = 40
 
 
@@ -57,7 +57,7 @@ class Cascade:
         space: Space,
         base: LossPair,
         sizes: "BranchConfig",
-        config: CascadeConfig,
+        config: FilterConfig,
         *,
         trials: Trials,
         monitor: Monitor,
@@ -68,18 +68,18 @@ class Cascade:
         self.name, self.space, self.base, self.sizes, self.config = name, space, base, sizes, config
         self.trials, self.monitor, self.seed = trials, monitor, seed
 
-    def run(self, generation: int, screened: Screened, best_verify_ap: float | None) -> None:
+    def run(self, generation: int, screened: Screened, best_overfit: float | None) -> None:
         """Weights and trains the candidates that were simulated; the last stage of each says how far it came.
 
         Args:
           generation: its number.
           screened: the candidates, changed in place.
-          best_verify_ap: AP of the best loss so far on one image per category; None before there is one.
+          best_overfit: AP of the best loss so far on one image per category; None before there is one.
         """
         if self.config.scale == "detector":
             self._match(screened)
         probed = self._probe(generation, screened)
-        optimised = self._optimise(generation, probed, screened, best_verify_ap)
+        optimised = self._optimise(generation, probed, screened, best_overfit)
         self._train(generation, optimised, screened)
 
     def default(self, purpose: str, horizon: int | None = None) -> list[Outcome]:
@@ -115,7 +115,7 @@ class Cascade:
         for horizon in horizons:
             (default,) = self.default("probe", horizon)
             last = horizon == horizons[-1]
-            tolerance = self.config.probe_tolerance if last else self.config.early_tolerance
+            tolerance = self.config.probe_tolerance if last else self.config.early_probe_tolerance
             bar = tolerance * default.ap
             jobs = [(self._pair(c.formula, weight), self.seed) for c, weight in tried]
             outcomes = list(self.trials.run(jobs, purpose="probe", what=what, horizon=horizon))
@@ -142,15 +142,15 @@ class Cascade:
         return sorted(passed, key=_by_promise)
 
     def _optimise(
-        self, generation: int, probed: list[Candidate], screened: Screened, best_verify_ap: float | None
+        self, generation: int, probed: list[Candidate], screened: Screened, best_overfit: float | None
     ) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
-        if best_verify_ap is None:
-            tolerance, whose = self.config.verify_tolerance, "the default loss"
-            best_verify_ap = self.default("verify")[0].ap
+        if best_overfit is None:
+            tolerance, whose = self.config.overfit_tolerance, "the default loss"
+            best_overfit = self.default("verify")[0].ap
         else:
-            tolerance, whose = self.config.later_tolerance, "the best loss so far"
-        bar = tolerance * best_verify_ap
+            tolerance, whose = self.config.later_overfit_tolerance, "the best loss so far"
+        bar = tolerance * best_overfit
         for candidate in probed[self.sizes.optimisations :]:
             candidate.reason = f"not among the best {self.sizes.optimisations} of its generation on fixed features"
         drawn = probed[: self.sizes.optimisations]

@@ -7,10 +7,10 @@ import statistics
 from cse_jax.language import spaces
 from cse_jax.language.spaces import Space
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.search.branch import Branch, BranchConfig, Famous
+from cse_jax.search.branch import Branch, BranchConfig, HallOfFameEntry
 from cse_jax.search.comparison import FinalConfig, Row, combined, compare, contestants, fit_default_weights
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.racing import CascadeConfig, default_seeds
+from cse_jax.search.racing import FilterConfig, default_seeds
 from cse_jax.search.trials import LossPair, Trainer, Trials, default_pair
 
 RANDOM = " (random)"  # added to the names of the branches of the random search
@@ -32,7 +32,7 @@ class SearchConfig:
     workers: int = 2
     classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
-    cascade: CascadeConfig = dataclasses.field(default_factory=CascadeConfig)
+    cascade: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     final: FinalConfig = dataclasses.field(default_factory=FinalConfig)
 
 
@@ -55,7 +55,7 @@ class SearchResult:
     """
 
     funnel: dict[tuple[str, int], dict[str, int]]
-    fame: dict[str, list[Famous]]
+    fame: dict[str, list[HallOfFameEntry]]
     errors: dict[str, float]
     default_proxy_ap: float
     discovered: LossPair | None
@@ -94,7 +94,7 @@ def run(
     proxy_ap = _train_default(base, config, trials=trials)
     plan.pop(("default", 0))
     funnel: dict[tuple[str, int], dict[str, int]] = {}
-    fame: dict[str, list[Famous]] = {}
+    fame: dict[str, list[HallOfFameEntry]] = {}
     errors: dict[str, float] = {}
     for (part, kind), sizes in _branches(config).items():
         space = cls_space if part == "cls" else spaces.BOX

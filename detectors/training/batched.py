@@ -33,7 +33,7 @@ class ManyState(NamedTuple):
     step: Int[Array, ""]
 
 
-class CompiledMany(NamedTuple):
+class JittedMany(NamedTuple):
     """The functions that train a detector under many losses; each compiles once per number of candidates.
 
     Attributes:
@@ -60,9 +60,9 @@ def stack_losses(losses: Sequence[DetectionLosses]) -> DetectionLosses:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *losses)
 
 
-def compile_many(
+def jit_many(
     build: Callable[[nnx.Rngs], nnx.Module], config: TrainConfig, *, own: Callable[[tuple], bool] = lambda path: True
-) -> CompiledMany:
+) -> JittedMany:
     """Makes the functions for one detector.
 
     Args:
@@ -144,11 +144,11 @@ def compile_many(
 
         return jax.vmap(one)(state.own, losses)
 
-    return CompiledMany(init, step, predict, memory, gradient)
+    return JittedMany(init, step, predict, memory, gradient)
 
 
 def fitting_count(
-    many: CompiledMany,
+    many: JittedMany,
     model: tuple[nnx.State, nnx.State],
     batch: Batch,
     losses: DetectionLosses,
@@ -187,7 +187,7 @@ def fitting_count(
     return count
 
 
-def _seconds(many: CompiledMany, model, count: int, batch: Batch, losses: DetectionLosses) -> float:
+def _seconds(many: JittedMany, model, count: int, batch: Batch, losses: DetectionLosses) -> float:
     """Of a step, the best of three."""
     state, several = many.init(model, count), stack_losses([losses] * count)
     times = []

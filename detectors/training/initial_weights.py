@@ -12,7 +12,7 @@ from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
 from detectors.models.mobilenet import MobileNetV1
-from detectors.training.step import Compiled, TrainState
+from detectors.training.step import JittedDetector, TrainState
 
 _WHOLE = {FasterRCNN: weights.load_faster_rcnn, MaskRCNN: weights.load_mask_rcnn, FCOS: weights.load_fcos}
 
@@ -64,7 +64,9 @@ def load(detector: nnx.Module, config: WeightsConfig) -> None:
         backbone.stem.kernel[...] = backbone.stem.kernel[...][:, :, ::-1]
 
 
-def starting_from(compiled: Compiled, build: Callable[[nnx.Rngs], nnx.Module], config: WeightsConfig) -> Compiled:
+def starting_from(
+    compiled: JittedDetector, build: Callable[[nnx.Rngs], nnx.Module], config: WeightsConfig
+) -> JittedDetector:
     """The same functions, but ``init`` takes what the file holds from there and only the rest at random.
 
     Args:
@@ -88,7 +90,7 @@ def starting_from(compiled: Compiled, build: Callable[[nnx.Rngs], nnx.Module], c
             for pair in zip((state.params, state.rest), loaded, strict=True)
         )
         params, rest = jax.device_put((jax.tree.map(jnp.copy, params), rest), state.step.sharding)
-        average = None if state.average is None else jax.tree.map(jnp.copy, params)
-        return state._replace(params=params, rest=rest, average=average)
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return state._replace(params=params, rest=rest, ema=ema)
 
     return compiled._replace(init=init)

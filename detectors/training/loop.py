@@ -13,13 +13,13 @@ from cse_jax.search.trials import Stopped, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.pipeline import Source, train_batches
 from detectors.losses import DetectionLosses
-from detectors.training.step import Compiled, TrainState
+from detectors.training.step import JittedDetector, TrainState
 
 CHECK_EVERY = 25  # steps between looks at the losses: a look waits for the device
 
 
 def fit(
-    compiled: Compiled,
+    compiled: JittedDetector,
     losses: DetectionLosses,
     source: Source,
     *,

@@ -6,7 +6,7 @@ import math
 from cse_jax.search.branch import BranchConfig
 from cse_jax.search.calibration import CalibrationConfig
 from cse_jax.search.comparison import FinalConfig
-from cse_jax.search.racing import CascadeConfig
+from cse_jax.search.racing import FilterConfig
 from cse_jax.search.run import SearchConfig
 from detectors.data.datasets import DataConfig
 from detectors.data.settings import BatchConfig
@@ -25,7 +25,7 @@ def search_in_minutes() -> SearchConfig:
     return SearchConfig(
         classification=BranchConfig(generations=2, population=20_000, offspring=5_000, optimisations=8, proxies=4),
         regression=BranchConfig(generations=2, population=10_000, offspring=3_000, optimisations=6, proxies=4),
-        cascade=CascadeConfig(later_tolerance=0.9),
+        cascade=FilterConfig(later_overfit_tolerance=0.9),
         final=FinalConfig(seeds=3, branches=False),
     )
 

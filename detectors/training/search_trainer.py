@@ -20,9 +20,9 @@ from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
 from detectors.evaluation.coco import Metrics, evaluate_detector
 from detectors.losses import DetectionLosses, term
-from detectors.training.batched import CompiledMany, ManyState, compile_many, evaluate_many, fitting_count, stack_losses
+from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
 from detectors.training.loop import fit
-from detectors.training.step import Compiled, TrainConfig, TrainState
+from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ class DetectorTrainer:
 
     def __init__(
         self,
-        compiled: Compiled,
+        compiled: JittedDetector,
         build: Callable[[nnx.Rngs], nnx.Module],
         config: TrainConfig,
         data: Dataset,
@@ -84,8 +84,8 @@ class DetectorTrainer:
         """
         self._compiled, self._config, self._schedule = compiled, config, schedule
         self._default, self._flip, self._seed, self._checkpoints = default, flip, seed, checkpoints
-        self._heads = compile_many(build, config, own=is_output)
-        self._whole = compile_many(build, config)
+        self._heads = jit_many(build, config, own=is_output)
+        self._whole = jit_many(build, config)
         self._lock = threading.Lock()
         self._kept: dict[tuple, tuple] = {}  # states of trainings side by side between their horizons
         one_each = one_image_per_category(data.train, seed)
@@ -171,7 +171,7 @@ class DetectorTrainer:
 
     def _train_many(
         self,
-        many: CompiledMany,
+        many: JittedMany,
         start: Callable[[int], ManyState],
         losses: Sequence[LossPair],
         purpose: str,

@@ -36,7 +36,7 @@ class TrainConfig:
       warmup_steps: steps of linear warm-up, from ``warmup_ratio`` of the learning rate.
       decay_at: shares of the training at which the learning rate falls to a tenth.
       gradient_clip: largest norm of the gradient; 0 for no limit.
-      average: share of the old in the moving average of the parameters, which then is evaluated and kept in their
+      ema: share of the old in the moving average of the parameters, which then is evaluated and kept in their
         place; 0 for none.
       bias_rate, bias_decay: factors on learning rate and weight decay of biases, those of normalisation layers excepted
         (FCOS: 2 and 0).
@@ -54,7 +54,7 @@ class TrainConfig:
     warmup_ratio: float = 0.001
     decay_at: tuple[float, ...] = (8 / 12, 11 / 12)
     gradient_clip: float = 0.0
-    average: float = 0.0
+    ema: float = 0.0
     bias_rate: float = 1.0
     bias_decay: float = 1.0
 
@@ -80,15 +80,15 @@ class TrainState(NamedTuple):
     rest: nnx.State
     opt_state: optax.OptState
     step: Int[Array, ""]
-    average: nnx.State | None = None  # of the parameters, if the config asks for it
+    ema: nnx.State | None = None  # of the parameters, if the config asks for it
 
     @property
     def model(self) -> tuple[nnx.State, nnx.State]:
         """What is evaluated and kept: parameters (their average if there is one) and the rest."""
-        return self.params if self.average is None else self.average, self.rest
+        return self.params if self.ema is None else self.ema, self.rest
 
 
-class Compiled(NamedTuple):
+class JittedDetector(NamedTuple):
     """The functions that train and apply one detector; each compiles once per batch shape.
 
     Attributes:
@@ -105,12 +105,12 @@ class Compiled(NamedTuple):
     predict: Callable[..., Detections]
 
 
-def compile_detector(
+def jit_detector(
     build: Callable[[nnx.Rngs], nnx.Module],
     config: TrainConfig,
     *,
     devices: Sequence[jax.Device] | None = None,
-) -> Compiled:
+) -> JittedDetector:
     """Makes the functions for one detector.
 
     Args:
@@ -137,8 +137,8 @@ def compile_detector(
     @functools.partial(jax.jit, compiler_options=quick, out_shardings=everywhere(mesh))
     def init(seed: jax.Array) -> TrainState:
         _, params, rest = nnx.split(build(nnx.Rngs(jax.random.key(seed))), nnx.Param, ...)
-        average = jax.tree.map(jnp.copy, params) if config.average else None
-        return TrainState(params, rest, optimiser.init(params), jnp.zeros((), jnp.int32), average)
+        ema = jax.tree.map(jnp.copy, params) if config.ema else None
+        return TrainState(params, rest, optimiser.init(params), jnp.zeros((), jnp.int32), ema)
 
     def network(params: nnx.State, rest: nnx.State) -> nnx.Module:
         return nnx.merge(graph, _cast(params, compute), rest)
@@ -171,12 +171,12 @@ def compile_detector(
         updates, opt_state = optimiser.update(slope, state.opt_state, state.params)
         rate = learning_rate(config, state.step, steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
-        average = state.average
-        if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - config.average)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - config.ema)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         metrics = metrics | {"gradient_norm": norm, "learning_rate": rate, "finite": finite}
-        return TrainState(params, state.rest, opt_state, state.step + 1, average), metrics
+        return TrainState(params, state.rest, opt_state, state.step + 1, ema), metrics
 
     @functools.partial(jax.jit, in_shardings=((whole, whole), shared, shared), out_shardings=shared)
     def found(model: tuple[nnx.State, nnx.State], image: jax.Array, image_size: jax.Array) -> Detections:
@@ -186,7 +186,7 @@ def compile_detector(
     def predict(state: TrainState, image: jax.Array, image_size: jax.Array) -> Detections:
         return found(state.model, image, image_size)
 
-    return Compiled(mesh.size, init, step, predict)
+    return JittedDetector(mesh.size, init, step, predict)
 
 
 def _check(config: TrainConfig) -> None:
@@ -198,8 +198,8 @@ def _check(config: TrainConfig) -> None:
             f"train.accumulate={config.accumulate} must divide train.batch_size={config.batch_size}: a batch is cut "
             "into so many parts"
         )
-    if not 0.0 <= config.average < 1.0:
-        raise ValueError(f"train.average={config.average} must be at least 0 and below 1, 0.9998 for example")
+    if not 0.0 <= config.ema < 1.0:
+        raise ValueError(f"train.ema={config.ema} must be at least 0 and below 1, 0.9998 for example")
 
 
 def _cast(tree: nnx.State, dtype: jnp.dtype) -> nnx.State:

@@ -5,11 +5,13 @@ from detectors.weights.importing import (
     RESNET,
     WeightsError,
     assign,
+    faster_rcnn_table,
     load_faster_rcnn,
     load_fcos,
     load_mask_rcnn,
     load_mobilenet,
     load_resnet,
+    mask_rcnn_table,
 )
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "RESNET",
     "WeightsError",
     "assign",
+    "faster_rcnn_table",
+    "mask_rcnn_table",
     "load_faster_rcnn",
     "load_fcos",
     "load_mask_rcnn",

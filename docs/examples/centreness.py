@@ -85,7 +85,7 @@ def main() -> None:
         seen={},
         sign_flip=True,
         match_gradient=True,
-        min_gain=0.5,
+        simulation_tolerance=0.5,
         units="pixels",
         seed=0,
     )

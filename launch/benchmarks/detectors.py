@@ -22,7 +22,7 @@ from benchmarks.timing import alternate, milliseconds, ratio
 from detectors.models import build_detector, torchvision_settings
 from detectors.structures import Batch
 from detectors.training.initial_weights import WeightsConfig, starting_from
-from detectors.training.step import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, jit_detector
 
 _SIZES = {  # images, height, width, blocks per stage of the ResNet, proposals in training and at test, RoIs in the loss
     "smallest": (1, 64, 96, (1, 1, 1, 1), (60, 60), 32),
@@ -77,7 +77,7 @@ def _detector(
     batch, losses = _batch(images, height, width), _DETECTORS[name]()
     build = _build(name, depths, proposals, samples)
     config = TrainConfig(batch_size=images, learning_rate=_RATE, rate_batch=0)
-    detector = compile_detector(build, config, devices=jax.devices()[:1])
+    detector = jit_detector(build, config, devices=jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "weights.pth"
         options = dict(depths=depths, classes=_CLASSES, proposals=proposals, samples=samples, learning_rate=_RATE)

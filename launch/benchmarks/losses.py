@@ -21,7 +21,7 @@ from detectors.models import build_detector
 from detectors.models.faster_rcnn import FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.structures import Batch
-from detectors.training.step import TrainConfig, compile_detector
+from detectors.training.step import TrainConfig, jit_detector
 
 _LONG = Shape(min_height=6, max_height=9, max_nodes=40)
 _HEADS = {  # rows, classes
@@ -156,7 +156,7 @@ def _detector(space: Space, size: str):
         real=np.ones(images, bool),
     )
     _, build = build_detector(config)
-    return lambda: compile_detector(build, TrainConfig(learning_rate=1e-5)), batch
+    return lambda: jit_detector(build, TrainConfig(learning_rate=1e-5)), batch
 
 
 def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, rounds: int) -> tuple[dict, dict]:

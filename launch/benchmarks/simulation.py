@@ -30,11 +30,11 @@ from detectors.data.pipeline import eval_batches
 from detectors.evaluation.coco import evaluate_detector
 from detectors.losses import DetectionLosses, term
 from detectors.models.fcos import FCOS, fcos_tiny
-from detectors.training.batched import compile_many, evaluate_many, stack_losses
+from detectors.training.batched import evaluate_many, jit_many, stack_losses
 from detectors.training.loop import fit
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig
-from detectors.training.step import Compiled, compile_detector
+from detectors.training.step import JittedDetector, jit_detector
 
 NEVER = threading.Event()
 _WORKERS = SearchConfig().workers
@@ -135,8 +135,8 @@ class _Bench:
     def _build(self, rngs):
         return FCOS(self._detector, rngs=rngs)
 
-    def _compile(self) -> Compiled:
-        return compile_detector(self._build, self._config)
+    def _compile(self) -> JittedDetector:
+        return jit_detector(self._build, self._config)
 
     def compare(
         self, what: str, purpose: str, ours: Sequence[LossPair], theirs: Sequence[LossPair], rounds: int
@@ -219,7 +219,7 @@ class _Bench:
         batches = self.trainer._batches("probe", 0, 0)
         many, several = self.trainer._heads, stack_losses([_terms(losses)])
         with traced(losses.cls, losses.box):
-            own = compile_many(self._build, self._config, own=FCOS.is_output)
+            own = jit_many(self._build, self._config, own=FCOS.is_output)
             state = own.init(fresh, 1, features)
             for _ in range(steps):
                 state, _ = own.step(state, next(batches), several, steps, 0)
