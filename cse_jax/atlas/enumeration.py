@@ -25,10 +25,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8, UInt64
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt64
 
-from cse_jax.atlas.stream import reject
-from cse_jax.language import graph as dags
+from cse_jax.atlas.stream import may_pass_finer_grid
+from cse_jax.language import graph as graphs
 from cse_jax.language.expression import Expression
 from cse_jax.language.population import PAD, arities, decode
 from cse_jax.language.spaces import Space, trajectories
@@ -73,7 +73,7 @@ class SizeReport:
       behaviours: values met first at this size.
       dependent: of them, those that change with the prediction.
       judged: of them, those that a few values did not rule out, which went to the gate.
-      losses: those that pass, or whose negations do, by fingerprint; none of a smaller report.
+      losses: those that pass, or whose negations do, one for each fingerprint that no smaller size has.
     """
 
     nodes: int
@@ -147,7 +147,7 @@ def enumerate_losses(
       space: the space; its ``operators`` are used.
       max_nodes: size of the largest formulas.
       units: unit of length, one of ``space.units``.
-      progress: told the size, candidates done and candidates in all.
+      progress: called with the size, the number of candidates done, and that of all candidates of the size.
 
     Yields:
       A report for each size.  A loss whose negation was enumerated has one node more than its report says.
@@ -210,7 +210,7 @@ def _probes(space: Space, units: str) -> _Probes:
             )
             points[side, k] = (1.0 - weight) * one + weight * two
     points = np.moveaxis(points.reshape(-1, *points.shape[2:]), 0, 1)
-    generic = dags.leaf_values(space, np.concatenate([outside, points], 1))
+    generic = graphs.leaf_values(space, np.concatenate([outside, points], 1))
     return _Probes(np.concatenate([ends.leaves, generic], 1), ends.steps, ends.leaves.shape[1], pairs)
 
 
@@ -312,7 +312,7 @@ def _operands(
 def _recomputed(
     space: Space, units: str, levels: list[_Level], values: list[np.ndarray]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """The same, from the values of their operands, which have two nodes less or are one run of an operator."""
+    """The same as ``_operands``, computed again from the values of the operands, which are at hand."""
     level, leaves = levels[-1], len(space.leaves)
     starts = np.cumsum([0] + [len(other.token) for other in levels])
     wide_rows = np.concatenate([other.flags & _WIDE > 0 for other in levels])
@@ -324,10 +324,12 @@ def _recomputed(
             if token < leaves:
                 chunk = _pad(_probes(space, units).leaves[left])
             else:
-                a, b = (_pad(_gather(values, starts, rows)) for rows in (left, right))
+                opcode = int(token) - leaves
+                rows_of_operands = (left, right)[: space.table[opcode].arity]
+                operands = tuple(_pad(_gather(values, starts, rows)) for rows in rows_of_operands)
                 wide = _pad(wide_rows[left] | wide_rows[right])
                 with jax.enable_x64(True):
-                    chunk = np.asarray(_apply(space, int(token) - leaves, a, b, wide))
+                    chunk = np.asarray(_apply(space, opcode, operands, wide))
             yield int(starts[-2]) + start, len(left), chunk
 
 
@@ -342,14 +344,15 @@ def _gather(values: list[np.ndarray], starts: np.ndarray, rows: np.ndarray) -> n
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(space: Space, opcode: int, a: jax.Array, b: jax.Array, wide: jax.Array) -> Float[Array, "n p *c"]:
-    """An operator on values; where there is no class axis, as over one of size 1."""
+def _apply(
+    space: Space, opcode: int, operands: tuple[Float[Array, "n p *c"], ...], wide: Bool[Array, " n"]
+) -> Float[Array, "n p *c"]:
+    """An operator on values, of which narrow ones are repeated along the class axis."""
     row = space.table[opcode]
-    result = row.fn(a) if row.arity == 1 else row.fn(a, b)
-    if row.class_axis:
-        narrow = a * b if row.name == "Dot" else a - a + 1.0
-        result = jnp.where(wide[:, None, None], result, narrow)
-    return result
+    if not row.class_axis:
+        return row.fn(*operands)
+    along_classes = jnp.broadcast_to(row.fn(*operands), operands[0].shape)
+    return jnp.where(wide[:, None, None], along_classes, row.narrow.fn(*operands))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -359,10 +362,10 @@ def _digests(
     """Hashes and flags of what each variant makes of the operands."""
     found = []
     for opcode, swapped in _variants(space, arity):
-        a, b = (right, left) if swapped else (left, right)
-        values = left if opcode < 0 else _apply(space, opcode, a, b, wide)
-        narrowing = opcode >= 0 and space.table[opcode].name == "Dot"
-        found.append(_digest(space, units, values, jnp.zeros_like(wide) if narrowing else wide))
+        operands = (left,) if right is None else (right, left) if swapped else (left, right)
+        values = left if opcode < 0 else _apply(space, opcode, operands, wide)
+        reduces = opcode >= 0 and space.table[opcode].reduces
+        found.append(_digest(space, units, values, jnp.zeros_like(wide) if reduces else wide))
     return jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
@@ -389,7 +392,8 @@ def _digest(
     depends = moves.any(axes)
     may = depends & may_pass(space, probes.steps, values[:, : probes.ends], wide)
     flags = [(known, _KNOWN), (wide, _WIDE), (depends, _DEPENDS), (may, _MAY_PASS)]
-    return first, again.sum(1), sum(jnp.where(flag, bit, np.uint8(0)) for flag, bit in flags)
+    set_flags = [jnp.where(flag, bit, np.uint8(0)) for flag, bit in flags]
+    return first, again.sum(1), functools.reduce(jnp.bitwise_or, set_flags)
 
 
 def _rounded(values: jax.Array, kept: int) -> UInt64[Array, "..."]:
@@ -455,13 +459,13 @@ def _settle(blocks: list[_Block], seen: _Seen, space: Space) -> _Level:
 
 
 def _losses(levels: list[_Level], space: Space, units: str, named: set[str]) -> tuple[int, tuple[Loss, ...]]:
-    """How many formulas of the last size were judged, and those that pass under a fingerprint that is not named yet."""
+    """How many formulas of the last size went to the gate, and those that pass with a fingerprint not in ``named``."""
     rows = np.flatnonzero(levels[-1].flags & _MAY_PASS)
     found: tuple[list[Loss], list[Loss]] = [], []  # plain, flipped
     count = 0
     for start in range(0, len(rows), JUDGED):
         tokens = _tokens(levels, rows[start : start + JUDGED], space)
-        tokens = tokens[reject(tokens, space, units)]
+        tokens = tokens[may_pass_finer_grid(tokens, space, units)]
         count += len(tokens)
         judged = judge(tokens, space, units=units)
         passed = np.flatnonzero(judged.passed(sign_flip="Neg" in space.readable))

@@ -1,8 +1,7 @@
-"""Screens random formulas by the hundred million: batch after batch, from the rough to the fine.
+"""Screens random formulas by the hundred million, batch after batch.
 
-A batch is a function of the seed and its number.  As many batches as there are devices are grown and judged roughly at
-once, one on each; the few formulas that may pass come back as tokens, are judged on more points, and in the end on the
-full grid.
+A batch is a function of the seed and its number.  Each device grows a batch and judges it on a rough grid.  The few
+formulas that may pass come back as tokens and are judged on a finer grid, and those that are left on the full one.
 """
 
 import concurrent.futures
@@ -17,26 +16,27 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, UInt64
 
-from cse_jax.language import graph as dags
+from cse_jax.language import graph as graphs
 from cse_jax.language import population
+from cse_jax.language.graph import Graph
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_graphs import Grown, grow, tokens_of
 from cse_jax.screening.coarse import FINER, ROUGH, coarse_grid, may_pass
 from cse_jax.screening.verification import Judged, judge
 
-CHUNK = 4096  # formulas judged finely at once
+CHUNK = 4096  # formulas judged on the finer grid at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What became of one batch.
+    """The outcome of one batch.
 
     Attributes:
       number: of the batch.
       candidates: formulas it had.
-      tokens: those that pass the gate, or whose negation does, as prefix tokens by number; each once, and none that
-        had been seen.
-      hashes: of these formulas and their sizes.
+      tokens: the formulas that pass the gate, or whose negation does, as prefix tokens by number; each once, and none
+        that had been seen.
+      hashes: of these formulas, with their sizes.
       judged: their verdicts.
     """
 
@@ -63,19 +63,22 @@ def screen_batches(
     Args:
       space: the search space.
       numbers: of the batches.
-      seen: hashes of formulas that need not be judged again; it may grow meanwhile.
+      seen: hashes of formulas that need not be judged again; it may grow while batches are screened.
       seed: of all batches.
       units: unit of length, one of ``space.units``.
       per_operator: tiles of each operator at each height; the size of a batch.
       max_nodes: nodes that no formula may exceed.
-      workers: groups of batches in work at once, in threads; a group has a batch for each device.
+      workers: threads, each of which screens a group of batches, one for each device.
     """
 
     def one(group: list[int]) -> list[Batch]:
         with jax.enable_x64(True):
-            found = jax.device_get(_grow_and_reject(space, units, per_operator, max_nodes, seed, group))
-        graphs = (jax.tree.map(lambda a, k=k: a[k], found) for k in range(len(group)))
-        return [_judge_batch(space, n, *graph, seen, units) for n, graph in zip(group, graphs, strict=True)]
+            found = jax.device_get(_grow_and_filter(space, units, per_operator, max_nodes, seed, group))
+        batches = []
+        for k, number in enumerate(group):
+            grown, promising = jax.tree.map(lambda a: a[k], found)
+            batches.append(_judge_batch(space, number, grown, promising, seen, units))
+        return batches
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pending: deque[concurrent.futures.Future[list[Batch]]] = deque()
@@ -93,11 +96,11 @@ def screen_batches(
 
 
 def _judge_batch(
-    space: Space, number: int, grown: Grown, rough: Bool[np.ndarray, " r"], seen: Container[int], units: str
+    space: Space, number: int, grown: Grown, promising: Bool[np.ndarray, " r"], seen: Container[int], units: str
 ) -> Batch:
-    """Judges what a rough judgement left of a batch."""
-    tokens, candidates = tokens_of(grown, np.flatnonzero(rough), space), int(grown.candidate.sum())
-    tokens = tokens[reject(tokens, space, units)]
+    """Judges the rows of a batch that may pass by the rough grid."""
+    tokens, candidates = tokens_of(grown, np.flatnonzero(promising), space), int(grown.candidate.sum())
+    tokens = tokens[may_pass_finer_grid(tokens, space, units)]
     sizes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
     hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
     new = np.array([value not in seen for value in hashes.tolist()], bool)
@@ -108,27 +111,27 @@ def _judge_batch(
     return Batch(number, candidates, tokens[passed], hashes[passed], judged)
 
 
-def reject(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:
-    """Which formulas may pass, by their values on the finer of the coarse grids."""
+def may_pass_finer_grid(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:
+    """Which formulas may pass the gate, by their values on the finer of the coarse grids."""
     grid = coarse_grid(space, units, *FINER)
     keep = [np.zeros(0, bool)]
     for start in range(0, len(tokens), CHUNK):
         chunk = tokens[start : start + CHUNK]
-        dag, roots, wide = dags.from_tokens(chunk, space, width=64)
+        graph, roots, wide = graphs.from_tokens(chunk, space, width=64)
         missing = CHUNK - len(chunk)
         roots, wide = np.pad(roots, (0, missing)), np.pad(wide, (0, missing))
         with jax.enable_x64(True):
-            keep.append(np.asarray(_may_pass(space, units, dag, roots, wide, grid.leaves))[: len(chunk)])
+            keep.append(np.asarray(_may_pass(space, units, graph, roots, wide, grid.leaves))[: len(chunk)])
     return np.concatenate(keep)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _may_pass(space: Space, units: str, dag: dags.Dag, roots, wide, leaves) -> Bool[Array, " n"]:
-    (values,) = dags.evaluate(space, dag, roots, leaves)
+def _may_pass(space: Space, units: str, graph: Graph, roots, wide, leaves) -> Bool[Array, " n"]:
+    (values,) = graphs.evaluate(space, graph, roots, leaves)
     return may_pass(space, coarse_grid(space, units, *FINER).steps, values, wide)
 
 
-def _grow_and_reject(
+def _grow_and_filter(
     space: Space, units: str, per_operator: int, max_nodes: int, seed: int, numbers: list[int]
 ) -> tuple[Grown, Bool[Array, "d r"]]:
     """The random graphs of some batches, one for each device, and which of their rows may pass."""
@@ -156,5 +159,5 @@ def _grow_one(
     key = jax.random.fold_in(jax.random.key(seed), number)
     grown = grow(key, space, per_operator=per_operator, max_nodes=max_nodes)
     everyone = np.arange(len(grown.candidate))
-    (values,) = dags.evaluate(space, grown.dag, everyone, grid.leaves)
+    (values,) = graphs.evaluate(space, grown.graph, everyone, grid.leaves)
     return grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)

@@ -1,7 +1,7 @@
 """The survivors of a screening, on disk: Parquet files that hold whole batches or sizes, so that a kill loses nothing.
 
-A file appears complete or not at all, and its name says which batches it holds; going on means starting after them.
-Each behaviour is written when it is met first, and again when a shorter formula has it.
+A file appears complete or not at all, and its name says which batches it holds; an interrupted screening resumes after
+them.  Each behaviour is written when it is met first, and again when a shorter formula has it.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 from cse_jax.atlas.enumeration import SizeReport
 from cse_jax.atlas.stream import Batch
+from cse_jax.errors import UserError
 from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.language.population import PAD, decode
 from cse_jax.language.spaces import Space
@@ -23,7 +24,7 @@ _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
 
 
-class SurvivorsError(RuntimeError):
+class SurvivorsError(UserError, RuntimeError):
     """A folder of survivors that can't be used; the message says why."""
 
 
@@ -46,7 +47,10 @@ class Survivors:
         self.folder, self.space, self.process = folder, space, process
         self.seen: set[int] = set()
         self._shortest: dict[str, int] = {}
-        self.candidates, self.next_batch, self._first = 0, process, None
+        self.candidates, self.next_batch = 0, process
+        self._first: int | None = None  # batch since the last flush
+        self._last = process
+        self._hashes: list[int] = []
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
         _check_settings(folder / "settings.json", settings)
@@ -67,13 +71,15 @@ class Survivors:
         about = json.loads(table.schema.metadata[b"cse_jax"])
         self.candidates, self.next_batch = about["candidates"], about["next_batch"]
         self.seen.update(about["hashes"])
-        for name, nodes in zip(table["fingerprint"].to_pylist(), table["nodes"].to_pylist(), strict=True):
+        for name, nodes in zip(
+            *(table[column].to_numpy().tolist() for column in ("fingerprint", "nodes")), strict=True
+        ):
             self._shortest[name] = min(nodes, self._shortest.get(name, nodes))
 
     def add(self, batch: Batch, next_batch: int) -> None:
-        """Takes the survivors of the next batch."""
+        """Adds the survivors of a batch, before ``next_batch``."""
         if self._first is None:
-            self._first, self._hashes = batch.number, []
+            self._first = batch.number
         self.candidates += batch.candidates
         sizes = (batch.tokens != PAD).sum(1)
         for k, value in enumerate(batch.hashes.tolist()):
@@ -100,7 +106,7 @@ class Survivors:
             "fingerprint": name,
             "flipped": bool(flipped),
             "rise": float(batch.judged.rise[k, flipped]),
-            "start_slope": float(batch.judged.start_slope[k, flipped]),
+            "start_gradient": float(batch.judged.start_gradient[k, flipped]),
             "batch": batch.number,
         }
 
@@ -116,7 +122,7 @@ class Survivors:
         _write(
             self.folder, f"process{self.process}-batches-{self._first:09d}-{self._last:09d}.parquet", self._rows, about
         )
-        self._first, self._rows = None, []
+        self._first, self._hashes, self._rows = None, [], []
 
     @property
     def full(self) -> bool:
@@ -125,7 +131,7 @@ class Survivors:
 
 
 def write_size(folder: pathlib.Path, space: Space, report: SizeReport, settings: dict[str, Any]) -> None:
-    """Writes the losses of one size of an enumeration, to be read like survivors; the size takes the batch's place.
+    """Writes the losses of one size of an enumeration, in the form of survivors; the size stands for the batch.
 
     Raises:
       SurvivorsError: the folder holds something else.
@@ -150,7 +156,7 @@ def write_size(folder: pathlib.Path, space: Space, report: SizeReport, settings:
 
 
 def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """A file that appears complete or not at all."""
+    """Writes a file that appears complete or not at all."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -165,7 +171,7 @@ def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: d
 
 
 def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
-    """Each behaviour once, with the shortest formula that has it, the first of them; shortest first.
+    """The rows of a folder, one for each behaviour: the first of its shortest formulas.  The shortest come first.
 
     Raises:
       SurvivorsError: the folder holds no survivors, or those of another space.
@@ -220,7 +226,7 @@ def _schema(pyarrow):
             ("fingerprint", pyarrow.string()),
             ("flipped", pyarrow.bool_()),
             ("rise", pyarrow.float64()),
-            ("start_slope", pyarrow.float64()),
+            ("start_gradient", pyarrow.float64()),
             ("batch", pyarrow.int64()),
         ]
     )

@@ -2,6 +2,7 @@
 
 import textwrap
 
+from cse_jax.errors import InputError
 from cse_jax.export.source_code import description, function
 from cse_jax.language.expression import Expression
 
@@ -94,11 +95,11 @@ def module(expression: Expression, *, title: str, weight: float, notes: str) -> 
     """A file with the loss as a registered module; its docstring has the lines for the config.
 
     Raises:
-      ValueError: MMDetection has no loss with the inputs of this space.
+      InputError: MMDetection has no loss with the inputs of this space.
     """
     space = expression.space
     if space.name not in _PARTS:
-        raise ValueError(f"MMDetection has no loss of space {space.name}; export it as pytorch")
+        raise InputError(f"MMDetection has no loss of space {space.name}; export it as pytorch")
     name, what, arguments, forward, config = _PARTS[space.name]
     lines = [
         notes,

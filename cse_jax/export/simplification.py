@@ -61,7 +61,7 @@ def _forms(expression: Expression) -> Iterator[Expression]:
     seen = set()
     plain = to_sympy(expression).doit()
     rewrites = [sympy.simplify, sympy.factor, sympy.cancel, sympy.together]
-    for symbol in sorted(plain.free_symbols, key=str):
+    for symbol in sorted((s for s in symbols(expression).values() if plain.has(s)), key=str):
         rewrites.append(lambda e, s=symbol: sympy.collect(sympy.expand(e), 1 / s))
         rewrites.append(lambda e, s=symbol: sympy.collect(sympy.expand(e), s))
         rewrites.append(lambda e, s=symbol: sympy.apart(e, s))

@@ -1,11 +1,10 @@
 """Formulas as self-contained Python files for JAX, NumPy and PyTorch."""
 
-import re
 import textwrap
 from collections import Counter
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
@@ -43,10 +42,10 @@ def _tree(expression: Expression) -> _Node:
         return token if token in expression.variables else float(token)
 
     def node(name: str, *operands: _Node) -> _Node:
-        if all(isinstance(operand, float) for operand in operands):
+        numbers = [operand for operand in operands if isinstance(operand, float)]
+        if len(numbers) == len(operands):
             with jax.enable_x64(True):
-                arrays = [np.full((1,), operand) for operand in operands]
-                return float(np.asarray(OPERATORS[name].fn(*arrays)).reshape(-1)[0])
+                return float(OPERATORS[name].fn(*(jnp.full(1, number) for number in numbers))[0])
         return _stable(name, *operands)
 
     return expression.fold(leaf, node)
@@ -97,7 +96,7 @@ class _Writer:
         self.framework = framework
         self.symbols = {v.name: v.symbol for v in expression.space.variables}
         self.functions: dict[str, None] = {}
-        self.assignments: list[str] = []
+        self.assignments: list[tuple[str, str]] = []
         self.named: dict[_Node, str] = {}
         root = _tree(expression)
         counts: Counter = Counter()
@@ -114,18 +113,18 @@ class _Writer:
     def _write(self, node: _Node) -> tuple[str, int]:
         """Text, and how tightly it binds."""
         tightest = 9
-        if isinstance(node, float):
-            text = str(int(node)) if node.is_integer() and abs(node) < 1e15 else repr(node)
-            return (text, tightest) if node >= 0 else (f"({text})", tightest)
         if isinstance(node, str):
             return self.symbols[node], tightest
+        if not isinstance(node, tuple):
+            text = str(int(node)) if node % 1 == 0 and abs(node) < 1e15 else repr(node)
+            return (text, tightest) if node >= 0 else (f"({text})", tightest)
         if node in self.named:
             return self.named[node], tightest
         text, binding = self._apply(node)
         if node in self.repeated:
             name = f"t{len(self.named) + 1}"
             self.named[node] = name
-            self.assignments.append(f"{name} = {text}")
+            self.assignments.append((name, text))
             return name, tightest
         return text, binding
 
@@ -167,7 +166,7 @@ def function(
       preamble: lines after the imports.
     """
     space, writer, module = expression.space, _Writer(expression, framework), MODULES[framework]
-    body = [_over_lines(assignment) for assignment in writer.assignments]
+    body = [_over_lines(f"{variable} = ", text) for variable, text in writer.assignments]
     if space.per_row:
         axis = "dim" if framework == "pytorch" else "axis"
         body.append(f"return {module}.sum({writer.result}, {axis}=-1)")
@@ -175,7 +174,7 @@ def function(
         shape = f"{space.variables[0].symbol}.shape"
         body.append(f"return {module}.broadcast_to(({writer.result}) / {shape}[-1], {shape})")
     else:
-        body.append(_over_lines(f"return {writer.result}"))
+        body.append(_over_lines("return ", writer.result))
     helpers = [_helper(function, framework) for function in writer.functions]
     code = "\n".join([*(text for _, _, text in helpers), *body])
     lines = ["import math", ""] if "math." in code else []
@@ -190,15 +189,14 @@ def function(
     return "\n".join([*lines, textwrap.indent("\n".join(body), "    "), ""])
 
 
-def _over_lines(statement: str) -> str:
-    """A long sum, one term a line."""
-    if len(statement) <= 110:
-        return statement
-    start, rest = re.match(r"(return |t\d+ = )(.*)", statement).groups()
+def _over_lines(start: str, text: str) -> str:
+    """A statement from its start and an expression; if that is a long sum, with one term a line."""
+    if len(start + text) <= 110:
+        return start + text
     terms, depth = [""], 0
-    for k, character in enumerate(rest):
+    for k, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth == 0 and rest[k : k + 3] in (" + ", " - "):
+        if depth == 0 and text[k : k + 3] in (" + ", " - "):
             terms.append("")
         terms[-1] += character
     return "\n".join([f"{start}(", *(f"    {term.strip()}" for term in terms), ")"])

@@ -1,4 +1,4 @@
-"""A formula: an immutable sequence of tokens in prefix order, and what can be asked of it.
+"""A formula: an immutable sequence of tokens in prefix order, how it is evaluated and how it is printed.
 
 Prefix order keeps every sub-formula contiguous, so walking, replacing and hashing need neither recursion nor nodes.
 """
@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
+from cse_jax.errors import InputError
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space
 
@@ -26,13 +27,20 @@ def arity(token: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Expression:
-    """A formula of a search space, as prefix tokens in the authors' names: ``("Neg", "Log", "X")``."""
+    """A formula of a search space.
+
+    Attributes:
+      tokens: operators, variables and constants in prefix order, by the authors' names: ``("Neg", "Log", "X")``.
+      space: the search space.
+
+    Raises:
+      ValueError: the tokens are not exactly one formula of the space.
+    """
 
     tokens: tuple[str, ...]
     space: Space
 
     def __post_init__(self) -> None:
-        """Checks that the tokens form exactly one formula of the space."""
         missing = 1
         for position, token in enumerate(self.tokens):
             if missing == 0:
@@ -77,34 +85,57 @@ class Expression:
                 stack.append(node(token, *operands))
         return stack[0]
 
-    def evaluate(self, inputs: Mapping[str, Float[Array, "..."]]) -> Float[Array, "..."]:
+    def evaluate(self, inputs: Mapping[str, Real[ArrayLike, "..."]]) -> Float[Array, "..."]:
         """Evaluates the formula; jittable and differentiable.
 
         Args:
-          inputs: every variable of the space that occurs, by the authors' name; arrays of one shape, with the class
-            axis last where the space has one.
+          inputs: every variable that occurs, by its symbol (``x``) or the authors' name (``X``).  The arrays are
+            broadcast to one shape, with the class axis last where the space has one.
 
         Returns:
-          The loss per element.  The class axis of a dot product is kept with size 1.
+          The loss per element.  If it has no class axis, as that of a dot product, the axis is kept with size 1.
 
         Raises:
-          KeyError: a variable of the formula is missing from ``inputs``.
+          InputError: an input is missing, unknown, or given twice.
         """
-        missing = self.variables - set(inputs)
-        if missing:
-            raise KeyError(f"the formula {self} needs the inputs {sorted(missing)}; given were {sorted(inputs)}")
-        shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in inputs.values()))
-        dtype = jnp.result_type(*inputs.values()) if inputs else jnp.result_type(float)
-        if self.space.class_axis:
-            shape = shape[:-1] + (1,)
+        by_name = self._by_name(inputs)
+        shape = jnp.broadcast_shapes(*map(jnp.shape, by_name.values()))
+        dtype = jnp.result_type(*by_name.values(), 0.0)
+        narrow = shape[:-1] + (1,) if self.space.class_axis else shape
 
         def leaf(token: str) -> jax.Array:
-            return jnp.asarray(inputs[token]) if token in self.variables else jnp.full(shape, float(token), dtype)
+            if token in self.variables:
+                return jnp.broadcast_to(jnp.asarray(by_name[token], dtype), shape)
+            return jnp.full(narrow, float(token), dtype)
 
-        return self.fold(leaf, lambda token, *operands: OPERATORS[token].fn(*operands))
+        def node(name: str, *operands: jax.Array) -> jax.Array:
+            return OPERATORS[name].fn(*jnp.broadcast_arrays(*operands))
+
+        return self.fold(leaf, node)
+
+    def _by_name(self, inputs: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
+        """Inputs by the authors' names."""
+        found: dict[str, ArrayLike] = {}
+        for spelling, array in inputs.items():
+            name = self.space.spellings.get(spelling)
+            if name is None:
+                known = ", ".join(v.symbol for v in self.space.variables)
+                raise InputError(f"space {self.space} has no input {spelling!r}; it has {known}")
+            if name in found:
+                raise InputError(f"the input {spelling!r} is given twice, by its symbol and by its name")
+            found[name] = array
+        missing = [v.symbol for v in self.space.variables if v.name in self.variables - set(found)]
+        if missing:
+            raise InputError(f"the formula {self} needs the inputs {missing}; given were {sorted(inputs)}")
+        return found
 
     def __str__(self) -> str:
         return to_infix(self)
+
+
+def evaluate(formula: Expression, inputs: Mapping[str, Real[ArrayLike, "..."]]) -> Float[Array, "..."]:
+    """The loss per element, as ``Expression.evaluate`` gives it."""
+    return formula.evaluate(inputs)
 
 
 def to_authors(expression: Expression) -> str:

@@ -1,12 +1,14 @@
 """Many formulas at once, as one graph of shared sub-formulas.
 
 A graph is a list of tiles; a tile is one operator applied to many pairs of rows.  Rows are numbered: the leaves of the
-space first, then tile by tile.  One compiled function evaluates every graph of a size, and each operator runs on
-whole tiles, so that the cost of a formula is that of the sub-formulas it has alone.
+space first, then tile by tile.  One compiled function evaluates every graph of a size.  Each operator runs on whole
+tiles, and a sub-formula that several formulas share is computed once.
+
+A row without class axis is repeated along it.  A tile may hold both kinds of operands, so a class-axis operator runs on
+all of its rows along the axis and as ``Operator.narrow``, and ``Graph.wide`` says which result counts.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,25 +17,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax.language.operators import Operator
+from cse_jax.language.operators import Operator, chain
 from cse_jax.language.population import PAD, arities
 from cse_jax.language.spaces import Space
 
 
-class Dag(NamedTuple):
-    """A graph of ``t`` tiles of ``b`` rows each; operands stand in earlier tiles or are leaves."""
+class Graph(NamedTuple):
+    """A graph of ``t`` tiles of ``b`` rows each; operands are rows of earlier tiles, or leaves."""
 
-    opcode: Int[Array, " t"]  # position in ``space.table``
-    left: Int[Array, "t b"]  # rows of the first operands
-    right: Int[Array, "t b"]  # rows of the second operands; equal to ``left`` for unary operators
-    wide: Bool[Array, "t b"]  # whether any operand has a class axis
-    count: Int[Array, ""]  # tiles in use
+    opcode: Int[Array | np.ndarray, " t"]  # position in ``space.table``
+    left: Int[Array | np.ndarray, "t b"]  # rows of the first operands
+    right: Int[Array | np.ndarray, "t b"]  # rows of the second operands; equal to ``left`` for unary operators
+    wide: Bool[Array | np.ndarray, "t b"]  # whether any operand has a class axis
+    count: Int[Array | np.ndarray, ""]  # tiles in use
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="passes")
 def evaluate(
     space: Space,
-    dag: Dag,
+    graph: Graph,
     roots: Int[Array, " n"],
     leaves: Float[Array, "l p *c"],
     *directions: Float[Array, "l p *c"],
@@ -43,30 +45,30 @@ def evaluate(
 
     Args:
       space: the space.
-      dag: the graph.
+      graph: the graph.
       roots: the rows that are wanted.
       leaves: values of ``space.leaves`` at ``p`` points.
       directions: derivatives of ``space.leaves`` along each direction.
-      passes: into how many equal parts the points are split; only one part of all rows is in memory at a time.
+      passes: number of equal parts into which the points are split; only one part of all rows is in memory at a time.
 
     Returns:
       The values, and the derivatives along each direction.  Rows without a class axis are repeated along it.
     """
-    tiles, width = dag.left.shape
+    tiles, width = graph.left.shape
     parts = jax.tree.map(  # with the points last, over which all operators but a few run
         lambda a: jnp.moveaxis(jnp.moveaxis(a, 1, -1).reshape(*a.shape[:1], *a.shape[2:], passes, -1), -2, 0),
         (leaves, *directions),
     )
-    branches = [functools.partial(_value_and_slopes if directions else _value, row) for row in space.table]
+    branches = [functools.partial(_value_and_derivatives if directions else _value, row) for row in space.table]
 
     def one_pass(rows, part):
         rows = tuple(lax.dynamic_update_slice_in_dim(array, new, 0, 0) for array, new in zip(rows, part, strict=True))
-        rows = lax.fori_loop(0, dag.count, tile, rows)
+        rows = lax.fori_loop(0, graph.count, tile, rows)
         return rows, tuple(_gather(array, roots) for array in rows)
 
     def tile(t, rows):
-        left, right = (tuple(_gather(array, operands[t]) for array in rows) for operands in (dag.left, dag.right))
-        results = lax.switch(dag.opcode[t], branches, left, right, dag.wide[t])
+        left, right = (tuple(_gather(array, operands[t]) for array in rows) for operands in (graph.left, graph.right))
+        results = lax.switch(graph.opcode[t], branches, left, right, graph.wide[t])
         start = len(space.leaves) + t * width
         return tuple(
             lax.dynamic_update_slice_in_dim(array, result, start, 0)
@@ -78,50 +80,48 @@ def evaluate(
     return tuple(jnp.moveaxis(jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], -1), -1, 1) for a in found)
 
 
-def _gather(rows: jax.Array, chosen: jax.Array) -> jax.Array:
+def _gather(rows: jax.Array, chosen: jax.Array | np.ndarray) -> jax.Array:
     return rows.at[chosen].get(mode="promise_in_bounds")
 
 
 def _value(row: Operator, left: tuple[jax.Array], right: tuple[jax.Array], wide: jax.Array) -> tuple[jax.Array]:
-    return (_function(row, wide)(left[0], right[0]),)
+    operands = (left[0], right[0])[: row.arity]
+    if not row.class_axis:
+        return (row.fn(*operands),)
+    return (jnp.where(wide[:, None, None], _along_classes(row, *operands), row.narrow.fn(*operands)),)
 
 
-def _value_and_slopes(
+def _value_and_derivatives(
     row: Operator, left: tuple[jax.Array, ...], right: tuple[jax.Array, ...], wide: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Value and slopes, where 0 times infinity is 0: what does not move leaves no NaN."""
-    function, operands = _function(row, wide), (left[0], right[0])
-    if row.class_axis:
-        value, along = jax.linearize(function, *operands)
-        return value, *(along(*moving) for moving in zip(left[1:], right[1:], strict=True))
-    slopes = []
+    operands, *tangents = zip(left, right, strict=True) if row.arity == 2 else zip(left, strict=True)
+    if not row.class_axis:
+        return _elementwise(row, operands, tangents)
+    value, derivative = jax.linearize(functools.partial(_along_classes, row), *operands)
+    of_wide = value, *(derivative(*tangent) for tangent in tangents)
+    of_narrow = _elementwise(row.narrow, operands, tangents)
+    return tuple(jnp.where(wide[:, None, None], a, b) for a, b in zip(of_wide, of_narrow, strict=True))
+
+
+def _along_classes(row: Operator, *operands: jax.Array) -> jax.Array:
+    """A class-axis operator on values [n, c, p]."""
+    result = jnp.moveaxis(row.fn(*(jnp.moveaxis(a, 1, -1) for a in operands)), -1, 1)
+    return jnp.broadcast_to(result, operands[0].shape)
+
+
+def _elementwise(
+    row: Operator, operands: tuple[jax.Array, ...], tangents: list[tuple[jax.Array, ...]]
+) -> tuple[jax.Array, ...]:
+    """Value of an element-wise operator, and its derivative along each tangent by ``chain``."""
+    partials = []
     for k in range(row.arity):
-        unit = tuple((jnp.ones_like if k == j else jnp.zeros_like)(operands[j]) for j in range(2))
-        slope = jax.jvp(function, operands, unit)[1]
-        slopes.append(lax.optimization_barrier(slope))  # or XLA computes it again for each direction
-
-    def along(*moving: jax.Array) -> jax.Array:
-        parts = [
-            jnp.where((slope == 0.0) | (moves == 0.0), 0.0, slope * moves)
-            for slope, moves in zip(slopes, moving, strict=False)
-        ]
-        return sum(parts[1:], parts[0])
-
-    return function(*operands), *(along(*moving) for moving in zip(left[1:], right[1:], strict=True))
-
-
-def _function(row: Operator, wide: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The operator on rows; where there is no class axis, as over one of size 1."""
-
-    def function(a: jax.Array, b: jax.Array) -> jax.Array:
-        if not row.class_axis:
-            return row.fn(a) if row.arity == 1 else row.fn(a, b)
-        operands = [jnp.moveaxis(operand, 1, -1) for operand in (a, b)[: row.arity]]
-        result = jnp.moveaxis(row.fn(*operands), -1, 1)
-        narrow = a * b if row.name == "Dot" else a - a + 1.0
-        return jnp.where(wide[:, None, None], result, narrow)
-
-    return function
+        unit = tuple((jnp.ones_like if k == j else jnp.zeros_like)(a) for j, a in enumerate(operands))
+        partial = jax.jvp(row.fn, operands, unit)[1]
+        partials.append(lax.optimization_barrier(partial))  # or XLA computes it again for each tangent
+    results = [row.fn(*operands)]
+    for tangent in tangents:
+        results.append(functools.reduce(jnp.add, map(chain, partials, tangent)))
+    return tuple(results)
 
 
 def leaf_values(space: Space, variables: Float[np.ndarray, "v *p"]) -> Float[np.ndarray, "l *p"]:
@@ -148,7 +148,7 @@ def _sizes(tokens: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
 
 def from_tokens(
     tokens: Int[np.ndarray, "n m"], space: Space, *, width: int = 256
-) -> tuple[Dag, Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+) -> tuple[Graph, Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """The graph of formulas given as prefix tokens; equal sub-formulas are one row (hash consing).
 
     Args:
@@ -173,7 +173,7 @@ def from_tokens(
     wide = np.zeros((count, length + 1), bool)
     if space.class_axis:
         wide[:] = (padded >= 0) & (padded < len(space.variables))
-    narrowing = space.readable.index("Dot") if "Dot" in space.readable else -1
+    reduces = np.array([row.reduces for row in space.table])
     blocks: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     tile_count = 0
     for level in range(1, int(height.max(initial=0)) + 1):
@@ -196,20 +196,15 @@ def from_tokens(
                 blocks.append((code, first[part], second[part], unique_wide[part]))
             tile_count += -(-(stop - start) // width)
         row[n, at] = slots[inverse]
-        wide[n, at] = any_wide & (opcode != narrowing)
+        wide[n, at] = any_wide & ~reduces[opcode]
     capacity = max(64, 1 << (tile_count - 1).bit_length()) if tile_count else 64
-    dag = Dag(
-        np.zeros(capacity, np.int32),
-        np.zeros((capacity, width), np.int32),
-        np.zeros((capacity, width), np.int32),
-        np.zeros((capacity, width), bool),
-        np.int32(tile_count),
-    )
+    opcodes, operands_wide = np.zeros(capacity, np.int32), np.zeros((capacity, width), bool)
+    lefts, rights = np.zeros((2, capacity, width), np.int32)
     for t, (code, first, second, any_wide) in enumerate(blocks):
-        used = len(first)
-        dag.opcode[t] = code
-        dag.left[t, :used], dag.right[t, :used], dag.wide[t, :used] = first, second, any_wide
-    return dag, row[:, 0], wide[:, 0]
+        used = slice(len(first))
+        opcodes[t], lefts[t, used], rights[t, used], operands_wide[t, used] = code, first, second, any_wide
+    graph = Graph(opcodes, lefts, rights, operands_wide, np.array(tile_count, np.int32))
+    return graph, row[:, 0], wide[:, 0]
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int, int]]:

@@ -1,21 +1,30 @@
-"""The operator table of the loss language: one row per operator, nothing about it stated anywhere else.
+"""The operator table of the loss language: one row per operator.
 
-A new operator is a new row here, or ``add(Operator(...))`` before the space that uses it is made.
+A new operator is a new row here, or ``add(Operator(...))`` before the space that uses it is made.  Whatever evaluates
+formulas learns all it needs from the row.
 
 Numerics follow the released training code of CSE-AutoLoss (Liu et al., ICLR 2021): ``log`` and ``/`` add 1e-20 to their
 argument and divisor, ``exp`` clamps its input at 88, ``sqrt`` is unprotected, and the S-shaped curves are scaled to the
-range (0, 1) with slope 1/4 at 0.  ``softmax`` and ``dot`` act on the class axis, the last one; ``dot`` keeps it with
-size 1 so that its result broadcasts.
+range (0, 1) with derivative 1/4 at 0.
+
+``softmax`` and ``dot`` act along the class axis, the last one; ``dot`` reduces it to size 1.  A value with a class axis
+is called wide, and one with a single entry per row narrow.  A narrow operand beside a wide one is repeated along the
+class axis; where all operands are narrow, a class-axis operator acts along an axis of size 1.
 """
 
 import dataclasses
+import functools
 import keyword
 import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cse_jax.errors import InputError
 
 EPS = 1e-20
 EXP_LIMIT = 88.0
@@ -27,28 +36,47 @@ class Operator:
 
     Attributes:
       name: the authors' name, as in ``Neg(Log(Softmax(X)))``.
-      symbol: the name in infix print-out: a function name, or a sign if ``precedence`` is set.
+      symbol: the name in infix notation: a function name, or a sign if ``precedence`` is set.
       arity: 1 or 2.
-      fn: the JAX function of ``arity`` arrays.
+      fn: the JAX function of ``arity`` arrays of one shape.  It acts on each element alone, or, if ``class_axis`` is
+        set, along the last axis, which it keeps or reduces to size 1.
       sympy: builds the SymPy form from the ``sympy`` module and ``arity`` SymPy expressions.
       code: ``fn`` as an expression of Python in ``a`` (and ``b``), for exported files; ``xp`` stands for the array
         module.  One text for ``numpy``, ``jax`` and ``pytorch`` alike, or one for each that differs.
       domain: what to know about its arguments; empty if it is finite and smooth for all of them.
       precedence: binding strength of an infix or prefix sign; ``None`` for function notation.
       commutative: whether the two operands may be exchanged.
-      class_axis: whether it reads along the class axis.
+      class_axis: whether it acts along the class axis.
     """
 
     name: str
     symbol: str
     arity: int
     fn: Callable[..., jax.Array]
-    sympy: Callable[..., object]
+    sympy: Callable[..., Any]
     code: str | Mapping[str, str]
     domain: str = ""
     precedence: int | None = None
     commutative: bool = False
     class_axis: bool = False
+
+    @functools.cached_property
+    def reduces(self) -> bool:
+        """Whether the result is narrow even if the operands are wide."""
+        return self.class_axis and self.result_shape((2, 3)) == (2, 1)
+
+    @functools.cached_property
+    def narrow(self) -> "Operator":
+        """The element-wise operator that this one is on narrow operands: ``fn`` along an axis of size 1."""
+
+        def over_axis_of_one(*operands: jax.Array) -> jax.Array:
+            return jnp.squeeze(self.fn(*(a[..., None] for a in operands)), -1)
+
+        return dataclasses.replace(self, fn=over_axis_of_one, class_axis=False) if self.class_axis else self
+
+    def result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the result for operands of a shape."""
+        return jax.eval_shape(self.fn, *[jax.ShapeDtypeStruct(shape, jnp.float32)] * self.arity).shape
 
 
 def _gudermannian(x: jax.Array) -> jax.Array:
@@ -134,7 +162,7 @@ _ROWS = (
         jnp.sqrt,
         lambda sp, a: sp.sqrt(a),
         "xp.sqrt(a)",
-        domain="NaN below 0, infinite slope at 0",
+        domain="NaN below 0, infinite gradient at 0",
     ),
     Operator(
         "Softmax",
@@ -195,7 +223,7 @@ _ROWS = (
         jax.nn.relu,
         _named("relu"),
         {"numpy": "np.maximum(a, 0.0)", "jax": "jax.nn.relu(a)", "pytorch": "torch.relu(a)"},
-        domain="kink at 0, where the slope is 0",
+        domain="kink at 0, where the gradient is 0",
     ),
     Operator("Sin", "sin", 1, jnp.sin, lambda sp, a: sp.sin(a), "xp.sin(a)"),
     Operator("Cos", "cos", 1, jnp.cos, lambda sp, a: sp.cos(a), "xp.cos(a)"),
@@ -204,19 +232,33 @@ _ROWS = (
 OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
 
 
+def chain(derivative: Float[Array, "..."], change: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The derivative of an element-wise operator times a cotangent or tangent, where 0 times infinity is 0.
+
+    So what does not reach the result, or does not depend on the prediction, leaves no NaN.
+    """
+    return jnp.where((derivative == 0.0) | (change == 0.0), 0.0, derivative * change)
+
+
 def add(row: Operator) -> None:
     """Adds a row to the table, for spaces that are made afterwards.
 
     Raises:
-      ValueError: a name is taken, or the row can't be read and printed.
+      InputError: a name is taken or can't be parsed, or ``fn`` is not what the row says it is.
     """
     names = {s for known in OPERATORS.values() if known.precedence is None for s in (known.name, known.symbol)}
     names |= set(OPERATORS)
     for text in (row.name, row.symbol):
         if not (text.isascii() and text.isidentifier()) or keyword.iskeyword(text):
-            raise ValueError(f"operator {row.name!r}: {text!r} is no name; signs can't be added")
+            raise InputError(f"operator {row.name!r}: {text!r} is no name; signs can't be added")
         if text in names:
-            raise ValueError(f"operator {row.name!r}: the name {text!r} is taken")
+            raise InputError(f"operator {row.name!r}: the name {text!r} is taken")
     if row.arity not in (1, 2) or row.precedence is not None:
-        raise ValueError(f"operator {row.name!r}: arity must be 1 or 2, and precedence None")
+        raise InputError(f"operator {row.name!r}: arity must be 1 or 2, and precedence None")
+    shape, allowed = row.result_shape((2, 3)), [(2, 3), (2, 1)][: 1 + row.class_axis]
+    if shape not in allowed:
+        raise InputError(
+            f"operator {row.name!r}: fn makes shape {shape} of operands of shape (2, 3); it must keep the shape, or, "
+            "with class_axis=True, keep all axes and reduce the last to size 1"
+        )
     OPERATORS[row.name] = row

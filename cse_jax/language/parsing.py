@@ -12,7 +12,10 @@ Text is only ever read by this parser, never evaluated.
 
 import difflib
 import re
+from collections.abc import Iterator
+from typing import NoReturn
 
+from cse_jax.errors import InputError
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space
@@ -22,10 +25,15 @@ MAX_NESTING = 60
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<number>\d+(?:\.\d+)?)|(?P<sign>[-+*/(),]))")
 _INFIX = {"+": "Add", "-": "Sub", "*": "Mul", "/": "Div"}
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
-class FormulaError(ValueError):
-    """A formula that can't be read; the message shows the position and, where there is one, a suggestion."""
+class FormulaError(InputError):
+    """A formula that can't be read; the message shows the position and, where there is one, a suggestion.
+
+    Attributes:
+      position: the character where reading stopped, from 0.
+    """
 
     def __init__(self, text: str, position: int, message: str) -> None:
         self.position = position
@@ -42,7 +50,8 @@ def parse(text: str, space: Space) -> Expression:
       space: the search space that it must belong to.
 
     Raises:
-      FormulaError: not a formula of this space.
+      FormulaError: the text is no formula of this space.
+      TypeError: it is not text.
     """
     if not isinstance(text, str):
         raise TypeError(f"a formula is text, not {type(text).__name__}")
@@ -52,21 +61,22 @@ def parse(text: str, space: Space) -> Expression:
 
 
 class _Parser:
-    """Recursive descent over the token list, at most ``MAX_NESTING`` deep."""
+    """Recursive descent by precedence, at most ``MAX_NESTING`` levels of parentheses deep."""
 
     def __init__(self, text: str, space: Space) -> None:
         self.text, self.space = text, space
         self.tokens = list(self._scan())
         self.at = 0
-        self.depth = 0
+        self._check_nesting()
         self.functions: dict[str, str] = {}
         for name in space.readable:
             self.functions[name] = name
             if OPERATORS[name].precedence is None:
                 self.functions[OPERATORS[name].symbol] = name
-        self.variables = {spelling: v.name for v in space.variables for spelling in (v.name, v.symbol)}
+        self.variables = space.spellings
 
-    def _scan(self):
+    def _scan(self) -> Iterator[tuple[str, str, int]]:
+        """Kind, text and position of each token."""
         position = 0
         stripped = len(self.text.rstrip())
         while position < stripped:
@@ -75,12 +85,21 @@ class _Parser:
                 while self.text[position].isspace():
                     position += 1
                 raise FormulaError(self.text, position, f"unexpected character {self.text[position]!r}")
-            yield match.lastgroup, match.group(match.lastgroup), match.start(match.lastgroup)
+            (kind,) = (kind for kind, value in match.groupdict().items() if value)
+            yield kind, match[kind], match.start(kind)
             position = match.end()
         yield "end", "", stripped
 
+    def _check_nesting(self) -> None:
+        depth = 0
+        for _, value, position in self.tokens:
+            depth += {"(": 1, ")": -1}.get(value, 0)
+            if depth > MAX_NESTING:
+                raise FormulaError(self.text, position, f"nested deeper than {MAX_NESTING} levels")
+
     def formula(self) -> tuple[str, ...]:
-        result = self._sum()
+        """The whole text as prefix tokens."""
+        result = self._chain()
         kind, value, position = self.tokens[self.at]
         if kind != "end":
             raise FormulaError(self.text, position, f"expected an operator or the end of the formula, found {value!r}")
@@ -90,48 +109,35 @@ class _Parser:
         kind, value, _ = self.tokens[self.at]
         return value if kind == "sign" else ""
 
-    def _sum(self) -> tuple[str, ...]:
-        self.depth += 1
-        if self.depth > MAX_NESTING:
-            raise FormulaError(self.text, self.tokens[self.at][2], f"nested deeper than {MAX_NESTING} levels")
-        result = self._chain(self._product, "+-")
-        self.depth -= 1
-        return result
-
-    def _product(self) -> tuple[str, ...]:
-        return self._chain(self._signed, "*/")
-
-    def _chain(self, operand, signs: str) -> tuple[str, ...]:
-        result = operand()
-        while self._peek() and self._peek() in signs:
-            name = _INFIX[self._peek()]
-            if name not in self.functions:
-                self._fail_here(f"space {self.space.name} has no operator {name}")
+    def _chain(self, at_least: int = 1) -> tuple[str, ...]:
+        """Operands, joined by signs of at least this precedence."""
+        result = self._operand()
+        while (sign := self._peek()) in _INFIX and _PRECEDENCE[sign] >= at_least:
+            name = self._known(_INFIX[sign])
             self.at += 1
-            result = (name, *result, *operand())
+            result = (name, *result, *self._chain(_PRECEDENCE[sign] + 1))
         return result
 
-    def _signed(self) -> tuple[str, ...]:
+    def _operand(self) -> tuple[str, ...]:
         negations = 0
         while self._peek() == "-":
+            self._known("Neg")
             negations += 1
             self.at += 1
-        return ("Neg",) * negations + self._atom()
-
-    def _atom(self) -> tuple[str, ...]:
         kind, value, position = self.tokens[self.at]
+        self.at += 1
         if kind == "end":
             raise FormulaError(self.text, position, "the formula ends where an operand is expected")
-        self.at += 1
         if kind == "number":
-            return (self._constant(value, position),)
-        if kind == "name":
-            return self._call(value, position) if self._peek() == "(" else (self._variable(value, position),)
-        if value == "(":
-            inside = self._sum()
+            found = (self._constant(value, position),)
+        elif kind == "name":
+            found = self._call(value, position) if self._peek() == "(" else (self._variable(value, position),)
+        elif value == "(":
+            found = self._chain()
             self._expect(")", position)
-            return inside
-        raise FormulaError(self.text, position, f"expected an operand, found {value!r}")
+        else:
+            raise FormulaError(self.text, position, f"expected an operand, found {value!r}")
+        return ("Neg",) * negations + found
 
     def _constant(self, value: str, position: int) -> str:
         number = float(value)
@@ -157,10 +163,10 @@ class _Parser:
             self._unknown("operator", value, position, self.functions)
         row = OPERATORS[self.functions[value]]
         self._expect("(", position)
-        operands = [self._sum()]
+        operands = [self._chain()]
         while self._peek() == ",":
             self.at += 1
-            operands.append(self._sum())
+            operands.append(self._chain())
         self._expect(")", position)
         if len(operands) != row.arity:
             message = f"{value} takes {row.arity} operand{'s' if row.arity > 1 else ''}, found {len(operands)}"
@@ -175,10 +181,14 @@ class _Parser:
             raise FormulaError(self.text, position, message)
         self.at += 1
 
-    def _fail_here(self, message: str) -> None:
-        raise FormulaError(self.text, self.tokens[self.at][2], message)
+    def _known(self, name: str) -> str:
+        """The operator that the sign at this place stands for."""
+        if name not in self.functions:
+            position = self.tokens[self.at][2]
+            raise FormulaError(self.text, position, f"space {self.space.name} has no operator {name}")
+        return name
 
-    def _unknown(self, what: str, value: str, position: int, known: dict[str, str]) -> None:
+    def _unknown(self, what: str, value: str, position: int, known: dict[str, str]) -> NoReturn:
         close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
         close = close or [name for name in known if name.lower() == value.lower()]
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"

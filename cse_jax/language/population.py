@@ -39,7 +39,7 @@ def encode(expressions: Sequence[Expression], space: Space, *, width: int = 1) -
     return tokens
 
 
-def decode(tokens: Int[np.ndarray, "n m"], space: Space) -> list[Expression]:
+def decode(tokens: Int[Array | np.ndarray, "n m"], space: Space) -> list[Expression]:
     """The formulas of an array.
 
     Raises:
@@ -59,7 +59,7 @@ class Structure(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=1)
 def structure(tokens: Int[Array, "n m"], space: Space) -> Structure:
-    """What the shape of each sub-formula is."""
+    """Size and height of each sub-formula, and whether the prediction occurs in it."""
     moving = np.isin(vocabulary(space) + ("",), space.differentiable)
     arity = jnp.asarray(arities(space))
 

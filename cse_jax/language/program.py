@@ -2,7 +2,10 @@
 
 A compiled candidate is a list of instructions over numbered rows.  The first rows are the space's variables and
 constants, and instruction ``t`` writes row ``leaves + t``; the reverse pass walks the instructions backwards with the
-derivative of each operator.  Whatever takes a ``Program`` compiles once and runs every candidate of that space.
+derivative of each operator.  A function of a ``Program`` compiles once and runs every candidate of that space.
+
+All rows have the shape of the inputs: a value without class axis is repeated along it, and a class-axis operator on
+such values has an opcode of its own (``Operator.narrow``).
 
 Both passes go over the inputs tile by tile, so that the rows of a tile stay in the cache.  The reverse pass computes
 them again from the inputs, which are all that is kept between the passes.
@@ -23,8 +26,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
+from cse_jax.errors import InputError
 from cse_jax.language.expression import Expression
-from cse_jax.language.operators import Operator
+from cse_jax.language.operators import Operator, chain
 from cse_jax.language.spaces import Inputs, Space
 
 CAPACITY = 64  # instructions: B_reg, the longest published formula, needs 22
@@ -35,26 +39,31 @@ DEVICE_TILE = 1 << 22  # elements: as few and as large kernels as memory allows
 class Program(NamedTuple):
     """A compiled candidate (or, with leading axes, a batch of them)."""
 
-    opcode: Int[Array, "*b t"]  # position in ``space.table``
-    left: Int[Array, "*b t"]  # row of the first operand
-    right: Int[Array, "*b t"]  # row of the second operand; equal to ``left`` for unary operators
-    length: Int[Array, "*b"]  # instructions in use
-    root: Int[Array, "*b"]  # row of the result
-    wide: Bool[Array, "*b"]  # whether the result has a class axis
+    opcode: Int[Array | np.ndarray, "*b t"]  # position in ``instruction_set``
+    left: Int[Array | np.ndarray, "*b t"]  # row of the first operand
+    right: Int[Array | np.ndarray, "*b t"]  # row of the second operand; equal to ``left`` for unary operators
+    length: Int[Array | np.ndarray, "*b"]  # instructions in use
+    root: Int[Array | np.ndarray, "*b"]  # row of the result
+    wide: Bool[Array | np.ndarray, "*b"]  # whether the result has a class axis
+
+
+def instruction_set(space: Space) -> tuple[Operator, ...]:
+    """The operators by opcode: those of the space, then those of its class-axis operators on narrow operands."""
+    return (*space.table, *(row.narrow for row in space.table if row.class_axis))
 
 
 def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Program:
-    """Compiles a formula; repeated sub-formulas are computed once, and class-axis operators of a size-1 axis replaced.
+    """Compiles a formula; a repeated sub-formula is computed once.
 
     Raises:
-      ValueError: the formula needs more instructions than ``capacity``.
+      InputError: the formula needs more instructions than ``capacity``.
     """
     space = expression.space
-    opcodes = {row.name: position for position, row in enumerate(space.table)}
+    operators = {row.name: row for row in space.table}
+    opcodes = {(row.name, row.class_axis): opcode for opcode, row in enumerate(instruction_set(space))}
     variables = len(space.variables)
-    rows: dict[tuple, tuple[int, bool]] = {}
+    rows: dict[tuple, tuple[int, bool]] = {}  # of sub-formulas, and whether they are wide
     code: list[tuple[int, int, int]] = []
-    one = space.leaves.index("1"), False
 
     def leaf(token: str) -> tuple[int, bool]:
         row = space.leaves.index(token)
@@ -62,28 +71,25 @@ def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Prog
 
     def node(name: str, *operands: tuple[int, bool]) -> tuple[int, bool]:
         wide = any(w for _, w in operands)
-        if not wide and name == "Softmax":  # 1, or NaN where the operand is not finite
-            return node("Add", node("Sub", *operands, *operands), one)
-        if not wide and name == "Dot":
-            name = "Mul"
-        left, right = operands[0][0], operands[-1][0]
-        key = (name, left, right)
-        if key not in rows:
-            rows[key] = len(space.leaves) + len(code), wide and name != "Dot"
-            code.append((opcodes[name], left, right))
-        return rows[key]
+        operator = operators[name] if wide else operators[name].narrow
+        instruction = opcodes[name, operator.class_axis], operands[0][0], operands[-1][0]
+        if instruction not in rows:
+            rows[instruction] = len(space.leaves) + len(code), wide and not operator.reduces
+            code.append(instruction)
+        return rows[instruction]
 
     root, wide = expression.fold(leaf, node)
     if len(code) > capacity:
-        raise ValueError(f"the formula {expression} needs {len(code)} instructions; the capacity is {capacity}")
-    table = np.zeros((3, capacity), np.int32)
-    table[:, : len(code)] = np.asarray(code, np.int32).reshape(-1, 3).T
-    return Program(*table, np.int32(len(code)), np.int32(root), np.bool_(wide))
+        raise InputError(f"the formula {expression} needs {len(code)} instructions; the capacity is {capacity}")
+    opcode, left, right = np.zeros((3, capacity), np.int32)
+    for t, instruction in enumerate(code):
+        opcode[t], left[t], right[t] = instruction
+    return Program(opcode, left, right, np.array(len(code), np.int32), np.array(root, np.int32), np.array(wide))
 
 
 def stack(programs: Sequence[Program]) -> Program:
     """Joins programs along a new leading axis."""
-    return Program(*(np.stack(field) for field in zip(*programs, strict=True)))
+    return jax.tree.map(lambda *fields: np.stack(fields), *programs)
 
 
 def evaluate(space: Space, program: Program, inputs: Inputs) -> Float[Array, "..."]:
@@ -102,7 +108,7 @@ def evaluate(space: Space, program: Program, inputs: Inputs) -> Float[Array, "..
     Raises:
       KeyError: a variable of the space is missing from ``inputs``.
     """
-    values = _run(space, program, _variables(space, inputs))
+    values = _differentiable(space, program, _variables(space, inputs))
     return values * _share(space, program, values)
 
 
@@ -132,26 +138,6 @@ def _share(space: Space, program: Program, values: jax.Array) -> jax.Array:
     if not space.class_axis:
         return jnp.ones((), values.dtype)
     return jnp.where(program.wide, 1.0, 1.0 / values.shape[-1]).astype(values.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(space: Space, program: Program, variables: tuple[jax.Array, ...]) -> jax.Array:
-    return _forward(space, program, variables)
-
-
-def _run_forward(space, program, variables):
-    return _forward(space, program, variables), (program, variables)
-
-
-def _run_backward(space, residuals, cotangent):
-    program, variables = residuals
-    _, gradients = _both(space, program, variables, cotangent)
-    moving = dict(zip(space.differentiable, gradients, strict=True))
-    to_variables = tuple(moving.get(v.name, jnp.zeros_like(a)) for v, a in zip(space.variables, variables, strict=True))
-    return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), program), to_variables
-
-
-_run.defvjp(_run_forward, _run_backward)
 
 
 def _by_candidate(fn):
@@ -203,7 +189,7 @@ def _forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) -
 
 @_by_candidate
 def _both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotangent: jax.Array):
-    """The result for each element, and the cotangents of the differentiable variables in their order."""
+    """The result for each element, and the cotangents of ``space.differentiable``."""
     names = [v.name for v in space.variables]
     moving = [names.index(name) for name in space.differentiable]
 
@@ -218,6 +204,22 @@ def _both(space: Space, program: Program, variables: tuple[jax.Array, ...], cota
     blank = _blank(space, program, tiles)
     _, results = lax.scan(one, (blank, blank), tiles)
     return jax.tree.map(lambda a: _join(a, cotangent.shape), results)
+
+
+def _differentiable_forward(space: Space, program: Program, variables: tuple[jax.Array, ...]):
+    return _forward(space, program, variables), (program, variables)
+
+
+def _differentiable_backward(space: Space, residuals: tuple[Program, tuple[jax.Array, ...]], cotangent: jax.Array):
+    program, variables = residuals
+    _, gradients = _both(space, program, variables, cotangent)
+    moving = dict(zip(space.differentiable, gradients, strict=True))
+    to_variables = tuple(moving.get(v.name, jnp.zeros_like(a)) for v, a in zip(space.variables, variables, strict=True))
+    return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), program), to_variables
+
+
+_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(0,))
+_differentiable.defvjp(_differentiable_forward, _differentiable_backward)
 
 
 def _split(space: Space, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -248,7 +250,7 @@ def _blank(space: Space, program: Program, tiles: tuple[jax.Array, ...]) -> jax.
 def _fill(space: Space, program: Program, rows: jax.Array, tile: Sequence[jax.Array]) -> jax.Array:
     """Writes variables, constants, and one row per instruction."""
     constants = [jnp.full_like(tile[0], constant) for constant in space.constants]
-    branches = [functools.partial(_apply, row) for row in space.table]
+    branches = [functools.partial(_apply, row) for row in instruction_set(space)]
 
     def instruction(t, rows):
         result = lax.switch(program.opcode[t], branches, _read(rows, program.left[t]), _read(rows, program.right[t]))
@@ -272,7 +274,7 @@ def _pull_back(
         at_left = at_left + to_left
         return at_left, jnp.where(same, at_left, at_right) + to_right, jnp.zeros_like(incoming)
 
-    branches = [functools.partial(branch, row) for row in space.table]
+    branches = [functools.partial(branch, row) for row in instruction_set(space)]
 
     def instruction(i, cotangents):
         t = program.length - 1 - i
@@ -289,11 +291,11 @@ def _pull_back(
     return lax.fori_loop(0, program.length, instruction, cotangents)
 
 
-def _read(rows: jax.Array, row: jax.Array) -> jax.Array:
+def _read(rows: jax.Array, row: jax.Array | np.ndarray) -> jax.Array:
     return lax.dynamic_index_in_dim(rows, row, keepdims=False)
 
 
-def _write(rows: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
+def _write(rows: jax.Array, row: jax.Array | np.ndarray, value: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(rows, value, row, 0)
 
 
@@ -302,13 +304,9 @@ def _apply(row: Operator, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _transpose(row: Operator, a: jax.Array, b: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cotangents of the operands.
-
-    An element-wise operator's slope times the cotangent, where 0 times infinity is 0: whatever does not reach the
-    result, or does not depend on the prediction, leaves no NaN.
-    """
+    """Cotangents of the operands; those of an element-wise operator by ``chain``."""
     _, pullback = jax.vjp(functools.partial(_apply, row), a, b)
     if row.class_axis:
         return pullback(cotangent)
-    slopes = pullback(jnp.ones_like(cotangent))
-    return tuple(jnp.where((cotangent == 0.0) | (slope == 0.0), 0.0, cotangent * slope) for slope in slopes)
+    to_a, to_b = pullback(jnp.ones_like(cotangent))
+    return chain(to_a, cotangent), chain(to_b, cotangent)

@@ -261,7 +261,7 @@ def cse_autoloss_b_cls(
 ) -> Float[Array, "*b n c"]:
     """Classification branch of CSE-AutoLoss-B, searched on FCOS (Liu et al., ICLR 2021).
 
-    ``erf`` and ``gd`` are the authors' S-shaped curves, scaled to (0, 1) with slope 1/4 at 0.
+    ``erf`` and ``gd`` are the authors' S-shaped curves, scaled to (0, 1) with derivative 1/4 at 0.
 
     Args:
       logits: class scores.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from cse_jax.language.graph import Dag
+from cse_jax.language.graph import Graph
 from cse_jax.language.population import PAD, arities
 from cse_jax.language.spaces import Space
 
@@ -30,16 +30,16 @@ _RARE = 1e-12  # nearly all of high nodes depend on the prediction
 
 
 class Grown(NamedTuple):
-    """A random graph.
+    """A random graph of ``r`` rows.
 
     Attributes:
-      dag: the graph.
+      graph: the graph.
       size: nodes of each row's formula.
       candidate: rows that are candidates: high enough, not too large, and dependent on the prediction.
       wide: rows with a class axis.
     """
 
-    dag: Dag
+    graph: Graph
     size: Int[Array, " r"]
     candidate: Bool[Array, " r"]
     wide: Bool[Array, " r"]
@@ -63,7 +63,8 @@ class _Odds:
 
 def _odds(space: Space, *, full: bool) -> list[_Odds]:
     """The odds of each height, from those below it."""
-    binary = np.mean([row.arity == 2 for row in space.table if row.name in space.operators])
+    arities = [row.arity for row in space.table if row.name in space.operators]
+    binary = arities.count(2) / len(arities)
     of_leaves = _VARIABLE_SHARE * len(space.differentiable) / len(space.variables)
     share = len(space.leaves) / (len(space.leaves) + len(space.operators))
     odds, below = [], of_leaves
@@ -79,7 +80,7 @@ def _odds(space: Space, *, full: bool) -> list[_Odds]:
 
 @functools.partial(jax.jit, static_argnames=("space", "width", "per_operator", "max_nodes"))
 def grow(key: jax.Array, space: Space, *, width: int = 256, per_operator: int = 4, max_nodes: int = 40) -> Grown:
-    """A random graph; a function of the key.
+    """A random graph, which is a function of the key.
 
     Args:
       key: of ``jax.random``.
@@ -92,12 +93,12 @@ def grow(key: jax.Array, space: Space, *, width: int = 256, per_operator: int = 
     tiles, leaves = len(operators) * per_operator, len(space.leaves)
     rows = [space.table[k] for k in operators for _ in range(per_operator)]
     unary = np.array([row.arity == 1 for row in rows])[:, None]
-    narrowing = np.array([row.name == "Dot" for row in rows])[:, None]
+    reduces = np.array([row.reduces for row in rows])[:, None]
     slot = np.arange(width)
     full, free = slot < width // 2, slot % (width // 2) < width // 2 // _INDEPENDENT
     size = jnp.ones(leaves, jnp.int32)
     wide = jnp.asarray((np.arange(leaves) < len(space.variables)) & space.class_axis)
-    candidate = [jnp.zeros(leaves, bool)]
+    candidate = [np.zeros(leaves, bool)]
     parts = []
     odds = zip(_odds(space, full=True), _odds(space, full=False), strict=True)
     for level, of_height in enumerate(odds):
@@ -116,15 +117,15 @@ def grow(key: jax.Array, space: Space, *, width: int = 256, per_operator: int = 
         parts.append((left, right, own_wide))
         candidate.append((~free & (own_size <= max_nodes) & (level + 1 >= MIN_HEIGHT)).reshape(-1))
         size = jnp.concatenate([size, own_size.reshape(-1)])
-        wide = jnp.concatenate([wide, (own_wide & ~narrowing).reshape(-1)])
+        wide = jnp.concatenate([wide, (own_wide & ~reduces).reshape(-1)])
     left, right, operands_wide = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
     opcode = jnp.asarray(np.tile(np.repeat(operators, per_operator), HEIGHTS), jnp.int32)
-    dag = Dag(opcode, left, right, operands_wide, jnp.int32(HEIGHTS * tiles))
-    return Grown(dag, size, jnp.concatenate(candidate), wide)
+    graph = Graph(opcode, left, right, operands_wide, jnp.int32(HEIGHTS * tiles))
+    return Grown(graph, size, jnp.concatenate(candidate), wide)
 
 
 def _draw(key: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Five uniform numbers in [0, 1) and two random words for each slot."""
+    """Five uniform numbers in [0, 1) and two random 32-bit integers for each slot."""
     bits = jax.random.bits(key, (5, *shape), jnp.uint32)
     halves = jnp.stack([bits[0] >> 16, bits[1] >> 16, bits[1] & 0xFFFF, bits[2] >> 16, bits[2] & 0xFFFF])
     return halves.astype(jnp.float32) * (1.0 / 2**16), bits[3:]
@@ -140,7 +141,7 @@ def _dependence(chance: jax.Array, operand: np.ndarray, unary: np.ndarray, free:
 
 
 def _slot(draw: jax.Array, depends: jax.Array, full: np.ndarray, tiles: int, width: int) -> jax.Array:
-    """A random node of the height below with the wanted role, by its place among the rows of that height."""
+    """A random node of the height below that has the wanted role, as its place among the rows of that height."""
     half = width // 2
     independent = half // _INDEPENDENT
     count = jnp.where(depends, half - independent, independent)
@@ -152,7 +153,7 @@ def _slot(draw: jax.Array, depends: jax.Array, full: np.ndarray, tiles: int, wid
 def _leaf(space: Space, chance: jax.Array, draw: jax.Array, depends: jax.Array) -> jax.Array:
     """A random leaf: a variable four times out of five, else a constant, given whether it is to depend."""
     moving = np.array([space.leaves.index(name) for name in space.differentiable])
-    still = np.array([k for k, v in enumerate(space.variables) if v.name not in space.differentiable] or [0])
+    fixed = np.array([k for k, v in enumerate(space.variables) if v.name not in space.differentiable] or [0])
     constants = len(space.variables) + np.arange(len(space.constants))
     others = _VARIABLE_SHARE * (len(space.variables) - len(moving)) / len(space.variables)
     other = others / (others + 1.0 - _VARIABLE_SHARE)
@@ -160,20 +161,20 @@ def _leaf(space: Space, chance: jax.Array, draw: jax.Array, depends: jax.Array) 
     def pick(rows: np.ndarray) -> jax.Array:
         return jnp.asarray(rows)[draw % np.uint32(len(rows))]
 
-    return jnp.where(depends, pick(moving), jnp.where(chance < other, pick(still), pick(constants)))
+    return jnp.where(depends, pick(moving), jnp.where(chance < other, pick(fixed), pick(constants)))
 
 
 def tokens_of(grown: Grown, rows: Int[np.ndarray, " n"], space: Space) -> Int[np.ndarray, "n m"]:
-    """The formulas of some rows of a graph, as prefix tokens by number; all at once, one height after another."""
-    dag, size = jax.device_get((grown.dag, grown.size))
-    leaves, width = len(space.leaves), dag.left.shape[1]
+    """The formulas of some rows of a graph, as prefix tokens by number."""
+    graph, size = jax.device_get((grown.graph, grown.size))
+    leaves, width = len(space.leaves), graph.left.shape[1]
     arity = arities(space)
     tokens = np.full((len(rows), int(size[rows].max(initial=1))), PAD, np.int16)
     which, at, row = np.arange(len(rows)), np.zeros(len(rows), np.int64), np.asarray(rows, np.int64)
-    left, right = dag.left.reshape(-1), dag.right.reshape(-1)
-    while len(row):
+    left, right = graph.left.reshape(-1), graph.right.reshape(-1)
+    while len(row):  # for all formulas, one height after another
         slot = row - leaves
-        token = np.where(slot < 0, row, leaves + dag.opcode[np.maximum(slot, 0) // width])
+        token = np.where(slot < 0, row, leaves + graph.opcode[np.maximum(slot, 0) // width])
         tokens[which, at] = token
         inner = slot >= 0
         which, at, slot, binary = which[inner], at[inner], slot[inner], arity[token[inner]] == 2

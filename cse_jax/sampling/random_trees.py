@@ -1,6 +1,6 @@
 """Random formulas by ramped growth, all at once, as an array of prefix tokens (``cse_jax.language.population``).
 
-Everything here is determined by its key and runs on any device; what a formula may not be is drawn again.
+Everything here is determined by its key and runs on any device.  A formula that breaks a limit is drawn again.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from cse_jax.errors import InputError
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.population import PAD, arities, vocabulary
@@ -29,6 +30,9 @@ class Shape:
       min_height, max_height: heights that random formulas are ramped over.
       max_nodes: nodes that no formula may exceed.
       height_limit: height that no offspring may exceed.
+
+    Raises:
+      InputError: no formula keeps the limits.
     """
 
     min_height: int = 2
@@ -38,7 +42,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_height <= self.max_height or self.max_nodes <= self.min_height:
-            raise ValueError(f"{self}: no formula has so few nodes and such a height")
+            raise InputError(f"{self}: no formula has so few nodes and such a height")
 
     def allows(self, expression: Expression) -> bool:
         """Whether a formula keeps the limits."""
@@ -46,24 +50,37 @@ class Shape:
 
 
 def random_population(key: jax.Array, space: Space, shape: Shape, count: int) -> Int[Array, "n m"]:
-    """Random formulas in which the prediction occurs; half of them full, half grown, over a ramp of heights."""
+    """Random formulas by ramped half-and-half growth, in which the prediction occurs.
+
+    Args:
+      key: of ``jax.random``.
+      space: the space; its ``operators`` are used.
+      shape: limits on the formulas.
+      count: number of formulas ``n``.
+
+    Returns:
+      Prefix tokens by number, one formula a row.
+    """
     return in_blocks(key, count, lambda key: random_block(key, space, shape, BLOCK))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def random_block(key: jax.Array, space: Space, shape: Shape, count: int) -> Int[Array, "n m"]:
-    """So many at once."""
+    """``count`` random formulas, drawn at once."""
     return collect(key, lambda key, _: random_attempt(space, shape, count, key), count, shape.max_nodes)
 
 
 def in_blocks(key: jax.Array, count: int, block: Callable[[jax.Array], jax.Array]) -> Int[Array, "n m"]:
-    """Block after block, until there are enough."""
+    """The first ``count`` formulas of as many blocks as they need; ``block`` draws one from a key."""
     blocks = [block(jax.random.fold_in(key, k)) for k in range(max(1, -(-count // BLOCK)))]
     return jnp.concatenate(blocks)[:count]
 
 
 def collect(key: jax.Array, attempt: Callable, count: int, width: int) -> Int[Array, "n m"]:
-    """The allowed formulas of one attempt after the other, which knows how many were made, until there are enough."""
+    """The first ``count`` allowed formulas, in rows of this width.
+
+    ``attempt`` draws formulas, and says which are allowed, from a key and the number of attempts made before.
+    """
 
     def again(carry: tuple) -> tuple:
         made, tokens, filled = carry
@@ -90,7 +107,16 @@ def random_attempt(
 def trees(
     key: jax.Array, space: Space, height: Int[Array, " n"], full: Bool[Array, " n"], *, highest: int, width: int
 ) -> tuple[Int[Array, "n m"], Bool[Array, " n"]]:
-    """Random formulas of at most ``height``, token by token, and which of them are complete within the width."""
+    """Random formulas, written token by token, and which of them are complete within the width.
+
+    Args:
+      key: of ``jax.random``.
+      space: the space.
+      height: the height that each formula may reach.
+      full: whether all leaves of a formula have this height; else branches end at random.
+      highest: the largest of the heights.
+      width: number of tokens that a formula may have.
+    """
     count = len(height)
     arity = jnp.asarray(arities(space), jnp.int32)
     share_of_leaves = len(space.leaves) / (len(space.leaves) + len(space.operators))

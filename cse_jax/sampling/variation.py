@@ -1,6 +1,6 @@
 """Crossover and mutation of whole populations, as arrays of prefix tokens (``cse_jax.language.population``).
 
-Everything here is determined by its key and runs on any device; what a formula may not be is drawn again.
+Everything here is determined by its key and runs on any device.  A formula that breaks a limit is drawn again.
 """
 
 import functools
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -35,7 +36,7 @@ MUTATIONS = ("subtree", "point", "hoist", "wrap", "constant")
 
 def offspring(
     key: jax.Array,
-    parents: Int[Array, "p m"],
+    parents: Int[Array | np.ndarray, "p m"],
     space: Space,
     shape: Shape,
     count: int,
@@ -43,12 +44,20 @@ def offspring(
     crossover_rate: float,
     mutation_rate: float,
 ) -> Int[Array, "n k"]:
-    """Descendants of random parents; what the two rates leave over is filled with new random formulas.
+    """Offspring of random parents, and new random formulas.
 
-    The rates are those of attempts: where a child is not allowed, everything about it is drawn again.
+    Args:
+      key: of ``jax.random``.
+      parents: formulas as prefix tokens by number.
+      space: their space.
+      shape: limits on the offspring.
+      count: number of offspring ``n``.
+      crossover_rate: share of the offspring that are crossovers of two parents.
+      mutation_rate: share that are mutations of one; the rest are new random formulas.  Both shares are of attempts:
+        where a child is not allowed, everything about it is drawn again.
     """
     room = max(8, 1 << (len(parents) - 1).bit_length())  # few sizes to compile
-    padded = jnp.pad(_widened(parents, shape), ((0, room - len(parents)), (0, 0)), constant_values=PAD)
+    padded = jnp.pad(_widened(parents, shape.max_nodes), ((0, room - len(parents)), (0, 0)), constant_values=PAD)
     return in_blocks(
         key,
         count,
@@ -83,17 +92,20 @@ def _offspring(
         children = jnp.where(crosses[:, None], crossed, mutated)
         length = jnp.where(crosses, crossed_length, mutated_length)
         allowed = jnp.where(new, complete, _allowed(children, length, parents[mother], space, shape))
-        return jnp.where(new[:, None], _widened(fresh, parents), children), allowed
+        return jnp.where(new[:, None], _widened(fresh, parents.shape[1]), children), allowed
 
     return collect(key, attempt, count, parents.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def crossover(
-    key: jax.Array, mothers: Int[Array, "n m"], fathers: Int[Array, "n m"], space: Space, shape: Shape
-) -> Int[Array, "n k"]:
-    """Each mother with one of her sub-formulas replaced by one of the father's; mutated, if none is allowed."""
-    mothers, fathers = (_widened(parents, shape) for parents in (mothers, fathers))
+    key: jax.Array, mothers: Int[Array, "n m"], fathers: Int[Array, "n k"], space: Space, shape: Shape
+) -> Int[Array, "n w"]:
+    """Each mother with one of her sub-formulas replaced by one of the father's.
+
+    Where no attempt gives an allowed formula, the mother is mutated.
+    """
+    mothers, fathers = (_widened(parents, shape.max_nodes) for parents in (mothers, fathers))
     hers, his = structure(mothers, space), structure(fathers, space)
 
     def attempt(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -106,12 +118,17 @@ def crossover(
 
 
 def mutate(
-    key: jax.Array, parents: Int[Array, "n m"], space: Space, shape: Shape, kinds: tuple[str, ...] = MUTATIONS
+    key: jax.Array,
+    parents: Int[Array | np.ndarray, "n m"],
+    space: Space,
+    shape: Shape,
+    kinds: tuple[str, ...] = MUTATIONS,
 ) -> Int[Array, "n k"]:
-    """Each parent with a random change; a new random formula, if none is allowed.
+    """Each parent with a random change of one of the ``kinds``.
 
     A change replaces a sub-formula by a random one (subtree) or by a part of itself (hoist), exchanges a token for one
-    with as many operands (point) or a constant for another one, or applies an operator to a sub-formula (wrap).
+    with as many operands (point) or a constant for another one (constant), or applies an operator to a sub-formula
+    (wrap).  Where no attempt gives an allowed formula, the child is a new random one.
     """
     return _mutate(key, parents, jnp.array([MUTATIONS.index(kind) for kind in kinds]), space, shape)
 
@@ -120,7 +137,7 @@ def mutate(
 def _mutate(
     key: jax.Array, parents: Int[Array, "n m"], kinds: Int[Array, " k"], space: Space, shape: Shape
 ) -> Int[Array, "n k2"]:
-    parents = _widened(parents, shape)
+    parents = _widened(parents, shape.max_nodes)
     about = structure(parents, space)
 
     def attempt(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +146,8 @@ def _mutate(
 
     draw, other = jax.random.split(key)
     children, good = _each_until_allowed(draw, attempt)
-    return jnp.where(good[:, None], children, _widened(random_block(other, space, shape, len(parents)), children))
+    fresh = random_block(other, space, shape, len(parents))
+    return jnp.where(good[:, None], children, _widened(fresh, children.shape[1]))
 
 
 def _each_until_allowed(key: jax.Array, attempt: Callable) -> tuple[Int[Array, "n m"], Bool[Array, " n"]]:
@@ -241,8 +259,7 @@ def _allowed(
     return small & about.depends[:, 0] & (children != parents).any(1)
 
 
-def _widened(tokens: Int[Array, "n m"], to: Shape | Int[Array, "n k"]) -> Int[Array, "n k"]:
-    """The formulas in rows that have room for all that the shape allows, or are as wide as the others."""
-    width = to.max_nodes if isinstance(to, Shape) else to.shape[1]
+def _widened(tokens: Int[Array | np.ndarray, "n m"], width: int) -> Int[Array, "n k"]:
+    """The formulas in rows of at least this width."""
     missing = max(width - tokens.shape[1], 0)
     return jnp.pad(jnp.asarray(tokens, jnp.int16), ((0, 0), (0, missing)), constant_values=PAD)

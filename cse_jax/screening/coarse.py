@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax.language import graph as dags
+from cse_jax.language import graph as graphs
 from cse_jax.language.spaces import Space, trajectories
 from cse_jax.sampling.random_graphs import grow, tokens_of
-from cse_jax.screening.verification import LARGEST, MIN_RISE, ROUNDING, SLOPE_TOLERANCE
+from cse_jax.screening.verification import GRADIENT_TOLERANCE, LARGEST, MIN_RISE, ROUNDING
 
 ROUGH = (3, 2)  # paths and points of each, for everyone
 FINER = (8, 5)  # for those that remain
@@ -48,18 +48,19 @@ def coarse_grid(space: Space, units: str, paths: int, points: int) -> CoarseGrid
         grown = grow(jax.random.key(0), space, per_operator=1)
         candidates = np.flatnonzero(grown.candidate)
         tokens = tokens_of(grown, np.random.default_rng(0).permutation(candidates)[:_SAMPLE], space)
-        dag, roots, wide = dags.from_tokens(tokens, space)
-        leaves = dags.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:]))
-        (found,) = dags.evaluate(space, dag, roots, leaves)
+        graph, roots, wide = graphs.from_tokens(tokens, space)
+        leaves = graphs.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:]))
+        (found,) = graphs.evaluate(space, graph, roots, leaves)
         good = np.asarray(_good(space, steps, found, wide))  # [sign, n, path]
     chosen: list[int] = []
     remaining = np.ones(good.shape[:2], bool)
     for _ in range(min(paths, len(gated))):
-        left = [np.sum((remaining & good[:, :, k]).any(0)) if k not in chosen else np.inf for k in range(len(gated))]
-        chosen.append(int(np.argmin(left)))
+        left = np.array([(remaining & good[:, :, k]).any(0).sum() for k in range(len(gated))], float)
+        left[chosen] = np.inf
+        chosen.append(int(left.argmin()))
         remaining &= good[:, :, chosen[-1]]
     values = values[:, sorted(chosen)]
-    return CoarseGrid(dags.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:])), steps)
+    return CoarseGrid(graphs.leaf_values(space, values.reshape(len(values), -1, *values.shape[3:])), steps)
 
 
 def may_pass(
@@ -76,7 +77,7 @@ def may_pass(
     return _good(space, steps, values, wide).all(2).any(0)
 
 
-def _good(space: Space, steps: np.ndarray, values: jax.Array, wide: jax.Array) -> jax.Array:
+def _good(space: Space, steps: np.ndarray, values: jax.Array, wide: jax.Array | np.ndarray) -> jax.Array:
     """Whether each path [sign, n, path] is as it must be, for a candidate and for its negation."""
     if space.class_axis:
         values = jnp.where(wide[:, None], values.sum(-1), values[..., 0])
@@ -84,7 +85,7 @@ def _good(space: Space, steps: np.ndarray, values: jax.Array, wide: jax.Array) -
     magnitude = jnp.abs(values).max(2)
     finite = magnitude < LARGEST
     rise = values[:, :, -1] - values[:, :, 0]
-    tolerated = _MARGIN * (2.0 * SLOPE_TOLERANCE + ROUNDING) / MIN_RISE * np.diff(steps)
+    tolerated = _MARGIN * (2.0 * GRADIENT_TOLERANCE + ROUNDING) / MIN_RISE * np.diff(steps)
     falls = jnp.diff(values, axis=2)
     return jnp.stack(
         [

@@ -2,61 +2,24 @@
 
 import dataclasses
 import math
+import types
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
-from cse_jax.language import population
+from cse_jax.language import population, zoo
 from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression
 from cse_jax.language.spaces import Space
+from cse_jax.sampling.random_trees import Shape, random_population
 from cse_jax.screening import verification
+from cse_jax.screening.candidate import STAGES, Candidate
 from cse_jax.screening.simulation import Simulation, simulate
 from cse_jax.screening.verification import Property
-
-STAGES = ("generated", "valid", "verified", "distinct", "simulated", "probed", "optimised", "trained")
-
-
-@dataclasses.dataclass(eq=False)
-class Candidate:
-    """One formula that passed the gate, and how far it came.
-
-    Attributes:
-      formula: what is trained: in canonical form, with the sign flipped if only the negation converges.
-      stage: the last of ``STAGES`` that it passed.
-      reason: why it went no further; empty while it goes on.
-      flipped: whether its sign was flipped.
-      fingerprint: the gate's.
-      copies: how many of its generation are this formula, up to trivial rewrites.
-      duplicates: how many others of its generation had the same fingerprint.
-      weight: factor that matches its gradient to the default loss's.
-      prediction, probe, optimisation, proxy: its scores; NaN where it was not scored.
-      curve: (steps, AP) at each horizon of the proxy task.
-      aps: by seed, at the end of it.
-    """
-
-    formula: Expression
-    stage: str = "verified"
-    reason: str = ""
-    flipped: bool = False
-    fingerprint: str = ""
-    copies: int = 1
-    duplicates: int = 0
-    weight: float = 1.0
-    prediction: float = math.nan
-    probe: float = math.nan
-    optimisation: float = math.nan
-    proxy: float = math.nan
-    curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    aps: list[float] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def promise(self) -> float:
-        """What all stages so far say together: the product of their scores (``configs/search/calibration.py``)."""
-        return math.prod(filter(math.isfinite, (self.prediction, self.probe, self.optimisation, self.proxy)))
 
 
 @dataclasses.dataclass
@@ -73,37 +36,38 @@ class Screened:
     rejected: dict[str, int]
     candidates: list[Candidate]
 
+    @property
+    def survivors(self) -> list[Candidate]:
+        """Those that passed everything, the shortest formula first."""
+        passed = [candidate for candidate in self.candidates if candidate.passed("simulation")]
+        return sorted(passed, key=lambda candidate: len(candidate.formula))
+
     def counts(self) -> dict[str, int]:
         """How many passed each stage; up to the gate with all their copies."""
         invalid = sum(self.rejected.get(p.name.lower(), 0) for p in verification.VALIDITY)
         counts = {"generated": self.generated, "valid": self.generated - invalid}
-        counts["verified"] = sum(c.copies for c in self.candidates)
-        return counts | {stage: sum(passed(c, stage) for c in self.candidates) for stage in STAGES[3:]}
+        counts["verification"] = sum(c.copies for c in self.candidates)
+        return counts | {stage: sum(c.passed(stage) for c in self.candidates) for stage in STAGES[3:]}
 
 
-def passed(candidate: Candidate, stage: str) -> bool:
-    """Whether a candidate came at least so far."""
-    return STAGES.index(candidate.stage) >= STAGES.index(stage)
-
-
-def screen(
+def screen_population(
     tokens: Int[np.ndarray, "n m"],
     space: Space,
     *,
-    reference: Expression,
-    seen: Mapping[str, str],
-    sign_flip: bool,
-    match_gradient: bool,
-    simulation_tolerance: float,
-    units: str,
-    seed: int,
+    reference: Expression | None = None,
+    seen: Mapping[str, str] = types.MappingProxyType({}),
+    sign_flip: bool = True,
+    match_gradient: bool = True,
+    simulation_tolerance: float = 0.5,
+    units: str = "pixels",
+    seed: int = 0,
 ) -> Screened:
     """Screens a population.
 
     Args:
       tokens: its formulas (see ``cse_jax.language.population``).
       space: their search space.
-      reference: the default loss; simulated gains and gradients are measured against its own.
+      reference: what simulated gains and gradients are measured against; the space's default loss unless given.
       seen: fingerprints that are not new, with the name or formula that each belongs to.
       sign_flip: keep a candidate whose negation converges, with its sign flipped.
       match_gradient: weight each candidate so that its gradient matches the reference's.
@@ -112,9 +76,10 @@ def screen(
       seed: of the simulated predictions.
 
     Returns:
-      The population; candidates that passed everything have stage ``simulated`` and no reason.
+      The population; candidates that passed everything have stage ``simulation`` and no reason.
     """
     tokens = np.asarray(tokens)
+    reference = reference or zoo.default(space)
     _, first, copies = np.unique(population.hashes(tokens, space), return_index=True, return_counts=True)
     order = np.argsort(first)
     first, copies = first[order], copies[order]
@@ -134,6 +99,20 @@ def screen(
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
         _apply_simulation(candidate, simulation, simulations[0], simulation_tolerance, match_gradient)
     return Screened(len(tokens), dict(failed), candidates)
+
+
+def screen(space: Space, count: int, *, seed: int = 0, max_nodes: int = 40, **options: Any) -> Screened:
+    """Writes random formulas of a space and screens them.
+
+    Args:
+      space: the search space.
+      count: formulas to write.
+      seed: of the formulas and of the simulated predictions.
+      max_nodes: nodes that no formula may exceed.
+      **options: as of ``screen_population``.
+    """
+    tokens = random_population(jax.random.key(seed), space, Shape(max_nodes=max_nodes), count)
+    return screen_population(np.asarray(tokens), space, seed=seed, **options)
 
 
 def relative_gain(simulation: Simulation, reference: Simulation) -> float:
@@ -177,7 +156,7 @@ def _apply_simulation(
     elif gain < simulation_tolerance:
         candidate.reason = f"simulation: gain {gain:.2f} of the default loss's, below {simulation_tolerance:g}"
     else:
-        candidate.stage = "simulated"
-    candidate.prediction = gain
-    if match_gradient and candidate.stage == "simulated":
+        candidate.stage = "simulation"
+    candidate.simulation = gain
+    if match_gradient and candidate.stage == "simulation":
         candidate.weight = float(f"{reference.gradient / simulation.gradient:.4g}")

@@ -2,7 +2,7 @@
 
 A loss that can't improve predictions when it moves them directly won't do so through a network (after the rejection
 protocol of AutoLoss-Zero, Li et al., 2021).  All candidates of a generation are simulated together under ``jax.vmap``.
-Steps are scaled by the gradient's first root mean square, so a loss and its multiples are one.
+Steps are divided by the root mean square of the first gradient, so a loss and its multiples behave the same.
 """
 
 import concurrent.futures
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
@@ -24,7 +25,7 @@ STEPS = 60
 
 
 class Simulation(NamedTuple):
-    """What the simulation found of one candidate.
+    """The outcome for one candidate.
 
     Attributes:
       before, after: the task's metric (balanced accuracy, mean IoU) at start and end; NaN where the descent diverged.
@@ -61,12 +62,13 @@ def simulate(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _simulate_batch(space: Space, units: str, seed: int, batch: Program) -> Simulation:
+def _simulate_batch(space: Space, units: str, seed: int, batch: Program) -> tuple[Float[Array, " n"], ...]:
+    """The fields of ``Simulation``, for a batch of programs."""
     task = space.prediction(units, seed)
     return jax.vmap(functools.partial(_descend, space, task))(batch)
 
 
-def _descend(space: Space, task: PredictionTask, program: Program) -> Simulation:
+def _descend(space: Space, task: PredictionTask, program: Program) -> tuple[Float[Array, ""], ...]:
     def gradient(prediction):
         inputs, pullback = jax.vjp(task.inputs, prediction)
         _, gradients = programs.value_and_gradients(space, program, inputs)
@@ -79,4 +81,4 @@ def _descend(space: Space, task: PredictionTask, program: Program) -> Simulation
     first = jnp.sqrt(jnp.mean(gradient(task.start) ** 2))
     end = jax.lax.fori_loop(0, STEPS, step, task.start)
     after = jnp.where(jnp.isfinite(end).all(), task.metric(end), jnp.nan)
-    return Simulation(task.metric(task.start), after, first)
+    return task.metric(task.start), after, first

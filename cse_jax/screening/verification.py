@@ -1,8 +1,11 @@
 """Convergence property verification: which formulas can train a detector at all, judged without one.
 
-Whole batches of candidates are judged at once, on every point of the verification grid: first their values, then the
-slopes of those whose values are in order, which most candidates' are not.  What passes gets a fingerprint, which two
-losses share if their slopes agree up to a positive factor.
+Whole batches of candidates are judged at once, on every point of the verification grid: first the values of all, then
+the gradients of those whose values are in order, which are few.  A formula that passes gets a fingerprint, which two
+losses share if their gradients agree up to a positive factor.
+
+Two derivatives are taken at each point: the gradient along the path, and the gradient in a general direction, which
+shows infinities that the path misses.
 """
 
 import concurrent.futures
@@ -18,24 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cse_jax.language import graph as dags
+from cse_jax.errors import InputError
+from cse_jax.language import graph as graphs
 from cse_jax.language.expression import Expression
-from cse_jax.language.graph import Dag
+from cse_jax.language.graph import Graph
 from cse_jax.language.population import encode
 from cse_jax.language.spaces import Space, Trajectories, trajectories
 
 BATCH = 8192  # formulas in one graph
-SLOPE_BATCH = 1024  # formulas whose slopes are taken at once
+GRADIENT_BATCH = 1024  # formulas whose gradients are taken at once
 WORKERS = 2  # graphs judged at once, in threads
-TILE, SLOPE_TILE = 32, 16  # rows of a tile
+TILE, GRADIENT_TILE = 32, 16  # rows of a tile
 PASSES = (4, 5, 3, 2, 1)  # parts of the grid, so that the rows of a part stay in the cache; the first that divides it
-SLOPE_TOLERANCE = 1e-6  # of the largest slope on the path: far below any real dip
-ROUNDING = 1e-12  # of the largest magnitude on the path: a slope below it is noise of float64
+GRADIENT_TOLERANCE = 1e-6  # of the largest gradient along the path: far below that of any real dip
+ROUNDING = 1e-12  # of the largest magnitude on the path: a gradient below it is noise of float64
 MIN_RISE = 1e-3  # of the largest magnitude on the path
-VANISHED = 0.05  # of the largest slope on the path
+VANISHED = 0.05  # of the largest gradient along the path
 LARGEST = float(np.finfo(np.float32).max)  # detectors train in float32
 _PROJECTIONS = 8
-_NOISE = 1e-9  # of the largest magnitude on a path: no steeper slope is a rounded 0
+_NOISE = 1e-9  # of the largest magnitude on a path: no larger gradient is a rounded 0
 
 
 class Property(enum.IntEnum):
@@ -46,7 +50,7 @@ class Property(enum.IntEnum):
     MONOTONE = 2
     RISES = 3
     FINITE_GRADIENT = 4
-    SLOPES = 5
+    GRADIENT_SIGN = 5
     VANISHES = 6
     NONE = 7
 
@@ -59,8 +63,8 @@ _EXPLANATIONS = {
     Property.MONOTONE: "not monotone: the loss falls by {value:.4g} while the prediction gets worse",
     Property.RISES: "does not rise: the loss changes by only {value:.4g} while the prediction gets worse",
     Property.FINITE_GRADIENT: "gradient not finite in float32: it is {value:g}",
-    Property.SLOPES: "not monotone: the loss falls while the prediction gets worse, slope {value:.4g}",
-    Property.VANISHES: "gradient does not vanish: the slope at the well-predicted end is {value:.4g}",
+    Property.GRADIENT_SIGN: "not monotone: the gradient along the path is {value:.4g}, below 0",
+    Property.VANISHES: "gradient does not vanish: along the path it is {value:.4g} at the well-predicted end",
 }
 
 
@@ -73,8 +77,8 @@ class Verdict:
       reason: empty if passed, else the failed property, the path, the point and the value.
       failed: the failed property.
       flipped: passed only with its sign flipped (``sign_flip=True``).
-      fingerprint: equal for losses whose slopes are equal up to a positive factor (after the flip); empty if neither
-        the formula nor its negation passes.
+      fingerprint: equal for losses whose gradients are equal up to a positive factor (after the flip); empty if
+        neither the formula nor its negation passes.
     """
 
     passed: bool
@@ -94,15 +98,16 @@ class Judged(NamedTuple):
 
     Attributes:
       failed: the first failed property, as ``Property``.
-      rise: the smallest rise of a path that must rise, as a share of its largest magnitude; this and the following are
-        0 where the values alone decide.
-      start_slope: the largest slope at the good end of a path where it must vanish, as a share of the path's steepest.
-      fingerprint: projections of the slopes.
+      rise: the smallest rise over a path that must rise, as a share of the largest magnitude on it; this and the
+        following are 0 where the values alone decide.
+      start_gradient: the largest gradient at the good end of a path where it must vanish, as a share of the largest
+        along that path.
+      fingerprint: projections of the gradients along the paths.
     """
 
     failed: Int[np.ndarray, "n 2"]
     rise: Float[np.ndarray, "n 2"]
-    start_slope: Float[np.ndarray, "n 2"]
+    start_gradient: Float[np.ndarray, "n 2"]
     fingerprint: Float[np.ndarray, "n k"]
 
     def passed(self, *, sign_flip: bool) -> Bool[np.ndarray, " n"]:
@@ -130,11 +135,11 @@ def verify(
       units: unit of length that the detector feeds its losses, one of ``space.units``.
 
     Raises:
-      ValueError: a formula belongs to another space.
+      InputError: a formula belongs to another space, or the space does not know the unit.
     """
     for expression in expressions:
         if expression.space != space:
-            raise ValueError(f"the formula {expression} belongs to space {expression.space}, not {space}")
+            raise InputError(f"the formula {expression} belongs to space {expression.space}, not {space}")
     tokens = encode(expressions, space)
     judged = judge(tokens, space, units=units)
     passed = judged.passed(sign_flip=sign_flip)
@@ -156,7 +161,7 @@ def margins(expressions: Sequence[Expression], space: Space, *, units: str = "pi
     Below 0 for what fails, the lower the earlier the property that it fails is checked.
     """
     judged = judge(encode(expressions, space), space, units=units, values_first=False)
-    failed, rise, start = judged.failed[:, 0], judged.rise[:, 0], judged.start_slope[:, 0]
+    failed, rise, start = judged.failed[:, 0], judged.rise[:, 0], judged.start_gradient[:, 0]
     with np.errstate(invalid="ignore", divide="ignore"):
         slack = np.minimum(np.log10(rise / MIN_RISE), np.log10(VANISHED / np.maximum(start, ROUNDING)))
     return np.where(failed == Property.NONE, slack, failed - float(Property.NONE))
@@ -169,15 +174,16 @@ def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels"
       tokens: one formula a row (see ``cse_jax.language.population``).
       space: their search space.
       units: unit of length, one of ``space.units``.
-      values_first: take slopes only where the values are in order; slower where most are.  The verdicts are the same.
+      values_first: take gradients only where the values are in order, which is slower where most are.  The verdicts
+        are the same.
     """
-    with_slopes = functools.partial(_judge_with_slopes, space, units)
+    with_gradients = functools.partial(_judge_with_gradients, space, units)
     if not values_first:
-        return Judged(*_in_batches(with_slopes, tokens, space, SLOPE_BATCH, SLOPE_TILE))
+        return Judged(*_in_batches(with_gradients, tokens, space, GRADIENT_BATCH, GRADIENT_TILE))
     failed = _in_batches(functools.partial(_judge_values, space, units), tokens, space, BATCH, TILE)[0]
     judged = Judged(failed, *(np.zeros((len(tokens), k)) for k in (2, 2, _PROJECTIONS)))
     rows = np.flatnonzero((failed == Property.NONE).any(1))
-    found = _in_batches(with_slopes, tokens[rows], space, SLOPE_BATCH, SLOPE_TILE)
+    found = _in_batches(with_gradients, tokens[rows], space, GRADIENT_BATCH, GRADIENT_TILE)
     for array, part in zip(judged, found, strict=True):
         array[rows] = part
     return judged
@@ -190,10 +196,10 @@ def _in_batches(
 
     def one(start: int) -> list[np.ndarray]:
         chunk = tokens[start : start + size]
-        dag, roots, wide = dags.from_tokens(chunk, space, width=tile)
+        graph, roots, wide = graphs.from_tokens(chunk, space, width=tile)
         missing = size - len(chunk)
         with jax.enable_x64(True):
-            found = function(dag, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
+            found = function(graph, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
             return [array[: len(chunk)] for array in jax.device_get(found)]
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
@@ -202,50 +208,52 @@ def _in_batches(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _judge_values(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> tuple[jax.Array]:
+def _judge_values(space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array) -> tuple[jax.Array]:
     """The first property that the values of each formula, and of its negation, violate."""
-    (values,) = _on_grid(space, units, dag, roots, wide, slopes=False)
+    (values,) = _on_grid(space, units, graph, roots, wide, gradients=False)
     paths = trajectories(space, units)
     return (jnp.stack([_first(_of_values(paths, values, sign), values) for sign in (1.0, -1.0)], 1),)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _judge_with_slopes(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> Judged:
-    """The first property that the values or slopes violate, and the figures of a loss."""
-    values, slopes, gradients = _on_grid(space, units, dag, roots, wide, slopes=True)
+def _judge_with_gradients(
+    space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The fields of ``Judged``: the first property that values or gradients violate, and the figures of a loss."""
+    values, along, general = _on_grid(space, units, graph, roots, wide, gradients=True)
     paths = trajectories(space, units)
-    magnitude, steepest = jnp.abs(values).max(1), jnp.abs(slopes).max(1)
+    magnitude, steepest = jnp.abs(values).max(1), jnp.abs(along).max(1)
     rise = jnp.where(paths.gated, (values[:, -1] - values[:, 0]) / magnitude, jnp.nan)
-    start = jnp.where(paths.vanishing, jnp.abs(slopes[:, 0]) / steepest, 0.0).max(1)
+    start = jnp.where(paths.vanishing, jnp.abs(along[:, 0]) / steepest, 0.0).max(1)
     conditions = [
-        _of_values(paths, values, sign) | _of_slopes(paths, values, slopes, gradients, sign) for sign in (1.0, -1.0)
+        _of_values(paths, values, sign) | _of_gradients(paths, values, along, general, sign) for sign in (1.0, -1.0)
     ]
-    return Judged(
+    return (
         jnp.stack([_first(each, values) for each in conditions], 1),
         jnp.stack([jnp.nanmin(sign * rise, 1) for sign in (1.0, -1.0)], 1),
         jnp.stack([start, start], 1),
-        jax.vmap(_project)(values, slopes),
+        jax.vmap(_project)(values, along),
     )
 
 
 def _on_grid(
-    space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array, *, slopes: bool
+    space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array, *, gradients: bool
 ) -> list[Float[Array, "n s t"]]:
-    """Values at ``s`` points of ``t`` paths; with ``slopes`` also those along the paths, and in a general direction."""
+    """Values at ``s`` points of ``t`` paths; with ``gradients`` also those along it and in a general direction."""
     paths = trajectories(space, units)
     inputs, tangents = (np.swapaxes(a, 1, 2) for a in (paths.inputs, paths.tangents))
     shape, points = inputs.shape[1:3], (-1, *inputs.shape[3:])
-    leaves = dags.leaf_values(space, inputs.reshape(len(inputs), *points))
+    leaves = graphs.leaf_values(space, inputs.reshape(len(inputs), *points))
     directions = []
-    if slopes:
-        along, everywhere = np.zeros_like(leaves), np.zeros_like(leaves)
+    if gradients:
+        along, general = np.zeros_like(leaves), np.zeros_like(leaves)
         along[: len(inputs)] = tangents.reshape(len(inputs), *points)
         for k, variable in enumerate(space.variables):
-            if variable.name in space.differentiable:  # unlike everywhere, so that no parts cancel
-                everywhere[k] = 1.0 + np.random.default_rng(k).random(leaves.shape[1:])
-        directions = [along, everywhere]
+            if variable.name in space.differentiable:  # different at all points, so that no parts cancel
+                general[k] = 1.0 + np.random.default_rng(k).random(leaves.shape[1:])
+        directions = [along, general]
     passes = next(parts for parts in PASSES if leaves.shape[1] % parts == 0)
-    results = dags.evaluate(space, dag, roots, leaves, *directions, passes=passes)
+    results = graphs.evaluate(space, graph, roots, leaves, *directions, passes=passes)
     if space.class_axis:
         results = [jnp.where(wide[:, None], a.sum(-1), a[..., 0]) for a in results]
     return [a.reshape(-1, *shape) for a in results]
@@ -256,29 +264,30 @@ def _of_values(paths: Trajectories, values: Float[Array, "n s t"], sign: float) 
     highest, lowest = values.max(1, keepdims=True), values.min(1, keepdims=True)
     magnitude, spread = jnp.maximum(highest, -lowest), highest - lowest
     steps, rise = sign * (values[:, 1:] - values[:, :-1]), sign * (values[:, -1:] - values[:, :1])
+    tolerated = GRADIENT_TOLERANCE * spread + ROUNDING * magnitude
     return {
         Property.FINITE_VALUE: _Condition(~(jnp.abs(values) < LARGEST), values),
         Property.DEPENDS: _Condition((spread == 0.0).all(2, keepdims=True), spread),
-        Property.MONOTONE: _Condition(paths.gated & (steps < -SLOPE_TOLERANCE * spread - ROUNDING * magnitude), -steps),
-        Property.RISES: _Condition(paths.gated & ~(rise > MIN_RISE * magnitude), rise),
+        Property.MONOTONE: _Condition((steps < -tolerated) & paths.gated, -steps),
+        Property.RISES: _Condition(~(rise > MIN_RISE * magnitude) & paths.gated, rise),
     }
 
 
-def _of_slopes(
+def _of_gradients(
     paths: Trajectories,
     values: Float[Array, "n s t"],
-    slopes: Float[Array, "n s t"],
-    gradients: Float[Array, "n s t"],
+    along: Float[Array, "n s t"],
+    general: Float[Array, "n s t"],
     sign: float,
 ) -> dict[Property, _Condition]:
-    """What the slopes of a formula must satisfy, times the sign; ``gradients`` are those in a general direction."""
-    steepest = jnp.abs(slopes).max(1, keepdims=True)
-    tolerated = SLOPE_TOLERANCE * steepest + ROUNDING * jnp.abs(values).max(1, keepdims=True)
-    start = slopes[:, :1]
+    """What the gradients of a formula along the paths, and in a general direction, must satisfy, times the sign."""
+    steepest = jnp.abs(along).max(1, keepdims=True)
+    tolerated = GRADIENT_TOLERANCE * steepest + ROUNDING * jnp.abs(values).max(1, keepdims=True)
+    start = along[:, :1]
     return {
-        Property.FINITE_GRADIENT: _Condition(~(jnp.abs(slopes) + jnp.abs(gradients) < LARGEST), gradients),
-        Property.SLOPES: _Condition(paths.gated & (sign * slopes < -tolerated), sign * slopes),
-        Property.VANISHES: _Condition(paths.vanishing & ~(jnp.abs(start) <= VANISHED * steepest), sign * start),
+        Property.FINITE_GRADIENT: _Condition(~(jnp.abs(along) + jnp.abs(general) < LARGEST), general),
+        Property.GRADIENT_SIGN: _Condition((sign * along < -tolerated) & paths.gated, sign * along),
+        Property.VANISHES: _Condition(~(jnp.abs(start) <= VANISHED * steepest) & paths.vanishing, sign * start),
     }
 
 
@@ -289,21 +298,21 @@ def _first(conditions: dict[Property, _Condition], values: jax.Array) -> Int[Arr
     return failed
 
 
-def _project(values: Float[Array, "s t"], slopes: Float[Array, "s t"]) -> Float[Array, " k"]:
-    """Random projections of the slopes, in units of the paths' typical steepest one, compressed so that none dominates.
+def _project(values: Float[Array, "s t"], along: Float[Array, "s t"]) -> Float[Array, " k"]:
+    """Random projections of the gradients along the paths, compressed so that no single one dominates.
 
-    A path whose slopes are rounding only has no part in the unit.
+    The unit is the typical largest gradient of a path.  Paths whose gradients are only rounding don't count for it.
     """
-    steepest = jnp.abs(slopes).max(0)
+    steepest = jnp.abs(along).max(0)
     moves = steepest > _NOISE * jnp.abs(values).max(0)
     logs = jnp.where(moves, jnp.log(jnp.where(moves, steepest, 1.0)), 0.0)
     scale = jnp.exp(logs.sum() / jnp.maximum(moves.sum(), 1))
-    weights = np.random.default_rng(0).standard_normal((_PROJECTIONS, slopes.size)) / np.sqrt(slopes.size)
-    return jnp.asarray(weights) @ jnp.arcsinh(slopes / scale).reshape(-1)
+    weights = np.random.default_rng(0).standard_normal((_PROJECTIONS, along.size)) / np.sqrt(along.size)
+    return jnp.asarray(weights) @ jnp.arcsinh(along / scale).reshape(-1)
 
 
 def fingerprint(judged: Judged, k: int, *, flipped: bool) -> str:
-    """Equal for formulas whose slopes are equal up to a positive factor (after the flip)."""
+    """A name that is equal for formulas whose gradients are equal up to a positive factor (after the flip)."""
     projections = np.round((-1.0 if flipped else 1.0) * judged.fingerprint[k], 8) + 0.0
     return hashlib.blake2b(projections.astype("<f8").tobytes(), digest_size=12).hexdigest()
 
@@ -311,24 +320,25 @@ def fingerprint(judged: Judged, k: int, *, flipped: bool) -> str:
 def _explain(tokens: Int[np.ndarray, "n m"], failed: Int[np.ndarray, " n"], space: Space, units: str) -> Iterator[str]:
     """Why each of these formulas fails: the property, the path, the point and what is found there."""
     paths = trajectories(space, units)
-    places, found = _in_batches(functools.partial(_locate, space, units), tokens, space, SLOPE_BATCH, SLOPE_TILE)
+    places, found = _in_batches(functools.partial(_locate, space, units), tokens, space, GRADIENT_BATCH, GRADIENT_TILE)
     for k, code in enumerate(failed.tolist()):
         what = _EXPLANATIONS[Property(code)].format(value=found[k, code])
         if code == Property.DEPENDS:
-            yield f"{what}, whatever {', '.join(space.differentiable)}"
+            moving = (v.symbol for v in space.variables if v.name in space.differentiable)
+            yield f"{what}, whatever {', '.join(moving)}"
             continue
         point, path = divmod(int(places[k, code]), len(paths.names))
         point = -1 if code == Property.RISES else point
-        shown = (f"{v.name}={_show(paths.inputs[k, path, point])}" for k, v in enumerate(space.variables))
+        shown = (f"{v.symbol}={_show(paths.inputs[k, path, point])}" for k, v in enumerate(space.variables))
         yield f"{what}, where {paths.names[path]}, at {', '.join(shown)}"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _locate(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _locate(space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where each property fails first, as an index into points and paths, and what is found there [n, property]."""
-    values, slopes, gradients = _on_grid(space, units, dag, roots, wide, slopes=True)
+    values, along, general = _on_grid(space, units, graph, roots, wide, gradients=True)
     paths = trajectories(space, units)
-    conditions = _of_values(paths, values, 1.0) | _of_slopes(paths, values, slopes, gradients, 1.0)
+    conditions = _of_values(paths, values, 1.0) | _of_gradients(paths, values, along, general, 1.0)
     places, found = [], []
     for fails, what in conditions.values():
         where = fails.reshape(len(values), -1).argmax(1)
@@ -338,7 +348,7 @@ def _locate(space: Space, units: str, dag: Dag, roots: jax.Array, wide: jax.Arra
     return jnp.stack(places, 1), jnp.stack(found, 1)
 
 
-def _show(value: np.ndarray) -> str:
+def _show(value: np.ndarray | np.floating) -> str:
     if value.ndim == 0:
         return f"{value:g}"
     return "[" + " ".join(f"{entry:g}" for entry in value) + "]"

@@ -15,7 +15,7 @@ import cse_jax
 from cse_jax.language import operators, zoo
 from cse_jax.language.spaces import Path, PredictionTask, Space, Variable
 from cse_jax.sampling.random_trees import Shape, random_population
-from cse_jax.screening.funnel import screen
+from cse_jax.screening.funnel import screen_population
 
 if "Sqr" not in operators.OPERATORS:
     operators.add(
@@ -78,7 +78,7 @@ def main() -> None:
     for name, verdict in zip(SPACE.losses, cse_jax.verify(list(zoo.known(SPACE).values()), SPACE), strict=True):
         print(f"{name}: {'passes' if verdict.passed else verdict.reason}")
     population = random_population(jax.random.key(0), SPACE, Shape(), 20_000)
-    screened = screen(
+    screened = screen_population(
         population,
         SPACE,
         reference=zoo.default(SPACE),
@@ -89,10 +89,10 @@ def main() -> None:
         units="pixels",
         seed=0,
     )
-    survivors = [c for c in screened.candidates if c.stage == "simulated"]
+    survivors = [c for c in screened.candidates if c.passed("simulation")]
     print(f"{len(survivors)} of {len(population)} random formulas converge and improve predictions; the shortest:")
     for candidate in sorted(survivors, key=lambda c: len(c.formula))[:5]:
-        print(f"  {candidate.formula}    gain {candidate.prediction:.2f}, weight {candidate.weight:g}")
+        print(f"  {candidate.formula}    gain {candidate.simulation:.2f}, weight {candidate.weight:g}")
 
 
 if __name__ == "__main__":

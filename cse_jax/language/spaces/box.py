@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from cse_jax.language.operators import OPERATORS
@@ -18,9 +19,9 @@ SIDES = {  # of targets on the verification paths, and limits of those in the pr
 _STEPS = np.linspace(0.0, 1.0, 13)
 _RIGHT = 1e-7  # tangents are taken from the right: areas have kinks where edges meet, perfect overlap among them
 _ROWS = 64
-_RATE = 0.02  # sides of the target a step of gradient descent
+_RATE = 0.02  # of a side of the target, for a step of gradient descent
 
-_Motion = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+_Motion = Callable[[jax.Array], tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]]
 
 # Centre offset and scale of the predicted box, in units of the target's sides, as the path parameter goes from 0 to 1.
 _MOTIONS: dict[str, _Motion] = {
@@ -34,8 +35,11 @@ _MOTIONS: dict[str, _Motion] = {
 }
 
 
-def _areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*n 2"]) -> dict[str, Float[Array, "*n"]]:
-    """The variables, for predicted boxes in units of the sides of their targets, which are centred at 0."""
+def _areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*#n 2"]) -> dict[str, Float[Array, "*n"]]:
+    """The variables of the space, for predicted boxes and the sides (width, height) of their targets.
+
+    A target is centred at 0, and its box is given in units of its sides.
+    """
     low, high = boxes[..., :2], boxes[..., 2:]
     inner = jnp.maximum(jnp.minimum(high, 0.5) - jnp.maximum(low, -0.5), 0.0) * sides
     outer = (jnp.maximum(high, 0.5) - jnp.minimum(low, -0.5)) * sides
@@ -46,7 +50,6 @@ def _areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*n 2"]) -> dict[str
 
 def _paths(units: str) -> list[Path]:
     """The predicted box leaves its target in each of the motions above, for targets of all sides."""
-
     targets = np.array(
         [(side if k % 2 else side * 1.25, side if k % 2 else side * 0.8) for k, side in enumerate(SIDES[units][0])]
     )
@@ -64,7 +67,9 @@ def _paths(units: str) -> list[Path]:
         )
     return [
         Path(
-            f"{name} (target {width:g} x {height:g})", *({v: a[m, k] for v, a in d.items()} for d in (inputs, tangents))
+            f"{name} (target {width:g} x {height:g})",
+            inputs={variable: a[m, k] for variable, a in inputs.items()},
+            tangents={variable: a[m, k] for variable, a in tangents.items()},
         )
         for m, name in enumerate(_MOTIONS)
         for k, (width, height) in enumerate(targets)

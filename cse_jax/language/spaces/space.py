@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from cse_jax.errors import InputError
 from cse_jax.language.operators import OPERATORS, Operator
 
 Inputs = Mapping[str, Float[Array, "..."]]  # by the variables' names
@@ -20,7 +21,7 @@ class Variable:
 
     Attributes:
       name: the authors' name, as in ``Sig(X)``.
-      symbol: the name in infix print-out.
+      symbol: the name in infix notation, as in ``sigmoid(x)``.
       latex: the name in LaTeX.
       meaning: what it holds, with its shape.
       sign: what is known of its values when a formula is simplified: ``"real"``, ``"nonnegative"`` or ``"positive"``.
@@ -40,9 +41,10 @@ class Path:
     Attributes:
       name: what moves, for messages.
       inputs: each variable along the path; ``[p]``, or ``[p, c]`` in a space with a class axis.
-      tangents: derivatives of the variables along the path; those left out don't move.
-      rises: whether a loss must rise along it; else it need only be finite (soft labels, whose optimum may lie inside).
-      vanishes: whether a loss's slope must vanish at its first point.
+      tangents: derivatives of the variables along the path; those left out are fixed.
+      rises: whether a loss must rise along it.  If not, it need only be finite: with soft labels the optimum may lie
+        inside the path.
+      vanishes: whether a loss's gradient along the path must vanish at the first point.
     """
 
     name: str
@@ -59,8 +61,8 @@ class PredictionTask:
     Attributes:
       start: the predictions at first.
       inputs: the variables of the space, from the predictions; differentiable.
-      metric: how good predictions are; rises as they get better.
-      rate: length of a step, at the root mean square of the first gradient.
+      metric: how good predictions are; it rises as they get better.
+      rate: length of a step whose gradient has the root mean square of the first one.
     """
 
     start: Float[Array, "n k"]
@@ -74,10 +76,10 @@ class Space:
     """A search space.
 
     Attributes:
-      name: how configs, ledgers and messages call it.
+      name: its name in configs, ledgers and messages.
       variables: the inputs, in the order in which a compiled candidate expects them.
       differentiable: names of the inputs that carry the gradient to the network.
-      operators: names of operators random formulas are made of.
+      operators: names of the operators that random formulas are made of.
       class_axis: whether inputs have a trailing class axis.
       losses: the field's usual losses as formulas, by name; the first is what detectors train with by default.
       paths: the verification paths in a unit of length.
@@ -110,19 +112,17 @@ class Space:
         functions = {s for row in OPERATORS.values() for s in (row.name, row.symbol)}
         unknown = [name for name in self.operators + self.further_operators if name not in OPERATORS]
         if unknown:
-            raise ValueError(f"space {self.name}: no operator {unknown[0]!r}; add its row with cse_jax.operators.add")
+            raise InputError(f"space {self.name}: no operator {unknown[0]!r}; add its row with cse_jax.operators.add")
         if len(set(spellings)) < len(spellings) or functions & set(spellings):
-            raise ValueError(f"space {self.name}: two things have the same name among {sorted(spellings)}")
+            raise InputError(f"space {self.name}: two things have the same name among {sorted(spellings)}")
         if not self.differentiable or not set(self.differentiable) <= set(names):
-            raise ValueError(f"space {self.name}: differentiable {self.differentiable} must be some of {names}")
+            raise InputError(f"space {self.name}: differentiable {self.differentiable} must be some of {names}")
         if 1 not in self.constants or any(c <= 0 for c in self.constants):
-            raise ValueError(f"space {self.name}: constants {self.constants} must be above 0, with 1 among them")
+            raise InputError(f"space {self.name}: constants {self.constants} must be above 0, with 1 among them")
         if not self.class_axis and any(OPERATORS[name].class_axis for name in self.readable):
-            raise ValueError(f"space {self.name} has no class axis, which an operator of it needs")
-        if self.class_axis and not {"Add", "Sub", "Mul"} <= set(self.readable):
-            raise ValueError(f"space {self.name} has a class axis, so it must have Add, Sub and Mul")
+            raise InputError(f"space {self.name} has no class axis, which an operator of it needs")
         if not self.losses:
-            raise ValueError(f"space {self.name}: losses is empty; candidates are measured against its first")
+            raise InputError(f"space {self.name}: losses is empty; candidates are measured against its first")
 
     @functools.cached_property
     def readable(self) -> tuple[str, ...]:
@@ -135,8 +135,13 @@ class Space:
         return tuple(v.name for v in self.variables) + tuple(str(c) for c in self.constants)
 
     @functools.cached_property
+    def spellings(self) -> dict[str, str]:
+        """The name of each variable, by its name and by its symbol."""
+        return {spelling: v.name for v in self.variables for spelling in (v.name, v.symbol)}
+
+    @functools.cached_property
     def table(self) -> tuple[Operator, ...]:
-        """Rows of the operators a compiled candidate of this space may name, in opcode order."""
+        """Rows of the operators that a formula may contain, in the order of ``readable``."""
         return tuple(OPERATORS[name] for name in self.readable)
 
     def __str__(self) -> str:
@@ -152,7 +157,7 @@ class Trajectories:
       inputs: the variables along each path, in the order of ``space.variables``.
       tangents: derivative of each variable along the path.
       gated: paths that must rise.
-      vanishing: paths whose slope must vanish at their start.
+      vanishing: paths along which the gradient must vanish at the start.
     """
 
     names: tuple[str, ...]
@@ -171,25 +176,25 @@ def trajectories(space: Space, units: str = "pixels") -> Trajectories:
       units: unit of length that the detector feeds its losses, one of ``space.units``.
 
     Raises:
-      ValueError: the space does not know the unit, or one of its paths is malformed.
+      InputError: the space does not know the unit, or one of its paths is malformed.
     """
     if units not in space.units:
-        raise ValueError(f"units is {units!r}; space {space.name} has {', '.join(map(repr, space.units))}")
+        raise InputError(f"units is {units!r}; space {space.name} has {', '.join(map(repr, space.units))}")
     paths = list(space.paths(units))
     names = [v.name for v in space.variables]
     shape = np.shape(next(iter(paths[0].inputs.values()))) if paths else ()
     for path in paths:
         _check(path, names, shape, space)
     inputs = np.stack([[path.inputs[name] for path in paths] for name in names]).astype(float)
-    still = np.zeros(shape)
-    tangents = np.stack([[path.tangents.get(name, still) for path in paths] for name in names]).astype(float)
+    fixed = np.zeros(shape)
+    tangents = np.stack([[path.tangents.get(name, fixed) for path in paths] for name in names]).astype(float)
     gated, vanishing = (np.array([getattr(path, flag) for path in paths]) for flag in ("rises", "vanishes"))
     return Trajectories(tuple(path.name for path in paths), inputs, tangents, gated, vanishing)
 
 
 def _check(path: Path, names: list[str], shape: tuple[int, ...], space: Space) -> None:
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"space {space.name}, path {path.name!r}: {what}")
+    def wrong(what: str) -> InputError:
+        return InputError(f"space {space.name}, path {path.name!r}: {what}")
 
     if set(path.inputs) != set(names) or not set(path.tangents) <= set(names):
         raise wrong(f"inputs must be {names}, tangents some of them; they are {[*path.inputs]}, {[*path.tangents]}")

@@ -1,0 +1,9 @@
+"""Errors that are meant for users: their message says what is wrong, with which value, and what to do."""
+
+
+class UserError(Exception):
+    """Base of all errors whose message alone helps; scripts print it without a traceback."""
+
+
+class InputError(UserError, ValueError):
+    """A value that a user gave is wrong."""
