@@ -17,12 +17,15 @@ from typing import Any, NoReturn
 
 import jax
 
+from cse_jax.errors import UserError
+
 _DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
 _AGAIN_SECONDS = 0.05
+RESULT_FORMAT = 2  # of a search's result.json
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(UserError, RuntimeError):
     """A folder that can't be used; the message says why and what to do."""
 
 
@@ -38,7 +41,7 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
         lock = open(path / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise WorkdirError(
-            f"cannot write to the work folder {path}: {error.strerror}; choose another --workdir"
+            f"cannot write to the work folder {path}: {error.strerror}; choose another work folder"
         ) from error
     with lock:
         try:
@@ -46,7 +49,7 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise WorkdirError(
-                    f"another search is running in {path}; wait for it or choose another --workdir"
+                    f"another search is running in {path}; wait for it or choose another work folder"
                 ) from error
             raise
         yield path
@@ -74,6 +77,30 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+    """The ``result.json`` of a finished search.
+
+    Raises:
+      WorkdirError: there is none, it is damaged, or another version wrote it.
+    """
+    file = path / "result.json"
+    if not file.is_file():
+        raise WorkdirError(f"there is no {file}; is {path} the folder of a finished search?")
+    try:
+        result = json.loads(file.read_text())
+        written = result.get("format", "an earlier one")
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(
+            f"{file} is damaged ({error}); run the search's command again to have it rewritten"
+        ) from error
+    if written != RESULT_FORMAT:
+        raise WorkdirError(
+            f"{file} was written by another version of cse_jax (its format is {written}, this version reads "
+            f"{RESULT_FORMAT}): run the search again with this version"
+        )
+    return result
+
+
 def check_same_config(path: pathlib.Path, config: dict) -> None:
     """Refuses a folder that holds the training of another config.
 
@@ -86,8 +113,8 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
     changed = differences(json.loads(stored.read_text()), config)
     if changed:
         raise WorkdirError(
-            f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another --workdir or "
-            "--config.name, or delete that folder."
+            f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another work folder or "
+            "name, or delete that folder."
         )
 
 

@@ -22,12 +22,11 @@ if any("detectors" in argument for argument in sys.argv):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning, PyTorch's threads lose tenfold on a busy machine
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
+import script
 from benchmarks import detectors, losses, screening, simulation
 
 SUITES = {
@@ -50,9 +49,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file."
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
+    script.start(argv)
     console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
     size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
     device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"

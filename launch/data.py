@@ -12,7 +12,6 @@ A data set is built once; the same command then only reads it. Every record is d
 import dataclasses
 import io
 import pathlib
-import sys
 import time
 
 import numpy as np
@@ -20,14 +19,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image
 
+import script
 from detectors.data.datasets import open_dataset, read_built
 from detectors.data.drawing import draw_objects
 from detectors.data.on_disk import ROLES, build_detection_set
 from detectors.data.pipeline import train_batches
 from detectors.data.resizing import fitted_size
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "data"
-_CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "coco.py"), "The data set.")
+_CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/data/coco.py"), "The data set.")
 _DRAW = flags.DEFINE_integer("draw", 0, "Images of each split that are drawn with their objects.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", "samples", "Folder of the drawn images.")
 _SEED = flags.DEFINE_integer("seed", 0, "Which images are drawn.")
@@ -39,11 +38,10 @@ _BATCH = 16
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    script.start(argv)
     logging.set_verbosity(logging.ERROR)
     config = dataclasses.replace(_CONFIG.value, mask_stride=1)  # masks are counted and drawn
-    try:
+    with script.ending("The check of the data set", interrupted="A data set that was built stays."):
         started = time.monotonic()
         builder = build_detection_set(config)
         print(f"{config.title} in {builder.data_path} ({time.monotonic() - started:.1f} s)")
@@ -51,8 +49,6 @@ def main(argv: list[str]) -> None:
             _verify(builder, role)
         if _BENCHMARK.value:
             _benchmark(_CONFIG.value, _BENCHMARK.value)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
 
 
 def _verify(builder, role: str) -> None:

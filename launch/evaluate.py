@@ -14,13 +14,13 @@ import dataclasses
 import json
 import math
 import pathlib
-import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from cse_jax.search import workdir
+import script
+from cse_jax import workdir
 from detectors.data.datasets import open_dataset
 from detectors.data.on_disk import DiskData
 from detectors.data.voc import VocData
@@ -30,8 +30,9 @@ from detectors.evaluation.results_files import IOU_TYPES, read_reference, read_r
 from detectors.evaluation.scores import as_json, score, table
 from detectors.models.mask_rcnn import MaskRCNNConfig
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
-_CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "Of the training, or pretrained.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(script.ROOT / "configs/train/fcos_digits.py"), "Of the training, or pretrained."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -50,24 +51,16 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    script.start(argv)
     if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
         raise app.UsageError("--results_file needs --annotations, and they go together")
     if _WEIGHTS.value and _CHECKPOINT.value:
         raise app.UsageError("give either --weights or --checkpoint")
-    logging.set_verbosity(logging.WARNING)
-    workdir.hear_interrupts()
-    try:
+    with script.ending("The evaluation", interrupted="Nothing was written."):
         if _RESULTS_FILE.value is not None:
             _score_file(pathlib.Path(_RESULTS_FILE.value), pathlib.Path(_ANNOTATIONS.value))
         else:
             _score_detector(_CONFIG.value)
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing was written.")
-        workdir.leave_interrupted()
-    except (workdir.WorkdirError, OSError, ValueError) as error:
-        sys.exit(str(error))
 
 
 def _score_file(path: pathlib.Path, annotations: pathlib.Path) -> None:

@@ -10,12 +10,13 @@ A formula is simplified where value and gradient stay the same; the standard err
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
+import script
 from cse_jax import export
+from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
-from cse_jax.language.parsing import FormulaError
-from cse_jax.search.ledger import LedgerError, read_hall_of_fame
+from cse_jax.search.ledger import read_hall_of_fame
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
 _RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1)
@@ -32,12 +33,10 @@ _SHORT = ("text", "authors", "latex")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    script.start(argv)
     if (_WORKDIR.value is None) == (_FORMULA.value is None):
         raise app.UsageError("give either --workdir or --formula")
-    logging.set_verbosity(logging.WARNING)
-    try:
+    with script.ending("The export", interrupted="Nothing was written."):
         if _FORMULA.value is not None:
             if _SPACE.value is None:
                 raise app.UsageError(f"--formula needs --space: one of {', '.join(spaces.SPACES)}, or a Python file")
@@ -46,28 +45,30 @@ def main(argv: list[str]) -> None:
             title = f"{name}a loss for object detection."
             _show(zoo.find(_FORMULA.value, space), title=title[0].upper() + title[1:])
         else:
-            _show_fame(pathlib.Path(_WORKDIR.value))
-    except (FormulaError, LedgerError, ValueError) as error:
-        sys.exit(str(error))
+            _show_hall_of_fame(pathlib.Path(_WORKDIR.value))
 
 
-def _show_fame(workdir: pathlib.Path) -> None:
+def _show_hall_of_fame(workdir: pathlib.Path) -> None:
     """The losses at the wanted rank of each branch."""
     members = read_hall_of_fame(workdir / "ledger.sqlite")
-    branches = [branch for branch in members if _SPACE.value in (None, branch)]
+    own = spaces.find(_SPACE.value) if _SPACE.value else None  # a file is run only if the user names it
+    known = {own.name: own} if own else spaces.SPACES
+    branches = [branch for branch in members if branch in known]
     if not branches:
         what = f"no candidate of {workdir}" + (f" in space {_SPACE.value}" if _SPACE.value else "")
-        sys.exit(f"{what} has finished the proxy task yet; go on with the search")
+        raise InputError(f"{what} has finished the proxy task yet; continue the search")
     if len(branches) > 1 and _FORMAT.value not in ("all", *_SHORT):
-        sys.exit(f"--format={_FORMAT.value} writes one file: choose --space={' or --space='.join(branches)}")
+        raise InputError(f"--format={_FORMAT.value} writes one file: choose --space={' or --space='.join(branches)}")
     for branch in branches:
         if _RANK.value > len(members[branch]):
-            sys.exit(f"the hall of fame of {branch} has {len(members[branch])} members; --rank={_RANK.value} is beyond")
+            raise InputError(
+                f"the hall of fame of {branch} has {len(members[branch])} members; --rank={_RANK.value} is beyond"
+            )
         row = members[branch][_RANK.value - 1]
         scores = f"AP {row['proxy']:.4f} on the proxy task, generation {row['generation']}"
         print(f"{branch}, rank {_RANK.value}: {scores}, weight {row['weight']:g}", file=sys.stderr)
         _show(
-            zoo.find(row["authors"], spaces.find(branch)),
+            zoo.find(row["authors"], known[branch]),
             title="A discovered loss for object detection.",
             weight=row["weight"],
             provenance=f"rank {_RANK.value} of the {branch} branch of the search in {workdir}: {scores}.",

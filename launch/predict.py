@@ -14,10 +14,12 @@ import pathlib
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from cse_jax.search import workdir
+import script
+from cse_jax import workdir
+from cse_jax.errors import InputError
 from detectors.data.datasets import category_names
 from detectors.data.drawing import draw_objects
 from detectors.evaluation import inference
@@ -31,8 +33,9 @@ from detectors.evaluation.photos import (
     upright_size,
 )
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
-_CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "Of the training, or pretrained.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(script.ROOT / "configs/train/fcos_digits.py"), "Of the training, or pretrained."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -50,16 +53,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name the images, or folders of them")
     if _WEIGHTS.value and _CHECKPOINT.value:
         raise app.UsageError("give either --weights or --checkpoint")
-    logging.set_verbosity(logging.WARNING)
-    workdir.hear_interrupts()
+    script.quiet()
     out = pathlib.Path(_OUT.value)
-    try:
+    with script.ending("The prediction", interrupted=f"What was found until then is in {out}."):
         unreadable = _predict(_CONFIG.value, argv[1:], out)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What was found until then is in {out}.")
-        workdir.leave_interrupted()
-    except (workdir.WorkdirError, OSError, ValueError) as error:
-        sys.exit(str(error))
     if unreadable:
         sys.exit(f"{unreadable} images could not be read; they are named above.")
 
@@ -75,7 +72,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
             print(error, file=sys.stderr, flush=True)
             unreadable += 1
     if not files:
-        raise ValueError(f"there is no image to look at in {', '.join(paths)}")
+        raise InputError(f"there is no image to look at in {', '.join(paths)}")
     predict, categories = _detector(config)
     layout = layout_for(sizes, config.data)
     out.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
     python launch/screen.py --space=box --count=10000000
     python launch/screen.py --space=docs/examples/centreness.py --count=1000000 --out=runs/centreness
 
-Each behaviour is kept once, with its shortest formula, in Parquet files under --out.  Interrupted at any moment, the
-same command goes on where it stopped.  With --enumerate, all formulas up to --max_nodes are
+Each behaviour is kept once, with its shortest formula, in Parquet files under --out.  After an interruption the same
+command resumes where it stopped.  With --enumerate, all formulas up to --max_nodes are
 screened instead, in order of size:
 
     python launch/screen.py --space=box --enumerate --max_nodes=7
@@ -23,15 +23,15 @@ import time
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # batches run side by side instead
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+import script
 from cse_jax.atlas.enumeration import enumerate_losses
 from cse_jax.atlas.stream import screen_batches
-from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors, write_size
+from cse_jax.atlas.survivors import Survivors, read_survivors, write_size
 from cse_jax.language import spaces
-from cse_jax.search.workdir import hear_interrupts, leave_interrupted
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
 _COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)
@@ -64,26 +64,22 @@ _FLUSH_SECONDS = flags.DEFINE_float("flush_seconds", 20.0, "How often survivors 
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+    script.start(argv)
     if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
         raise app.UsageError("several processes need --coordinator, --processes and a --process below it")
-    logging.set_verbosity(logging.WARNING)
-    hear_interrupts()
     console = Console(file=sys.stdout)
-    try:
+
+    def say(message: str) -> None:
+        console.print(message, style="red", markup=False, soft_wrap=True)
+
+    interrupted = "What is on disk is kept: the same command resumes the screening."
+    with script.ending("The screening", interrupted=interrupted, say=say):
         space = spaces.find(_SPACE.value)
         if _PROCESSES.value > 1:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         what = "atlas" if _ENUMERATE.value else "screen"
         folder = pathlib.Path(_OUT.value or f"runs/{what}_{space.name}")
         (_enumerate if _ENUMERATE.value else _screen)(space, folder, console)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. What is on disk is kept: the same command goes on.", markup=False)
-        leave_interrupted()
-    except (SurvivorsError, ValueError, OSError) as error:
-        console.print(f"The screening stopped: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
 
 
 def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:

@@ -5,7 +5,7 @@
     python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box="1 - i / u"
     python launch/train.py --config=configs/train/fcos_bccd.py --config.data.root=/data/BCCD --search=runs/fcos_bccd
 
-Interrupted, the same command goes on from the last checkpoint.
+After an interruption the same command resumes from the last checkpoint.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ import functools
 import json
 import pathlib
 import shutil
-import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+import script
+from cse_jax import workdir
+from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
-from cse_jax.search import workdir
-from cse_jax.search.trials import TrainingDiverged
+from cse_jax.search.trainer import TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
@@ -32,58 +33,45 @@ from detectors.models import build_detector
 from detectors.training.initial_weights import starting_from
 from detectors.training.log import TrainingLog
 from detectors.training.loop import fit
-from detectors.training.run_config import LossConfig
+from detectors.training.run_config import LossConfig, TrainRun
 from detectors.training.step import jit_detector
-from detectors.weights.tensor_files import TensorFileError
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "train"
-_CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIGS / "fcos_digits.py"), "What to train.")
+_CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/train/fcos_digits.py"), "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _SEARCH = flags.DEFINE_string("search", None, "Folder of a finished search, whose losses become config.loss.")
-_RESUME = flags.DEFINE_bool("resume", True, "Go on from the last checkpoint; --noresume deletes it and begins anew.")
+_RESUME = flags.DEFINE_bool("resume", True, "Resume from the last checkpoint; --noresume deletes it and restarts.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    workdir.hear_interrupts()
-    config = _CONFIG.value
+    script.start(argv)
+    config: TrainRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
-    detector, build = build_detector(config.detector)
-    try:
+    with script.ending(
+        "The training", interrupted=f"The same command resumes from the last checkpoint in {folder}.", folder=folder
+    ):
+        detector, build = build_detector(config.detector)
         if _SEARCH.value:
             config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
         options = dataclasses.asdict(config.loss)
         losses = resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight, **options)
-    except ValueError as error:
-        sys.exit(str(error))
-    try:
         with workdir.opened(folder):
-            _train(config, folder, detector, build, losses)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. The same command goes on from the last checkpoint in {folder}.")
-        workdir.leave_interrupted()
-    except TrainingDiverged as error:
-        sys.exit(f"The training diverged: {error}. Try a smaller --config.loss weight or another loss.")
-    except (workdir.WorkdirError, TensorFileError, ValueError, OSError, ImportError) as error:
-        sys.exit(f"The training stopped: {error}")
+            try:
+                _train(config, folder, detector, build, losses)
+            except TrainingDiverged as error:
+                raise InputError(f"{error}. Try a smaller --config.loss weight or another loss") from error
 
 
 def _discovered(search: pathlib.Path, given: LossConfig, detector) -> LossConfig:
     """The pair of losses that a search ended with, weights included."""
     if given != LossConfig():
-        raise ValueError("give either --search or fields of --config.loss")
-    file = search / "result.json"
-    if not file.is_file():
-        raise ValueError(f"there is no {file}: --search is the folder of a finished search")
-    found = json.loads(file.read_text()).get("discovered")
+        raise InputError("give either --search or fields of --config.loss")
+    found = workdir.read_result(search)["discovered"]
     if not found:
-        raise ValueError(f"the search in {search} discovered no losses")
+        raise InputError(f"the search in {search} discovered no losses")
     cls, box = found["cls"], found["box"]
     if cls["space"] != detector.cls_space.name:
-        raise ValueError(
+        raise InputError(
             f"the search in {search} was for the space {cls['space']}; this detector takes {detector.cls_space.name}"
         )
     return LossConfig(cls["authors"], box["authors"], cls["weight"], box["weight"])

@@ -1,6 +1,8 @@
-"""BCCD blood cells, a small data set in VOC's format (https://github.com/Shenggan/BCCD_Dataset, folder ``BCCD``).
+"""BCCD blood cells, a small data set in VOC's format.
 
 python launch/data.py --config=configs/data/bccd.py --config.root=/data/BCCD
+
+The root is the folder ``BCCD`` of https://github.com/Shenggan/BCCD_Dataset.
 """
 
 from detectors.data.voc import VocData

@@ -1,4 +1,4 @@
-"""BDD100K detection, either layout of its labels.
+"""BDD100K detection, in either layout of its labels.
 
 python launch/data.py --config=configs/data/bdd100k.py --config.root=/data/bdd100k
 """

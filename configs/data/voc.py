@@ -1,4 +1,4 @@
-"""Pascal VOC: trainval of 2007 and 2012, evaluated on test of 2007; images at (1000, 600).
+"""Pascal VOC: trained on trainval of 2007 and 2012, evaluated on test of 2007, with images of up to 1000 x 600 pixels.
 
 python launch/data.py --config=configs/data/voc.py --config.root=/data/VOCdevkit
 """

@@ -1,13 +1,15 @@
-"""Does the cascade predict?  Good, mediocre and bad losses pass every stage and train to the end, with 3 seeds.
+"""Calibration: do the stages of a search predict how well a loss trains a detector in the end?
 
 python launch/search.py --config=configs/search/calibration.py
 
-Cost and what was found: docs/benchmarks.md.
+Good, mediocre and bad losses pass through every stage and train to the end with 3 seeds.  Cost and results are in
+docs/benchmarks.md.
 """
 
-from cse_jax.search.calibration import CalibrationConfig
-from detectors.training.run_config import CalibrationRun, search_in_minutes, training_in_seconds
+from cse_jax.search.config import CalibrationConfig
+from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import ScheduleConfig
+from search_run import CalibrationRun, search_in_minutes
 
 P = "sigmoid(x)"
 CLASSIFICATION = (
@@ -44,5 +46,5 @@ def get_config() -> CalibrationRun:
         calibration=CalibrationConfig(classification=CLASSIFICATION, regression=REGRESSION, generated=7, rejected=2),
         search=search_in_minutes(),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(verify=80, proxy=(200, 550), final=700),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 550), final=700),
     )

@@ -1,16 +1,19 @@
-"""FCOS on digit scenes: both branches, controls and a final comparison, in minutes on 2 cores.
+"""Search for FCOS on digit scenes: both branches, controls and a final comparison, in minutes on 2 cores.
 
 python launch/search.py
+
+Cost and AP are in docs/benchmarks.md.
 """
 
-from detectors.training.run_config import FCOSRun, search_in_minutes, training_in_seconds
+from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import ScheduleConfig
+from search_run import SearchRun, search_in_minutes
 
 
-def get_config() -> FCOSRun:
-    return FCOSRun(
+def get_config() -> SearchRun:
+    return SearchRun(
         name="default",
         search=search_in_minutes(),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(verify=80, proxy=(200, 550), final=700),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 550), final=700),
     )

@@ -1,25 +1,25 @@
-"""ATSS with ResNet-50 and FPN on COCO 2017, 12 epochs of 16 images (87,960 steps).
+r"""ATSS with ResNet-50 and FPN on COCO 2017, 12 epochs of 16 images (87,960 steps).
 
 python launch/train.py --config=configs/train/atss_r50_coco.py --config.data.root=/data/coco \
     --config.weights.file=resnet50-0676ba61.pth
 python launch/train.py --config=configs/train/atss_r50_coco.py ... --config.loss.cls=B_cls --config.loss.box=B_reg \
     --config.loss.box_weight=1
 
-Weights: torchvision's, https://download.pytorch.org/models/resnet50-0676ba61.pth.
+The weights are torchvision's, https://download.pytorch.org/models/resnet50-0676ba61.pth.
 
 Published AP on val2017 (authors' runs): focal + GIoU x2 40.0, B_cls + B_reg x1 40.5.
-Ours: not measured, nor is the cost. With less memory: --config.train.batch_size=4 (the learning rate follows),
---config.train.accumulate=4, --config.train.compute=bfloat16.
+AP and cost of this implementation were not measured.  With less memory use --config.train.batch_size=4 (the learning
+rate scales with it), --config.train.accumulate=4 or --config.train.compute=bfloat16.
 """
 
 from detectors.data.coco import CocoData
 from detectors.models.atss import ATSSConfig
-from detectors.training.run_config import ATSSTrainRun
+from detectors.training.run_config import TrainRun
 from detectors.training.step import TrainConfig
 
 
-def get_config() -> ATSSTrainRun:
-    return ATSSTrainRun(
+def get_config() -> TrainRun:
+    return TrainRun(
         name="atss_r50_coco",
         detector=ATSSConfig(),
         train=TrainConfig(learning_rate=0.01),

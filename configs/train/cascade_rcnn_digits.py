@@ -4,11 +4,13 @@ python launch/train.py --config=configs/train/cascade_rcnn_digits.py
 python launch/train.py --config=configs/train/cascade_rcnn_digits.py --config.loss.box=A_reg
 """
 
-from detectors.training.run_config import CascadeRCNNTrainRun, training_in_seconds
+from detectors.models.cascade_rcnn import cascade_rcnn_tiny
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
-def get_config() -> CascadeRCNNTrainRun:
-    return CascadeRCNNTrainRun(
+def get_config() -> TrainRun:
+    return TrainRun(
+        detector=cascade_rcnn_tiny(),
         name="cascade_rcnn_digits",
         train=training_in_seconds(learning_rate=0.0015),
         steps=500,

@@ -1,9 +1,10 @@
-"""Faster R-CNN from scratch on BCCD blood cells (252 images to train on, 40 to select, 72 to test), 320x240, on CPUs.
+"""Faster R-CNN from scratch on BCCD blood cells at 320 x 240 pixels, for CPUs.
 
 python launch/train.py --config=configs/train/faster_rcnn_bccd.py --config.data.root=/data/BCCD
 python launch/train.py --config=configs/train/faster_rcnn_bccd.py --config.data.root=/data/BCCD --config.loss.box=A_reg
 
-The data set: https://github.com/Shenggan/BCCD_Dataset, folder BCCD.  Cost and AP: docs/benchmarks.md.
+The data set is the folder BCCD of https://github.com/Shenggan/BCCD_Dataset: 252 images to train on, 40 to select on and
+72 to test on.  Cost and AP are in docs/benchmarks.md.
 """
 
 from detectors.data.voc import VocData
@@ -12,11 +13,11 @@ from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.training.run_config import FasterRCNNTrainRun, training_in_seconds
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
-def get_config() -> FasterRCNNTrainRun:
-    return FasterRCNNTrainRun(
+def get_config() -> TrainRun:
+    return TrainRun(
         name="faster_rcnn_bccd",
         detector=FasterRCNNConfig(
             classes=3,

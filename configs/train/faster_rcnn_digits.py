@@ -4,11 +4,13 @@ python launch/train.py --config=configs/train/faster_rcnn_digits.py
 python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box=l1_loss
 """
 
-from detectors.training.run_config import FasterRCNNTrainRun, training_in_seconds
+from detectors.models.faster_rcnn import faster_rcnn_tiny
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
-def get_config() -> FasterRCNNTrainRun:
-    return FasterRCNNTrainRun(
+def get_config() -> TrainRun:
+    return TrainRun(
+        detector=faster_rcnn_tiny(),
         name="faster_rcnn_digits",
         train=training_in_seconds(learning_rate=0.0015),
         steps=500,

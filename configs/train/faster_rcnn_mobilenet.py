@@ -1,11 +1,11 @@
-"""Faster R-CNN on MobileNetV1, from ImageNet's weights, on a data set in COCO's format, at 320 pixels, for CPUs.
+r"""Faster R-CNN on MobileNetV1, from ImageNet's weights, on a data set in COCO's format, at 320 pixels, for CPUs.
 
 python launch/train.py --config=configs/train/faster_rcnn_mobilenet.py --config.data.root=/data/mine \
     --config.weights.file=mobilenet_v1.npz
 python launch/train.py --config=configs/train/faster_rcnn_mobilenet.py --config.data.root=/data/mine \
     --config.detector.backbone.norm=gn --config.detector.backbone.frozen_blocks=-1    # from scratch
 
-The file: see detectors.weights.load_mobilenet.  Cost and AP: docs/benchmarks.md.
+detectors.weights.load_mobilenet says what the file is.  Cost and AP are in docs/benchmarks.md.
 """
 
 from detectors.data.coco import CocoData
@@ -14,11 +14,11 @@ from detectors.models.fpn import FPNConfig
 from detectors.models.mobilenet import MobileNetConfig
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.training.run_config import FasterRCNNTrainRun, training_in_seconds
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 
-def get_config() -> FasterRCNNTrainRun:
-    return FasterRCNNTrainRun(
+def get_config() -> TrainRun:
+    return TrainRun(
         name="faster_rcnn_mobilenet",
         detector=FasterRCNNConfig(
             backbone=MobileNetConfig(),

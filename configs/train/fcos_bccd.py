@@ -1,9 +1,10 @@
-"""FCOS from scratch on BCCD blood cells (252 images to train on, 40 to select, 72 to test), 320x240, on CPUs.
+"""FCOS from scratch on BCCD blood cells at 320 x 240 pixels, for CPUs.
 
 python launch/train.py --config=configs/train/fcos_bccd.py --config.data.root=/data/BCCD
 python launch/train.py --config=configs/train/fcos_bccd.py --config.data.root=/data/BCCD --config.loss.cls=B_cls
 
-The data set: https://github.com/Shenggan/BCCD_Dataset, folder BCCD.  Cost and AP: docs/benchmarks.md.
+The data set is the folder BCCD of https://github.com/Shenggan/BCCD_Dataset: 252 images to train on, 40 to select on and
+72 to test on.  Cost and AP are in docs/benchmarks.md.
 """
 
 from detectors.data.voc import VocData

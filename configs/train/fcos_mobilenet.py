@@ -1,11 +1,11 @@
-"""FCOS on MobileNetV1, from ImageNet's weights, on a data set in COCO's format, at 320 pixels, for CPUs.
+r"""FCOS on MobileNetV1, from ImageNet's weights, on a data set in COCO's format, at 320 pixels, for CPUs.
 
 python launch/train.py --config=configs/train/fcos_mobilenet.py --config.data.root=/data/mine \
     --config.weights.file=mobilenet_v1.npz
 python launch/train.py --config=configs/train/fcos_mobilenet.py --config.data.root=/data/mine \
     --config.detector.backbone.norm=gn --config.detector.backbone.frozen_blocks=-1    # from scratch
 
-The file: see detectors.weights.load_mobilenet.  Cost and AP: docs/benchmarks.md.
+detectors.weights.load_mobilenet says what the file is.  Cost and AP are in docs/benchmarks.md.
 """
 
 from detectors.data.coco import CocoData

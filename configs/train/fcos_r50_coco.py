@@ -1,17 +1,18 @@
-"""FCOS with ResNet-50 and FPN on COCO 2017, 12 epochs of 16 images (87,960 steps).
+r"""FCOS with ResNet-50 and FPN on COCO 2017, 12 epochs of 16 images (87,960 steps).
 
 python launch/train.py --config=configs/train/fcos_r50_coco.py --config.data.root=/data/coco \
     --config.weights.file=resnet50_caffe.pth
 python launch/train.py --config=configs/train/fcos_r50_coco.py ... \
     --config.loss.cls=B_cls --config.loss.box=B_reg
 
-Weights: those of Detectron for ResNet-50 (open-mmlab://detectron/resnet50_caffe): stride in the first convolution of a
-block; blue, green, red without division by a deviation.  With torchvision's instead: --config.weights.bgr=False
---config.detector.backbone.stride_in_1x1=False --config.data.std="(58.395, 57.12, 57.375)".
+The weights are those of Detectron for ResNet-50 (open-mmlab://detectron/resnet50_caffe), with the stride in the first
+convolution of a block, and images in blue, green, red that are not divided by a deviation.  For torchvision's weights
+add --config.weights.bgr=False --config.detector.backbone.stride_in_1x1=False
+--config.data.std="(58.395, 57.12, 57.375)".
 
 Published AP on val2017 (authors' runs): focal + GIoU 38.8, B_cls + B_reg 39.6.
-Ours: not measured, nor is the cost. With less memory: --config.train.batch_size=4 (the learning rate follows),
---config.train.accumulate=4, --config.train.compute=bfloat16.
+AP and cost of this implementation were not measured.  With less memory use --config.train.batch_size=4 (the learning
+rate scales with it), --config.train.accumulate=4 or --config.train.compute=bfloat16.
 """
 
 from detectors.data.coco import CocoData

@@ -1,14 +1,16 @@
-"""Learns 20 images of a data set in COCO's format by heart, from scratch: a check of detector and data, on a CPU.
+"""Overfits 20 images of a data set in COCO's format from scratch, as a check of detector and data, on a CPU.
 
 python launch/train.py --config=configs/train/overfit.py:fcos --config.data.root=/data/mine
 python launch/train.py --config=configs/train/overfit.py:mask_rcnn --config.data.root=/data/mine
 
-fcos, atss, faster_rcnn, cascade_rcnn or mask_rcnn; data as in configs/data/coco_format.py, with masks for mask_rcnn.
-Cost and AP: docs/benchmarks.md.
+The name after the colon is fcos, atss, faster_rcnn, cascade_rcnn or mask_rcnn.  The data are as in
+configs/data/coco_format.py, with masks for mask_rcnn.
+Cost and AP are in docs/benchmarks.md.
 """
 
 import dataclasses
 
+from cse_jax.errors import InputError
 from detectors.data.coco import CocoData
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
@@ -19,14 +21,7 @@ from detectors.models.mask_rcnn import MaskConfig, MaskRCNNConfig
 from detectors.models.resnet import small
 from detectors.models.roi_head import RoIConfig
 from detectors.models.rpn import RPNConfig
-from detectors.training.run_config import (
-    ATSSTrainRun,
-    CascadeRCNNTrainRun,
-    FasterRCNNTrainRun,
-    MaskRCNNTrainRun,
-    TrainRun,
-    training_in_seconds,
-)
+from detectors.training.run_config import TrainRun, training_in_seconds
 
 RPN = RPNConfig(scale=4.0, samples=128, per_level=300, test_per_level=300, train_proposals=200, test_proposals=200)
 ROI = RoIConfig(levels=4, finest_side=20.0, width=256, samples=64, positive_fraction=0.5)
@@ -39,25 +34,21 @@ DENSE = dict(
     max_candidates=500,
 )
 TWO_STAGE = dict(backbone=small(outputs=(1, 2, 3, 4)), rpn=RPN, roi=ROI, score_threshold=0.02, max_candidates=500)
-RUNS = {
-    "fcos": (TrainRun, FCOSConfig(range_limits=(48.0, 96.0), **DENSE)),
-    "atss": (ATSSTrainRun, ATSSConfig(scale=4.0, **DENSE)),
-    "faster_rcnn": (FasterRCNNTrainRun, FasterRCNNConfig(**TWO_STAGE)),
-    "cascade_rcnn": (
-        CascadeRCNNTrainRun,
-        CascadeRCNNConfig(**TWO_STAGE | {"roi": dataclasses.replace(ROI, class_agnostic=True)}),
-    ),
-    "mask_rcnn": (MaskRCNNTrainRun, MaskRCNNConfig(**TWO_STAGE, mask=MaskConfig(channels=64))),
+DETECTORS = {
+    "fcos": FCOSConfig(range_limits=(48.0, 96.0), **DENSE),
+    "atss": ATSSConfig(scale=4.0, **DENSE),
+    "faster_rcnn": FasterRCNNConfig(**TWO_STAGE),
+    "cascade_rcnn": CascadeRCNNConfig(**TWO_STAGE | {"roi": dataclasses.replace(ROI, class_agnostic=True)}),
+    "mask_rcnn": MaskRCNNConfig(**TWO_STAGE, mask=MaskConfig(channels=64)),
 }
 
 
 def get_config(name: str = "fcos") -> TrainRun:
-    if name not in RUNS:
-        raise ValueError(f"{name!r} is no detector; use {', '.join(RUNS)}")
-    run, detector = RUNS[name]
-    return run(
+    if name not in DETECTORS:
+        raise InputError(f"{name!r} is no detector; use {', '.join(DETECTORS)}")
+    return TrainRun(
         name=f"overfit_{name}",
-        detector=dataclasses.replace(detector, fpn=FPNConfig(channels=64, extra="none")),
+        detector=dataclasses.replace(DETECTORS[name], fpn=FPNConfig(channels=64, extra="none")),
         train=training_in_seconds(learning_rate=0.001, warmup_steps=100),
         data=CocoData(
             annotations="annotations/instances_{split}.json",

@@ -13,7 +13,7 @@ from rich.table import Table
 from cse_jax.language.expression import to_authors, to_infix
 from cse_jax.reporting.report import markdown_table
 from cse_jax.search.calibration import TOP, Agreement, Calibration
-from cse_jax.search.workdir import write_whole
+from cse_jax.workdir import write_whole
 
 _COLUMNS = ("stage", "losses", "Kendall's tau", f"precision at {TOP}", f"of the best {TOP} rejected", "rejected", "s")
 
@@ -37,9 +37,9 @@ def write(workdir: pathlib.Path, calibrations: Mapping[str, Calibration]) -> Non
 
 
 def _title(branch: str, calibration: Calibration) -> str:
-    seeds = len(calibration.contestants[0].final)
+    seeds = len(calibration.losses[0].final)
     return (
-        f"{branch}: scores of {len(calibration.contestants)} losses beside the mean AP of {seeds} trainings on the "
+        f"{branch}: scores of {len(calibration.losses)} losses beside the mean AP of {seeds} trainings on the "
         f"test split; tau of one of these with the others: {calibration.ceiling:.2f}"
     )
 
@@ -63,7 +63,7 @@ def _plain(calibration: Calibration) -> dict[str, Any]:
                 "rejected": c.rejected,
                 "final": [_number(ap) for ap in c.final],
             }
-            for c in calibration.contestants
+            for c in calibration.losses
         ],
     }
 
@@ -82,12 +82,12 @@ def _markdown(calibrations: Mapping[str, Calibration]) -> str:
             "",
         ]
         rows = []
-        for c in sorted(calibration.contestants, key=lambda c: -c.truth):
+        for c in sorted(calibration.losses, key=lambda c: -c.truth):
             finite = [ap for ap in c.final if math.isfinite(ap)]
             error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
             scores = (f"{score:.3g}" for score in c.scores.values())
             formula = f"`{to_infix(c.formula)}`"
             rows.append((f"{c.truth:.3f} ± {error:.3f}", c.origin, *scores, ", ".join(c.rejected), formula))
-        header = ("AP", "origin", *calibration.contestants[0].scores, "rejected by", "formula")
+        header = ("AP", "origin", *calibration.losses[0].scores, "rejected by", "formula")
         lines += [*markdown_table(header, rows), ""]
     return "\n".join(lines)

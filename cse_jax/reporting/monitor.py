@@ -1,4 +1,4 @@
-"""The live view of a search: funnel, hall of fame, what runs now and the time left."""
+"""The live view of a search: funnel, hall of fame, current work and the time left."""
 
 import itertools
 import math
@@ -6,16 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from cse_jax.search.branch import HallOfFameEntry
+from cse_jax.search.hall_of_fame import Entry
 
 _SHOWN = 5
 
@@ -33,7 +31,7 @@ class Monitor:
         self._expected: dict[str, int] = {}
         self._timed: dict[str, list[float]] = {}
         self._funnel: dict[tuple[str, int], dict[str, int]] = {}
-        self._fame: dict[str, Sequence[HallOfFameEntry]] = {}
+        self._halls: dict[str, Sequence[Entry]] = {}
         self._activity, self._number, self._of = "", 1, 1
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._view, console=self.console, refresh_per_second=2, transient=True)
@@ -66,14 +64,14 @@ class Monitor:
         self._expected[purpose] = max(0, self._expected.get(purpose, 0) - 1)
 
     def generation_done(
-        self, branch: str, generation: int, counts: Mapping[str, int], fame: Sequence["HallOfFameEntry"]
+        self, branch: str, generation: int, counts: Mapping[str, int], hall_of_fame: Sequence[Entry]
     ) -> None:
         """Notes a finished generation."""
         self.counts(branch, generation, counts)
-        self._fame[branch] = fame
+        self._halls[branch] = hall_of_fame
         if not self.console.is_terminal:
             funnel = ", ".join(f"{stage} {count}" for stage, count in counts.items())
-            best = f"; best so far AP {fame[0].ap:.3f}: {fame[0].formula}" if fame else ""
+            best = f"; best so far AP {hall_of_fame[0].ap:.3f}: {hall_of_fame[0].formula}" if hall_of_fame else ""
             self._print(f"{branch} generation {generation}: {funnel}{best}")
 
     def seconds_left(self) -> float:
@@ -100,9 +98,9 @@ class Monitor:
 
     def _view(self) -> Group:
         parts: list = funnel_tables(self._funnel)
-        for branch, fame in self._fame.items():
-            if fame:
-                parts.append(hall_of_fame_table(branch, fame))
+        for branch, entries in self._halls.items():
+            if entries:
+                parts.append(hall_of_fame_table(branch, entries))
         parts.append(Text(f"{self._doing()}   {self._time_left()}"))
         parts.append(ProgressBar(total=self._of, completed=self._number - 1, width=60))
         return Group(*parts)
@@ -123,14 +121,20 @@ def funnel_tables(funnel: Mapping[tuple[str, int], Mapping[str, int]]) -> list[T
     return tables
 
 
-def hall_of_fame_table(branch: str, fame: Sequence["HallOfFameEntry"]) -> Table:
+def hall_of_fame_table(branch: str, entries: Sequence[Entry]) -> Table:
     """The best losses of a branch so far."""
     table = Table(title=f"Hall of fame, {branch}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column, justify in (("AP", "right"), ("weight", "right"), ("generation", "right"), ("formula", "left")):
+    columns: tuple[tuple[str, JustifyMethod], ...] = (
+        ("AP", "right"),
+        ("weight", "right"),
+        ("generation", "right"),
+        ("formula", "left"),
+    )
+    for column, justify in columns:
         table.add_column(column, justify=justify, overflow="fold")
-    for famous in fame[:_SHOWN]:
-        formula = Text(str(famous.formula))
-        table.add_row(f"{famous.ap:.3f}", f"{famous.weight:.3g}", str(famous.generation), formula)
+    for entry in entries[:_SHOWN]:
+        formula = Text(str(entry.formula))
+        table.add_row(f"{entry.ap:.3f}", f"{entry.weight:.3g}", str(entry.generation), formula)
     return table
 
 

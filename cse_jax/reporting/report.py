@@ -6,34 +6,43 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from cse_jax.export.notation import to_latex
 from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.reporting.monitor import funnel_tables, hall_of_fame_table
-from cse_jax.search.branch import HallOfFameEntry
-from cse_jax.search.comparison import Row, conclusion
-from cse_jax.search.run import SearchResult
-from cse_jax.search.trials import LossPair
-from cse_jax.search.workdir import write_whole
+from cse_jax.search.comparison import Role, Row, conclusion
+from cse_jax.search.hall_of_fame import Entry
+from cse_jax.search.pipeline import SearchResult
+from cse_jax.search.task import LossPair
+from cse_jax.workdir import RESULT_FORMAT, write_whole
 
 
 def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any]:
     """The result as plain data; ``about`` holds config, versions, device and times."""
     return {
+        "format": RESULT_FORMAT,
         "funnel": [
-            {"branch": branch, "generation": generation} | counts
-            for (branch, generation), counts in result.funnel.items()
+            {"branch": branch.name, "generation": generation} | counts
+            for branch in result.branches
+            for generation, counts in enumerate(branch.funnel)
         ],
-        "errors": {branch: _number(error) for branch, error in result.errors.items()},
-        "hall_of_fame": {branch: [_famous(member) for member in fame] for branch, fame in result.fame.items()},
+        "hall_of_fame": {
+            branch.name: {
+                "control": branch.plan.control,
+                "standard_error": _number(branch.standard_error),
+                "entries": [_entry(entry) for entry in branch.entries],
+            }
+            for branch in result.branches
+        },
         "default_proxy_ap": result.default_proxy_ap,
         "discovered": _pair(result.discovered) if result.discovered else None,
         "table": [
             {
                 "name": row.name,
+                "role": row.role.value,
                 **_pair(row.losses),
                 "ap": [_number(ap) for ap in row.aps],
                 "mean": _number(row.mean),
@@ -48,10 +57,10 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
     } | about
 
 
-def _famous(member: HallOfFameEntry) -> dict[str, Any]:
-    scores = vars(member) | {"ap": member.ap}
+def _entry(entry: Entry) -> dict[str, Any]:
+    scores = vars(entry) | {"ap": entry.ap}
     del scores["formula"]
-    return _formula(member.formula) | scores
+    return _formula(entry.formula) | scores
 
 
 def _pair(losses: LossPair) -> dict[str, dict[str, Any]]:
@@ -84,7 +93,13 @@ def final_table(rows: Sequence[Row]) -> Table:
     """The final comparison for the terminal."""
     title = "Test split: AP over seeds, paired difference to the first row"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column, justify in (("losses", "left"), ("AP", "right"), ("difference", "right"), ("each seed", "right")):
+    columns: tuple[tuple[str, JustifyMethod], ...] = (
+        ("losses", "left"),
+        ("AP", "right"),
+        ("difference", "right"),
+        ("each seed", "right"),
+    )
+    for column, justify in columns:
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         name, mean, difference, each = _cells(row.name, row.mean, row.std, row.difference, row.difference_std, row.aps)
@@ -94,11 +109,12 @@ def final_table(rows: Sequence[Row]) -> Table:
 
 def show(console: Console, result: SearchResult) -> None:
     """Prints the stage table, the halls of fame and the final comparison."""
-    for table in funnel_tables(result.funnel):
+    funnel = {(b.name, generation): counts for b in result.branches for generation, counts in enumerate(b.funnel)}
+    for table in funnel_tables(funnel):
         console.print(table)
-    for branch, fame in result.fame.items():
-        if fame:
-            console.print(hall_of_fame_table(branch, fame))
+    for branch in result.branches:
+        if branch.entries:
+            console.print(hall_of_fame_table(branch.name, branch.entries))
     console.print(final_table(result.table))
 
 
@@ -135,7 +151,7 @@ def markdown(data: dict[str, Any]) -> str:
         "",
     ]
     for row in data["table"]:
-        if "discovered" in row["name"]:
+        if row["role"] == Role.DISCOVERED:
             lines += [f"### {row['name']}", ""]
             for which in ("cls", "box"):
                 part = row[which]
@@ -148,9 +164,9 @@ def markdown(data: dict[str, Any]) -> str:
     lines += ["## Funnel", "", "Candidates left after each stage.", ""]
     stages = list(data["funnel"][0]) if data["funnel"] else []
     lines += markdown_table(stages, [[str(row[stage]) for stage in stages] for row in data["funnel"]])
-    for branch, fame in data["hall_of_fame"].items():
+    for branch, hall in data["hall_of_fame"].items():
         lines += ["", f"## Hall of fame, {branch}", ""]
-        error = data["errors"][branch]
+        error = hall["standard_error"]
         noise = f"standard error of each {error:.3f}, from the noise between seeds" if error else "noise unknown"
         default = f"the default losses reach {data['default_proxy_ap']:.3f}"
         lines += [f"AP on the select split after the proxy task, mean over seeds; {default}; {noise}."]
@@ -165,7 +181,7 @@ def markdown(data: dict[str, Any]) -> str:
                 str(f["generation"]),
                 f"`{f['text']}`",
             )
-            for f in fame
+            for f in hall["entries"]
         ]
         header = ("AP", "each seed", "curve", "AP, one image per category", "weight", "generation", "formula")
         lines += markdown_table(header, cells)

@@ -1,62 +1,43 @@
-"""Does the cascade predict?  Every stage's score of the same losses, beside what these losses reach in the end."""
+"""Do the stages predict?  Every stage's score of the same losses, beside what these losses reach in the end."""
 
 import dataclasses
 import math
 import statistics
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
-from cse_jax.language import population, spaces, zoo
+from cse_jax.language import population, zoo
 from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import parse
 from cse_jax.language.spaces import Space
-from cse_jax.reporting.monitor import Monitor
 from cse_jax.sampling.random_trees import Shape
 from cse_jax.sampling.variation import offspring
 from cse_jax.screening import verification
-from cse_jax.screening.funnel import relative_gain, screen
+from cse_jax.screening.funnel import relative_gain, screen_population
 from cse_jax.screening.simulation import simulate
 from cse_jax.screening.verification import Property
+from cse_jax.search.config import CalibrationConfig, FilterConfig, SearchConfig
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.racing import FilterConfig
-from cse_jax.search.run import SearchConfig
-from cse_jax.search.trials import LossPair, Trainer, Trials, default_pair, with_loss
+from cse_jax.search.pipeline import train_default
+from cse_jax.search.progress import Progress
+from cse_jax.search.task import LossPair, Part
+from cse_jax.search.trainer import Purpose, Trainer
+from cse_jax.search.trials import Trials
 
 TOP = 5
+STAGES: tuple[Purpose, ...] = ("probe", "overfit", "proxy")  # the trainings before the end
 SCREEN = "screen"  # prediction-space gain times AP of the heads, by which candidates are ranked before a training
-RANKED = "screen x verify"  # by which they are ranked before the proxy task
+RANKED = "screen x overfit"  # by which they are ranked before the proxy task
 
 
 @dataclasses.dataclass
-class CalibrationConfig:
-    """Which losses a calibration trains, in each branch.
-
-    Attributes:
-      classification, regression: formulas written by hand, beside the known losses of the space.
-      generated: losses drawn from a screened population of descendants of the hand-made ones, evenly over the range
-        of what prediction-space simulation says of them, the bad ones included.
-      rejected: formulas drawn from those that the gate rejects although they are finite.
-      population: formulas that they are drawn from.
-      seeds: trainings of each loss to the end.
-    """
-
-    classification: tuple[str, ...] = ()
-    regression: tuple[str, ...] = ()
-    generated: int = 10
-    rejected: int = 2
-    population: int = 20_000
-    seeds: int = 3
-
-
-@dataclasses.dataclass
-class Contestant:
+class JudgedLoss:
     """A loss that every stage judges, and that is trained to the end.
 
     Attributes:
@@ -108,61 +89,61 @@ class Calibration(NamedTuple):
     """One branch.
 
     Attributes:
-      contestants: the losses.
+      losses: the losses.
       stages: how well each stage agrees with the end.
       ceiling: Kendall's tau of one seed of the end with the others.
     """
 
-    contestants: list[Contestant]
+    losses: list[JudgedLoss]
     stages: list[Agreement]
     ceiling: float
 
 
 def draw(
-    config: CalibrationConfig, space: Space, texts: Sequence[str], cascade: FilterConfig, *, units: str, seed: int
-) -> list[Contestant]:
+    config: CalibrationConfig, space: Space, texts: Sequence[str], filters: FilterConfig, *, units: str, seed: int
+) -> list[JudgedLoss]:
     """The losses of one branch: good, mediocre and bad ones, each behaviour once.
 
     Args:
       config: how many of which kind.
       space: their space.
       texts: hand-made formulas.
-      cascade: thresholds, and whether gradients are matched.
+      filters: thresholds, and whether gradients are matched.
       units: of boxes.
       seed: of the population and of the draws.
     """
     known = zoo.known(space)
-    chosen = [Contestant(formula, name) for name, formula in known.items()]
-    chosen += [Contestant(canonical(parse(text, space)), "hand-made") for text in texts]
+    chosen = [JudgedLoss(formula, name) for name, formula in known.items()]
+    chosen += [JudgedLoss(canonical(parse(text, space)), "hand-made") for text in texts]
     verdicts = verification.verify([c.formula for c in chosen], space, units=units)
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(f"calibration/{space.name}".encode())))
     parents = population.encode([*zoo.hand_made(space).values()], space)
     tokens = np.asarray(
         offspring(
-            key, parents, space, Shape(max_nodes=cascade.max_nodes), config.population, crossover_rate=0.4,
+            key, parents, space, Shape(max_nodes=filters.max_nodes), config.population, crossover_rate=0.4,
             mutation_rate=0.5,
         )
     )  # fmt: skip
-    screened = screen(
+    screened = screen_population(
         tokens,
         space,
         reference=zoo.default(space),
         seen={v.fingerprint: str(c.formula) for v, c in zip(verdicts, chosen, strict=True) if v.fingerprint},
-        sign_flip=cascade.sign_flip,
+        sign_flip=filters.sign_flip,
         match_gradient=True,
         simulation_tolerance=-math.inf,
         units=units,
         seed=seed,
     )
-    judged = sorted((c for c in screened.candidates if c.stage == "simulated"), key=lambda c: c.prediction)
+    judged = sorted((c for c in screened.candidates if c.stage == "simulation"), key=lambda c: c.simulation)
     places = np.linspace(0, len(judged) - 1, min(config.generated, len(judged))).round().astype(int)
-    chosen += [Contestant(judged[k].formula, "generated") for k in places]
-    chosen += _rejected(tokens, space, config.rejected, cascade, units=units)
-    weigh(chosen, space, cascade, units=units, seed=seed)
+    chosen += [JudgedLoss(judged[k].formula, "generated") for k in places]
+    chosen += _rejected(tokens, space, config.rejected, filters, units=units)
+    weigh(chosen, space, filters, units=units, seed=seed)
     return chosen
 
 
-def _rejected(tokens: np.ndarray, space: Space, count: int, cascade: FilterConfig, *, units: str) -> list[Contestant]:
+def _rejected(tokens: np.ndarray, space: Space, count: int, filters: FilterConfig, *, units: str) -> list[JudgedLoss]:
     """The first formulas of a population that are finite and depend on the prediction, and yet don't converge."""
     failed = verification.judge(tokens, space, units=units).failed
     wrong = (failed >= Property.MONOTONE).all(1) & (failed != Property.NONE).all(1)
@@ -172,82 +153,73 @@ def _rejected(tokens: np.ndarray, space: Space, count: int, cascade: FilterConfi
     for row, formula in zip(rows, population.decode(tokens[rows[: 4 * count]], space), strict=False):
         (simulation,) = simulate([formula], space, units=units)
         if math.isfinite(simulation.after) and simulation.gradient > 0.0 and len(found) < count:
-            found.append(Contestant(canonical(formula), f"rejected: {Property(int(failed[row, 0])).name.lower()}"))
+            found.append(JudgedLoss(canonical(formula), f"rejected: {Property(int(failed[row, 0])).name.lower()}"))
     return found
 
 
-def weigh(contestants: Sequence[Contestant], space: Space, cascade: FilterConfig, *, units: str, seed: int) -> None:
+def weigh(losses: Sequence[JudgedLoss], space: Space, filters: FilterConfig, *, units: str, seed: int) -> None:
     """Scores by margin and prediction-space gain; matches gradients of all but the known losses."""
-    formulas = [zoo.default(space), *(c.formula for c in contestants)]
+    formulas = [zoo.default(space), *(c.formula for c in losses)]
     reference, *simulations = simulate(formulas, space, units=units, seed=seed)
-    margins = verification.margins([c.formula for c in contestants], space, units=units)
+    margins = verification.margins([c.formula for c in losses], space, units=units)
     known = zoo.known(space)
-    for contestant, simulation, margin in zip(contestants, simulations, margins, strict=True):
-        contestant.scores = {"margin": float(margin), "prediction": relative_gain(simulation, reference)}
+    for loss, simulation, margin in zip(losses, simulations, margins, strict=True):
+        loss.scores = {"margin": float(margin), "simulation": relative_gain(simulation, reference)}
         if margin < 0.0:
-            contestant.rejected.append("margin")
-        if not contestant.scores["prediction"] >= cascade.simulation_tolerance:
-            contestant.rejected.append("prediction")
+            loss.rejected.append("margin")
+        if not loss.scores["simulation"] >= filters.simulation_tolerance:
+            loss.rejected.append("simulation")
         matched = reference.gradient / simulation.gradient if simulation.gradient > 0.0 else math.nan
-        if cascade.scale != "none" and contestant.origin not in known and math.isfinite(matched):
-            contestant.weight = float(f"{matched:.4g}")
+        if filters.scale != "none" and loss.origin not in known and math.isfinite(matched):
+            loss.weight = float(f"{matched:.4g}")
 
 
 def run(
-    config: CalibrationConfig,
-    sizes: SearchConfig,
-    *,
-    cls_space: Space,
-    box_weight: float,
-    units: str,
-    trainer: Trainer,
-    ledger: Ledger,
-    monitor: Monitor,
-) -> dict[str, "Calibration"]:
+    config: CalibrationConfig, sizes: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Progress
+) -> dict[str, Calibration]:
     """Judges the losses of both branches by every stage, trains them to the end, and compares, by space name.
 
     Args:
       config: which losses.
       sizes: the search whose stages are calibrated: seed, workers and thresholds.
-      cls_space, box_weight, units: of the detector, as for ``cse_jax.search.run.run``.
       trainer: trains the detector.
       ledger: remembers the trainings.
-      monitor: shows progress.
+      progress: hears of them.
 
     Raises:
       LedgerError: the ledger can't be written.
+      SearchFailed: the default losses can't be trained.
     """
-    trials = Trials(trainer, ledger, monitor, workers=sizes.workers)
-    base = default_pair(cls_space, box_weight)
-    branches = ((cls_space, config.classification), (spaces.BOX, config.regression))
-    monitor.activity("drawing losses")
-    drawn = {
-        space: draw(config, space, texts, sizes.cascade, units=units, seed=sizes.seed) for space, texts in branches
+    trials = Trials(trainer, ledger, progress, workers=sizes.workers)
+    task = trainer.task
+    texts: dict[Part, tuple[str, ...]] = {"cls": config.classification, "box": config.regression}
+    progress.activity("drawing losses")
+    drawn: dict[Part, list[JudgedLoss]] = {
+        part: draw(config, task.space(part), given, sizes.filters, units=task.box_units, seed=sizes.seed)
+        for part, given in texts.items()
     }
     everyone = sum(map(len, drawn.values()))
-    monitor.expect(
-        {purpose: everyone * len(trainer.horizons(purpose)) for purpose in ("probe", "verify", "proxy")}
-        | {"final": everyone * config.seeds}
+    progress.expect(
+        {purpose: everyone * len(trainer.horizons(purpose)) for purpose in STAGES} | {"final": everyone * config.seeds}
     )
-    # Before anything is probed: it leaves the features.
-    list(trials.run([(base, sizes.seed)], purpose="proxy", what="default losses, proxy task"))
+    train_default(sizes, trials=trials)
     calibrations = {}
-    for space, contestants in drawn.items():
-        pairs = [with_loss(base, c.formula, c.weight) for c in contestants]
-        seconds = _judge(contestants, pairs, base, sizes, trials)
+    for part, losses in drawn.items():
+        space = task.space(part)
+        pairs = [task.replaced(part, c.formula, c.weight) for c in losses]
+        seconds = _judge(losses, pairs, sizes, trials)
         jobs = [(pair, sizes.seed + k) for k in range(config.seeds) for pair in pairs]
         outcomes = list(trials.run(jobs, purpose="final", what=f"{space.name}: trainings to the end"))
-        for k, contestant in enumerate(contestants):
-            contestant.final = tuple(outcome.ap for outcome in outcomes[k :: len(contestants)])
-        stages = [agreement(contestants, stage, took) for stage, took in seconds.items()]
-        calibrations[space.name] = Calibration(contestants, stages, _ceiling(contestants))
+        for k, loss in enumerate(losses):
+            loss.final = tuple(outcome.ap for outcome in outcomes[k :: len(losses)])
+        stages = [agreement(losses, stage, took) for stage, took in seconds.items()]
+        calibrations[space.name] = Calibration(losses, stages, _ceiling(losses))
     return calibrations
 
 
 def _judge(
-    contestants: Sequence[Contestant],
+    losses: Sequence[JudgedLoss],
     pairs: Sequence[LossPair],
-    base: LossPair,
     sizes: SearchConfig,
     trials: Trials,
 ) -> dict[str, float]:
@@ -256,65 +228,65 @@ def _judge(
     After the last horizon of a stage, and where a search halves, the product of the scores so far is one of its own: by
     it candidates are ranked (``Candidate.promise``).
     """
-    seconds = {"margin": math.nan, "prediction": math.nan}
-    so_far = np.array([c.scores["prediction"] for c in contestants])
-    for purpose in ("probe", "verify", "proxy"):
+    seconds = {"margin": math.nan, "simulation": math.nan}
+    so_far = np.array([c.scores["simulation"] for c in losses])
+    for purpose in STAGES:
         horizons = trials.trainer.horizons(purpose)
         for horizon in horizons:
             stage, last = f"{purpose} {horizon}", horizon == horizons[-1]
-            jobs = [(pair, sizes.seed) for pair in (base, *pairs)]
+            jobs = [(pair, sizes.seed) for pair in (trials.trainer.task.default, *pairs)]
             default, *outcomes = trials.run(jobs, purpose=purpose, what=stage, horizon=horizon)
             seconds[stage] = statistics.fmean(outcome.seconds for outcome in outcomes) / sizes.workers
             scores = np.array([outcome.ap if math.isfinite(outcome.ap) else 0.0 for outcome in outcomes])
-            _note(contestants, stage, scores, _bar(purpose, default.ap, sizes.cascade, last=last))
+            _note(losses, stage, scores, _bar(purpose, default.ap, sizes.filters, last=last))
             if purpose == "proxy" and not last:
                 halving, product = f"halving at {horizon}", so_far * scores
-                _note(contestants, halving, product, float(np.median(product)))
+                _note(losses, halving, product, float(np.median(product)))
                 seconds[halving] = math.nan
         if purpose == "probe":
             so_far = so_far * scores
-            for contestant, score in zip(contestants, so_far, strict=True):
-                contestant.scores[SCREEN] = float(score)
-                if contestant.rejected:
-                    contestant.rejected.append(SCREEN)
+            for loss, score in zip(losses, so_far, strict=True):
+                loss.scores[SCREEN] = float(score)
+                if loss.rejected:
+                    loss.rejected.append(SCREEN)
             seconds[SCREEN] = math.nan
-        elif purpose == "verify":
+        elif purpose == "overfit":
             so_far = so_far * scores
-            _note(contestants, RANKED, so_far, -math.inf)
+            _note(losses, RANKED, so_far, -math.inf)
             seconds[RANKED] = math.nan
     return seconds
 
 
-def _note(contestants: Sequence[Contestant], stage: str, scores: Float[np.ndarray, " n"], bar: float) -> None:
+def _note(losses: Sequence[JudgedLoss], stage: str, scores: Float[np.ndarray, " n"], bar: float) -> None:
     """Writes down a stage's scores, and whom it rejects."""
-    for contestant, score in zip(contestants, scores, strict=True):
-        contestant.scores[stage] = float(score)
+    for loss, score in zip(losses, scores, strict=True):
+        loss.scores[stage] = float(score)
         if score < bar:
-            contestant.rejected.append(stage)
+            loss.rejected.append(stage)
 
 
-def _bar(purpose: str, default: float, cascade: FilterConfig, *, last: bool) -> float:
-    """Below which AP a search would go on with none of these losses."""
+def _bar(purpose: Purpose, default: float, filters: FilterConfig, *, last: bool) -> float:
+    """The AP below which a search would drop a loss."""
     if purpose == "proxy":
         return -math.inf
-    if purpose == "verify":
-        return cascade.overfit_tolerance * default
-    return (cascade.probe_tolerance if last else cascade.early_probe_tolerance) * default
+    if purpose == "overfit":
+        return filters.overfit_tolerance * default
+    return (filters.probe_tolerance if last else filters.early_probe_tolerance) * default
 
 
-def _ceiling(contestants: Sequence[Contestant]) -> float:
+def _ceiling(losses: Sequence[JudgedLoss]) -> float:
     """Kendall's tau of one seed's final AP with the mean of the others': what no cheaper score can be asked to beat."""
-    table = np.nan_to_num([c.final for c in contestants])
+    table = np.nan_to_num([c.final for c in losses])
     if table.shape[1] < 2:
         return math.nan
     others = [np.delete(table, k, 1).mean(1) for k in range(table.shape[1])]
     return statistics.fmean(kendall_tau(table[:, k], mean) for k, mean in enumerate(others))
 
 
-def agreement(contestants: Sequence[Contestant], stage: str, seconds: float = math.nan) -> Agreement:
+def agreement(losses: Sequence[JudgedLoss], stage: str, seconds: float = math.nan) -> Agreement:
     """Compares a stage's scores with the final AP."""
-    truth = np.array([c.truth for c in contestants])
-    scores = np.array([c.scores.get(stage, math.nan) for c in contestants])
+    truth = np.array([c.truth for c in losses])
+    scores = np.array([c.scores.get(stage, math.nan) for c in losses])
     judged = np.flatnonzero(np.isfinite(scores))
     best = set(_best(truth))
     return Agreement(
@@ -322,15 +294,18 @@ def agreement(contestants: Sequence[Contestant], stage: str, seconds: float = ma
         len(judged),
         kendall_tau(scores[judged], truth[judged]),
         len(best & set(judged[_best(scores[judged])].tolist())) / TOP,
-        sum(stage in contestants[k].rejected for k in best),
-        sum(stage in c.rejected for c in contestants),
+        sum(stage in losses[k].rejected for k in best),
+        sum(stage in c.rejected for c in losses),
         seconds,
     )
 
 
 def kendall_tau(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """Kendall's tau-b; NaN for fewer than two values, or where all are the same."""
-    return float(stats.kendalltau(a, b).statistic) if len(a) > 1 else math.nan
+    from scipy import stats  # which takes long to import
+
+    result: Any = stats.kendalltau(a, b)
+    return float(result.statistic) if len(a) > 1 else math.nan
 
 
 def _best(values: Float[np.ndarray, " n"]) -> list[int]:

@@ -11,7 +11,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-FORMAT = 3
+from cse_jax.errors import UserError
+
+FORMAT = 4
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null);
@@ -20,7 +22,7 @@ create table if not exists candidates (
   formula text not null, authors text not null, flipped integer not null, nodes integer not null,
   fingerprint text not null, copies integer not null, duplicates integer not null,
   stage text not null, reason text not null,
-  prediction real, probe real, optimisation real, proxy real, weight real,
+  simulation real, probe real, overfit real, proxy real, weight real,
   curve text not null, aps text not null,
   seed integer not null, seconds real not null,
   primary key (branch, generation, number)
@@ -35,19 +37,19 @@ create table if not exists generations (
   branch text not null, generation integer not null, counts text not null, result text not null,
   primary key (branch, generation)
 );
-create table if not exists fame (
+create table if not exists hall_of_fame (
   branch text not null, rank integer not null, authors text not null, primary key (branch, rank)
 );
 """
 
 CANDIDATE_FIELDS = (
     "branch", "generation", "number", "formula", "authors", "flipped", "nodes", "fingerprint", "copies",
-    "duplicates", "stage", "reason", "prediction", "probe", "optimisation", "proxy", "weight",
+    "duplicates", "stage", "reason", "simulation", "probe", "overfit", "proxy", "weight",
     "curve", "aps", "seed", "seconds",
 )  # fmt: skip
 
 
-class LedgerError(RuntimeError):
+class LedgerError(UserError, RuntimeError):
     """A ledger that can't be used; the message says why and what to do."""
 
 
@@ -73,6 +75,7 @@ class Ledger:
             self._db.row_factory = sqlite3.Row
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
+            refuse_other_formats(self._db, path)
             self._db.executescript(_SCHEMA)
             self._check({"format": FORMAT} | dict(identity))
         except sqlite3.Error as error:
@@ -98,7 +101,7 @@ class Ledger:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise LedgerError(
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
-                "Go on with the settings it was made with, or choose another --workdir."
+                "Resume with the settings it was made with, or choose another work folder."
             )
 
     def _holds_results(self) -> bool:
@@ -169,9 +172,26 @@ class Ledger:
     def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
         with self._writing():
-            self._db.execute("delete from fame where branch = ?", (branch,))
+            self._db.execute("delete from hall_of_fame where branch = ?", (branch,))
             rows = [(branch, rank, authors) for rank, authors in enumerate(formulas)]
-            self._db.executemany("insert into fame values (?, ?, ?)", rows)
+            self._db.executemany("insert into hall_of_fame values (?, ?, ?)", rows)
+
+
+def refuse_other_formats(db: sqlite3.Connection, path: pathlib.Path) -> None:
+    """Refuses a ledger whose tables another version has made.
+
+    Raises:
+      LedgerError: its format is not ``FORMAT``.
+    """
+    tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    if "meta" not in tables:
+        return
+    row = db.execute("select value from meta where key = 'format'").fetchone()
+    if row is not None and row[0] != str(FORMAT):
+        raise LedgerError(
+            f"the ledger {path} was made by another version of cse_jax (its format is {row[0]}, this version reads "
+            f"{FORMAT}). Finish the search with that version, or choose another work folder."
+        )
 
 
 def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
@@ -185,8 +205,9 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
+            refuse_other_formats(db, path)
             rows = db.execute(
-                "select candidates.* from candidates join fame using (branch, authors) where stage = 'trained' "
+                "select candidates.* from candidates join hall_of_fame using (branch, authors) where stage = 'proxy' "
                 "order by branch = 'box', rank"
             ).fetchall()
     except sqlite3.Error as error:

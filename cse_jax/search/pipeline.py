@@ -4,40 +4,20 @@ import dataclasses
 import math
 import statistics
 
-from cse_jax.language import spaces
-from cse_jax.language.spaces import Space
-from cse_jax.reporting.monitor import Monitor
-from cse_jax.search.branch import Branch, BranchConfig, HallOfFameEntry
-from cse_jax.search.comparison import FinalConfig, Row, combined, compare, contestants, fit_default_weights
+from cse_jax.errors import UserError
+from cse_jax.search.branch import Branch, BranchResult, Plan
+from cse_jax.search.budget import Budget, Trainings
+from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows
+from cse_jax.search.config import SearchConfig
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.racing import FilterConfig, default_seeds
-from cse_jax.search.trials import LossPair, Trainer, Trials, default_pair
-
-RANDOM = " (random)"  # added to the names of the branches of the random search
-
-
-@dataclasses.dataclass
-class SearchConfig:
-    """What to search, and how much.
-
-    Attributes:
-      seed: of everything random: populations, simulations, network initialisation, batches.
-      workers: trainings that run at once, in threads.  Results don't depend on it.
-      classification, regression: sizes of the two branches.
-      cascade: thresholds of the filters.
-      final: the final comparison.
-    """
-
-    seed: int = 0
-    workers: int = 2
-    classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
-    regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
-    cascade: FilterConfig = dataclasses.field(default_factory=FilterConfig)
-    final: FinalConfig = dataclasses.field(default_factory=FinalConfig)
+from cse_jax.search.progress import Progress
+from cse_jax.search.task import LossPair, Task
+from cse_jax.search.trainer import Purpose, Trainer
+from cse_jax.search.trials import Trials
 
 
-class SearchFailed(RuntimeError):
-    """The search can't go on; the message says why."""
+class SearchFailed(UserError, RuntimeError):
+    """The search can't continue; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,137 +25,123 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-      funnel: counts per stage by (branch, generation).
-      fame: hall of fame by branch, the random search's included, best first.
-      errors: standard error of the AP of a branch's famous losses, from the noise between seeds.
+      branches: what each branch found, those of the random search last.
       default_proxy_ap: the default losses' AP on the proxy task, mean over seeds.
-      discovered: what was found: of the branches' winners with each other and with the default losses, the best pair on
-        the proxy task; None if no candidate passed all filters.
+      discovered: of the branches' winners with each other and with the default losses, the best pair on the proxy task;
+        None if no candidate passed all filters.
       table: the final comparison, the default losses first.
     """
 
-    funnel: dict[tuple[str, int], dict[str, int]]
-    fame: dict[str, list[HallOfFameEntry]]
-    errors: dict[str, float]
+    branches: list[BranchResult]
     default_proxy_ap: float
     discovered: LossPair | None
     table: list[Row]
 
 
-def run(
-    config: SearchConfig,
-    *,
-    cls_space: Space,
-    box_weight: float,
-    units: str,
-    trainer: Trainer,
-    ledger: Ledger,
-    monitor: Monitor,
-) -> SearchResult:
-    """Runs a search, or goes on with one.
+def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Progress) -> SearchResult:
+    """Runs a search, or resumes one.
 
     Args:
       config: sizes and thresholds.
-      cls_space: the detector's classification space.
-      box_weight: the detector's usual weight of the box loss.
-      units: what the detector feeds its box loss, ``"pixels"`` or ``"strides"``.
       trainer: trains the detector.
       ledger: remembers what is done.
-      monitor: shows progress.
+      progress: hears of it.
 
     Raises:
       SearchFailed: the default losses can't be trained.
       LedgerError: the ledger can't be written.
     """
-    trials = Trials(trainer, ledger, monitor, workers=config.workers)
-    base = default_pair(cls_space, box_weight)
-    plan = _plan(config)
-    monitor.expect(_sum(plan))
-    proxy_ap = _train_default(base, config, trials=trials)
-    plan.pop(("default", 0))
-    funnel: dict[tuple[str, int], dict[str, int]] = {}
-    fame: dict[str, list[HallOfFameEntry]] = {}
-    errors: dict[str, float] = {}
-    for (part, kind), sizes in _branches(config).items():
-        space = cls_space if part == "cls" else spaces.BOX
-        branch = Branch(
-            space,
-            base,
-            sizes,
-            config.cascade,
-            trials=trials,
-            ledger=ledger,
-            monitor=monitor,
-            seed=config.seed,
-            units=units,
-            name=space.name + kind,
-        )
-        for generation, counts in enumerate(branch.generations()):
-            funnel[branch.name, generation] = counts
-            plan.pop((part + kind, generation))
-            monitor.expect(_sum(plan))
-        fame[branch.name], errors[branch.name] = branch.fame, branch.error
-    fitted = fit_default_weights(base, config.final, trials=trials, seed=config.seed)
-    random_fame = {name.removesuffix(RANDOM): members for name, members in fame.items() if name.endswith(RANDOM)}
-    proxy_seeds = default_seeds(config.seed, "proxy", _proxy_seeds(config))
-    discovered, at_random = (combined(base, found, trials=trials, seeds=proxy_seeds) for found in (fame, random_fame))
-    rows = contestants(base, fitted, discovered, at_random, config.final, box_weight=box_weight)
-    monitor.expect({"final": len(rows) * config.final.seeds})
-    seeds = [config.seed + k for k in range(config.final.seeds)]
-    table = compare(rows, seeds, trials=trials)
-    return SearchResult(funnel, fame, errors, proxy_ap, discovered[-1][1] if discovered else None, table)
+    trials = Trials(trainer, ledger, progress, workers=config.workers)
+    plans = _plans(config)
+    budget = Budget(_trainings(config, plans, trainer.task), progress)
+    default_ap = train_default(config, trials=trials)
+    budget.done("default losses")
+    branches = [_branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress) for plan in plans]
+    contestants = _contestants(config, branches, trials=trials)
+    budget.done("controls")
+    progress.expect({"final": len(contestants) * config.final.seeds})
+    table = compare(contestants, [config.seed + k for k in range(config.final.seeds)], trials=trials)
+    discovered = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
+    return SearchResult(branches, default_ap, discovered[-1] if discovered else None, table)
 
 
-def _proxy_seeds(config: SearchConfig) -> int:
-    return max(config.classification.proxy_seeds, config.regression.proxy_seeds)
+def train_default(config: SearchConfig, *, trials: Trials) -> float:
+    """Trains the default losses for every purpose, by which candidates are measured; their AP on the proxy task.
 
-
-def _branches(config: SearchConfig) -> dict[tuple[str, str], BranchConfig]:
-    """Sizes of the branches, by the part of the loss and the kind of search."""
-    branches = {("cls", ""): config.classification, ("box", ""): config.regression}
-    if config.final.random_search:
-        alone = {"crossover": 0.0, "mutation": 0.0, "seed_known": False, "screened": ""}
-        branches |= {(part, RANDOM): dataclasses.replace(sizes, **alone) for (part, _), sizes in branches.items()}
-    return branches
-
-
-def _train_default(base: LossPair, config: SearchConfig, *, trials: Trials) -> float:
-    """The default losses' AP on the proxy task; they must train, or every comparison would be void."""
-    aps: dict[str, list[float]] = {}
-    for purpose in ("proxy", "probe", "verify"):  # the proxy training leaves the features for the probes
-        jobs = [(base, seed) for seed in default_seeds(config.seed, purpose, _proxy_seeds(config))]
-        for horizon in trials.trainer.horizons(purpose):
-            outcomes = trials.run(jobs, purpose=purpose, what=f"default losses, {purpose} task", horizon=horizon)
+    Raises:
+      SearchFailed: they can't be trained, which would make every comparison void.
+    """
+    trainer, default = trials.trainer, trials.trainer.task.default
+    aps: dict[Purpose, list[float]] = {}
+    purposes: tuple[Purpose, ...] = ("proxy", "probe", "overfit")
+    for purpose in purposes:
+        jobs = [(default, seed) for seed in (config.proxy_seeds if purpose == "proxy" else [config.seed])]
+        horizons = trainer.horizons(purpose)
+        for horizon in horizons:
+            if purpose == "proxy" and horizon == horizons[-1]:
+                trainer.prepare()
+            what = f"default losses, {purpose} task"
             aps[purpose] = []
-            for outcome in outcomes:
+            for outcome in trials.run(jobs, purpose=purpose, what=what, horizon=horizon):
                 if outcome.failure or not math.isfinite(outcome.ap):
                     raise SearchFailed(
                         f"the default losses failed in the {purpose} training: "
-                        f"{outcome.failure or 'AP is not finite'}. Lower config.train.learning_rate or check the data."
+                        f"{outcome.failure or 'AP is not finite'}. Lower the learning rate or check the data."
                     )
                 aps[purpose].append(outcome.ap)
+    trainer.forget(default, purpose="proxy", seed=config.seed)
     return statistics.fmean(aps["proxy"])
 
 
-def _plan(config: SearchConfig) -> dict[tuple[str, int], dict[str, int]]:
-    """Most trainings per part of the search, by purpose."""
-    plan: dict[tuple[str, int], dict[str, int]] = {("default", 0): {"probe": 1, "verify": 1, "proxy": 2}}
-    for (part, kind), sizes in _branches(config).items():
-        for generation in range(sizes.generations):
-            plan[part + kind, generation] = {
-                "probe": sizes.probes,
-                "verify": sizes.optimisations,
-                "proxy": sizes.proxies + (sizes.proxies + 1) // 2 * (sizes.proxy_seeds - 1),
+def _branch(
+    plan: Plan, config: SearchConfig, budget: Budget, *, trials: Trials, ledger: Ledger, progress: Progress
+) -> BranchResult:
+    branch = Branch(plan, config, trials=trials, ledger=ledger, progress=progress)
+    for generation in branch.generations():
+        budget.done(_part_of_budget(plan, generation))
+    return branch.result
+
+
+def _contestants(config: SearchConfig, branches: list[BranchResult], *, trials: Trials) -> list[Contestant]:
+    """The rows of the final table: controls first, the best discovered pair last."""
+    rows = controls(config.final, trials=trials, seed=config.seed)
+    for control in (True, False):
+        found = [branch for branch in branches if branch.plan.control == control]
+        pairs = combined(found, trials=trials, seeds=config.proxy_seeds)
+        if control:
+            name = "random search, same budget"
+            rows += [dataclasses.replace(pair, name=name, role=Role.RANDOM_SEARCH) for pair in pairs[-1:]]
+        else:
+            rows += pairs if config.final.branches else pairs[-1:]
+    return rows
+
+
+def _plans(config: SearchConfig) -> list[Plan]:
+    """The branches to run, those of the random search last."""
+    plans = [Plan("cls", config.classification), Plan("box", config.regression)]
+    if config.final.random_search:
+        alone = {"crossover": 0.0, "mutation": 0.0, "seed_known": False, "screened": ""}
+        plans += [Plan(plan.part, dataclasses.replace(plan.sizes, **alone), control=True) for plan in plans]
+    return plans
+
+
+def _part_of_budget(plan: Plan, generation: int) -> str:
+    return f"{plan.part} {'control' if plan.control else 'search'} {generation}"
+
+
+def _trainings(config: SearchConfig, plans: list[Plan], task: Task) -> dict[str, Trainings]:
+    """The most trainings that each part of the search can need."""
+    seeds = len(config.proxy_seeds)
+    parts: dict[str, Trainings] = {"default losses": {"probe": 1, "overfit": 1, "proxy": seeds}}
+    for plan in plans:
+        for generation in range(plan.sizes.generations):
+            sizes = plan.sizes
+            parts[_part_of_budget(plan, generation)] = {
+                "probe": sizes.max_probe,
+                "overfit": sizes.max_overfit,
+                "proxy": sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1),
             }
-    rows = (7 if config.final.branches else 5) + config.final.random_search
-    together = 3 * _proxy_seeds(config) * (1 + config.final.random_search)
-    plan["final", 0] = {"proxy": 2 * len(config.final.fit_weights) + together, "final": rows * config.final.seeds}
-    return plan
-
-
-def _sum(plan: dict[tuple[str, int], dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in plan.values():
-        for purpose, count in part.items():
-            total[purpose] = total.get(purpose, 0) + count
-    return total
+    combinations = 3 * seeds * (1 + config.final.random_search)
+    parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations}
+    parts["final"] = {"final": most_rows(config.final, task) * config.final.seeds}
+    return parts

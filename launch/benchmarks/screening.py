@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import screening_peers as peers
 from cse_jax.atlas.stream import screen_batches
-from cse_jax.language import graph as dags
+from cse_jax.language import graph as graphs
 from cse_jax.language.population import decode
 from cse_jax.language.spaces import BOX, SPACES, Space, trajectories
 from cse_jax.sampling.random_graphs import grow, tokens_of
@@ -53,7 +53,7 @@ def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
         started = time.perf_counter()
         streams.append(stream() / (time.perf_counter() - started))
     growing = _median_rate(
-        lambda: jax.block_until_ready(grow(jax.random.key(2), space, per_operator=per_operator).dag),
+        lambda: jax.block_until_ready(grow(jax.random.key(2), space, per_operator=per_operator).graph),
         int(np.asarray(grow(jax.random.key(2), space, per_operator=per_operator).candidate).sum()),
         rounds,
     )
@@ -75,8 +75,8 @@ def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
         | {"same verdicts": agreement, "note": note}
         for name, (rate, agreement, note) in found.items()
     ]
-    dag, _, _ = dags.from_tokens(tokens, space)
-    distinct = int((np.asarray(dag.left)[: int(dag.count)] != 0).sum())
+    graph, _, _ = graphs.from_tokens(tokens, space)
+    distinct = int((np.asarray(graph.left)[: int(graph.count)] != 0).sum())
     operators = int((tokens >= len(space.leaves)).sum())
     points = trajectories(space).inputs[0].size
     return table, {

@@ -6,8 +6,8 @@ Each peer gets formulas and gives verdicts with the sign flip allowed, in float6
 - ``vmapped_switch``: the plain port to JAX, a stack machine with ``lax.switch`` under ``vmap``, jitted once;
 - ``kozax``: a published JAX package for genetic programming, through its own tree evaluator.
 
-Verdicts differ from the gate's where an infinite slope meets a zero, as in ``sqrt(u - u)``: NaN for the peers, 0 for
-the gate.  The slope of ``abs`` at 0 is 0 in PyTorch and 1 in JAX.
+Verdicts differ from the gate's where an infinite gradient meets a zero, as in ``sqrt(u - u)``: NaN for the peers, 0 for
+the gate.  The gradient of ``abs`` at 0 is 0 in PyTorch and 1 in JAX.
 
 A formula is handed over in the peer's own form (a DEAP tree, an array of opcodes); making that form is not timed.  The
 packages are optional: ``pip install deap torch kozax==0.1.5``.
@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import EPS, EXP_LIMIT, OPERATORS
+from cse_jax.language.program import instruction_set
 from cse_jax.language.spaces import Space, Trajectories, trajectories
 from cse_jax.sampling.random_trees import Shape
 from cse_jax.screening import verification
@@ -77,25 +78,28 @@ def _even(count: int, batch: int) -> int:
 
 def _passes(
     values: Float[np.ndarray, "*n t p"],
-    slopes: Float[np.ndarray, "*n t p"],
-    gradients: Float[np.ndarray, "*n t p"],
+    along: Float[np.ndarray, "*n t p"],
+    general: Float[np.ndarray, "*n t p"],
     paths: Trajectories,
 ) -> Bool[np.ndarray, "*n"]:
-    """Which losses pass, as they are or with their sign flipped: the properties of the gate, in NumPy."""
+    """Which losses pass, as they are or with their sign flipped: the properties of the gate, in NumPy.
+
+    ``along`` is the gradient along the path, ``general`` that in a general direction.
+    """
     with np.errstate(all="ignore"):
-        steepest = np.abs(slopes).max(-1)
+        steepest = np.abs(along).max(-1)
         magnitude = np.abs(values).max(-1)
         noise = verification.ROUNDING * magnitude
         finite = magnitude < verification.LARGEST
-        finite &= (np.abs(slopes) + np.abs(gradients)).max(-1) < verification.LARGEST
-        vanished = np.abs(slopes[..., 0]) <= verification.VANISHED * steepest
+        finite &= (np.abs(along) + np.abs(general)).max(-1) < verification.LARGEST
+        vanished = np.abs(along[..., 0]) <= verification.VANISHED * steepest
         valid = finite.all(-1) & (steepest.max(-1) > 0.0) & (vanished | ~paths.vanishing).all(-1)
         steps = np.diff(values)
-        dip = verification.SLOPE_TOLERANCE * steepest + noise
-        drop = verification.SLOPE_TOLERANCE * np.ptp(values, axis=-1) + noise
+        dip = verification.GRADIENT_TOLERANCE * steepest + noise
+        drop = verification.GRADIENT_TOLERANCE * np.ptp(values, axis=-1) + noise
         passed = np.zeros(values.shape[:-2], bool)
         for sign in (1.0, -1.0):
-            monotone = ((sign * slopes).min(-1) >= -dip) & ((sign * steps).min(-1) >= -drop)
+            monotone = ((sign * along).min(-1) >= -dip) & ((sign * steps).min(-1) >= -drop)
             rises = sign * (values[..., -1] - values[..., 0]) > verification.MIN_RISE * magnitude
             passed |= (monotone & rises | ~paths.gated).all(-1)
         return passed & valid
@@ -105,7 +109,7 @@ def _passes(
 
 
 def authors_route(expressions: Sequence[Expression], space: Space, units: str = "pixels") -> PeerResult:
-    """DEAP compiles each formula to a Python function; PyTorch evaluates it and autograd gives its slopes."""
+    """DEAP compiles each formula to a Python function; PyTorch evaluates it and autograd gives its gradients."""
     try:
         import torch
         from deap import gp
@@ -125,11 +129,11 @@ def authors_route(expressions: Sequence[Expression], space: Space, units: str = 
         if not (values.detach().abs() < verification.LARGEST).all():
             return False
         gradients = torch.autograd.grad(result.sum(), [inputs[k] for k in moving], materialize_grads=True)
-        slopes = sum(g * t for g, t in zip(gradients, tangents, strict=True))
+        along = sum(g * t for g, t in zip(gradients, tangents, strict=True))
         sizes = sum(g.abs() for g in gradients)
         if space.class_axis:
-            slopes, sizes = slopes.sum(-1), sizes.sum(-1)
-        return bool(_passes(*(a.detach().numpy() for a in (values, slopes, sizes)), paths))
+            along, sizes = along.sum(-1), sizes.sum(-1)
+        return bool(_passes(*(a.detach().numpy() for a in (values, along, sizes)), paths))
 
     trees = [_tree(expression, primitives) for expression in expressions]
     judged = np.array([tree is not None for tree in trees], bool)
@@ -259,7 +263,7 @@ def _tree(expression: Expression, primitives):
 class _Code(NamedTuple):
     """Formulas in postfix order, padded to ``m`` steps."""
 
-    opcode: Int[np.ndarray, "n m"]  # 0 pushes a leaf, 1 a softmax over an axis of size 1; then ``space.readable``
+    opcode: Int[np.ndarray, "n m"]  # 0 pushes a leaf; then ``program.instruction_set``
     leaf: Int[np.ndarray, "n m"]
     top: Int[np.ndarray, "n m"]  # slot that is written: that of the first operand
     moves: Bool[np.ndarray, "n m"]  # whether the result depends on the prediction
@@ -322,25 +326,22 @@ def _run_stack(
     leaves: Float[Array, "l q *c"],
     directions: Float[Array, "2 l q *c"],
 ) -> tuple[Float[Array, "n q"], Float[Array, "n q"], Float[Array, "n q"]]:
-    """Values, slopes along the path, and slopes in a general direction."""
+    """Values, gradients along the path, and gradients in a general direction."""
 
     def one(code: _Code):
         def loss(leaves):
             def push(a, b, leaf):
                 return leaf
 
-            def softmax_of_one(a, b, leaf):
-                return a - a + 1.0
-
             def operator(row, a, b, leaf):
                 return jnp.broadcast_to(row.fn(a) if row.arity == 1 else row.fn(a, b), a.shape)
 
-            branches = [push, softmax_of_one, *(functools.partial(operator, row) for row in space.table)]
+            branches = [push, *(functools.partial(operator, row) for row in instruction_set(space))]
 
             def step(t, stack):
                 top = code.top[t]
                 result = lax.switch(code.opcode[t], branches, stack[top], stack[top + 1], leaves[code.leaf[t]])
-                result = jnp.where(code.moves[t], result, lax.stop_gradient(result))  # else sqrt(y) has slope 0 * inf
+                result = jnp.where(code.moves[t], result, lax.stop_gradient(result))  # else sqrt(y) has 0 * inf
                 return stack.at[top].set(jnp.where(t < code.length, result, stack[top]))
 
             stack = lax.fori_loop(0, steps, step, jnp.ones((depth, *leaves.shape[1:]), leaves.dtype))
@@ -348,8 +349,8 @@ def _run_stack(
                 return stack[0]
             return jnp.where(code.wide, stack[0].sum(-1), stack[0][..., 0])
 
-        values, slopes = jax.vmap(lambda d: jax.jvp(loss, (leaves,), (d,)), out_axes=(None, 0))(directions)
-        return values, slopes[0], slopes[1]
+        values, gradients = jax.vmap(lambda d: jax.jvp(loss, (leaves,), (d,)), out_axes=(None, 0))(directions)
+        return values, gradients[0], gradients[1]
 
     return jax.vmap(one)(code)
 
@@ -360,7 +361,7 @@ def _encode(expressions: Sequence[Expression], space: Space) -> _Code:
     moves = np.zeros((len(expressions), steps), bool)
     wide = np.zeros(len(expressions), bool)
     variables = {variable.name for variable in space.variables}
-    opcodes = {name: 2 + k for k, name in enumerate(space.readable)}
+    opcodes = {(row.name, row.class_axis): 1 + k for k, row in enumerate(instruction_set(space))}
     for n, expression in enumerate(expressions):
 
         def at_leaf(token):
@@ -369,11 +370,11 @@ def _encode(expressions: Sequence[Expression], space: Space) -> _Code:
         def at_node(token, *operands):
             codes, widths = zip(*operands, strict=True)
             any_wide = any(widths)
-            name = "Mul" if token == "Dot" and not any_wide else token
-            number = 1 if token == "Softmax" and not any_wide else opcodes[name]
+            row = OPERATORS[token] if any_wide else OPERATORS[token].narrow
+            number = opcodes[token, row.class_axis]
             below = [(*step[:3], k + step[3]) for k, steps in enumerate(codes) for step in steps]
             moving = any(steps[-1][2] for steps in codes)
-            return [*below, (number, 0, moving, 0)], any_wide and token != "Dot"
+            return [*below, (number, 0, moving, 0)], any_wide and not row.reduces
 
         code, wide[n] = expression.fold(at_leaf, at_node)
         here = n, slice(len(code))
@@ -385,9 +386,9 @@ def _encode(expressions: Sequence[Expression], space: Space) -> _Code:
 
 
 def kozax(
-    expressions: Sequence[Expression], space: Space, units: str = "pixels", *, batch: int = 64, slopes: bool = True
+    expressions: Sequence[Expression], space: Space, units: str = "pixels", *, batch: int = 64, gradients: bool = True
 ) -> PeerResult:
-    """kozax's own evaluator on the same formulas; without ``slopes`` it only evaluates and ``passed`` is ``None``.
+    """kozax's own evaluator on the same formulas; without ``gradients`` it only evaluates and ``passed`` is ``None``.
 
     kozax evaluates scalars, so that formulas with softmax or a dot product can't be expressed and are left out.
     """
@@ -433,7 +434,7 @@ def kozax(
             def loss(x):
                 return strategy.tree_evaluator(tree, x)[0]
 
-            if not slopes:
+            if not gradients:
                 return (loss(x),)
             values, found = jax.vmap(lambda d: jax.jvp(loss, (x,), (d,)), out_axes=(None, 0))(d)
             return values, found[0], found[1]
@@ -448,7 +449,7 @@ def kozax(
 
         def judge(trees: np.ndarray) -> np.ndarray:
             results = jax.device_get(evaluate(np.resize(trees, (batch, *trees.shape[1:])), points, directions))
-            return _passes(*results, paths)[: len(trees)] if slopes else np.zeros(len(trees), bool)
+            return _passes(*results, paths)[: len(trees)] if gradients else np.zeros(len(trees), bool)
 
         start = time.perf_counter()
         judge(trees[:1])
@@ -457,10 +458,10 @@ def kozax(
         good = np.concatenate([judge(trees[k : k + batch]) for k in range(0, len(trees), batch)])
         seconds = time.perf_counter() - start
     passed = None
-    if slopes:
+    if gradients:
         passed = np.zeros(len(expressions), bool)
         passed[judged] = good
-    what = "values and slopes" if slopes else "values only"
+    what = "values and gradients" if gradients else "values only"
     note = f"{KOZAX}, {what}, on {judged.sum()} of {len(judged)} formulas (no softmax, no dot), batches of {batch}"
     return PeerResult(passed, judged, seconds, seconds_compile, False, note)
 

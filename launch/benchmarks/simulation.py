@@ -22,8 +22,8 @@ from cse_jax.language.spaces import BOX, SPACES, Space
 from cse_jax.sampling.random_graphs import grow, tokens_of
 from cse_jax.screening.simulation import simulate
 from cse_jax.screening.verification import judge
-from cse_jax.search.run import SearchConfig
-from cse_jax.search.trials import LossPair, default_pair, with_loss
+from cse_jax.search.config import SearchConfig
+from cse_jax.search.task import LossPair
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import eval_batches
@@ -33,7 +33,7 @@ from detectors.models.fcos import FCOS, fcos_tiny
 from detectors.training.batched import evaluate_many, jit_many, stack_losses
 from detectors.training.loop import fit
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
 from detectors.training.step import JittedDetector, jit_detector
 
 NEVER = threading.Event()
@@ -44,15 +44,15 @@ _SIZES = {  # simulated; probed, trained, compiled each
     "full": (16384, 1024, 64, 2),
 }
 _SCHEDULES = {
-    "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, verify=2, proxy=(2, 4)),
-    "small": ScheduleConfig(verify=80, proxy=(200, 550)),
-    "full": ScheduleConfig(probe_at_once=256, verify=80, proxy=(200, 550)),
+    "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, overfit=2, proxy=(2, 4)),
+    "small": ScheduleConfig(overfit=80, proxy=(200, 550)),
+    "full": ScheduleConfig(probe_at_once=256, overfit=80, proxy=(200, 550)),
 }
 _SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 4, 16, 64)}
 _WAYS = (
     ("heads on fixed features", "probe"),
     ("proxy task, to its end", "proxy"),
-    ("whole detector, one image per category", "verify"),
+    ("whole detector, one image per category", "overfit"),
 )
 
 
@@ -63,7 +63,7 @@ def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
     predictions = [_simulation(space, simulated, rounds) for space in spaces]
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(size, pathlib.Path(folder))
-        candidates = [with_loss(bench.default, formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
+        candidates = [bench.task.replaced("box", formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
         rows = []
         for what, purpose in _WAYS[: 2 if size == "smallest" else None]:
             say(what)
@@ -115,7 +115,7 @@ class _Bench:
         self.data = open_dataset(DataConfig(digit_scenes=DigitScenesConfig(**scenes)))
         self.folder, self.schedule = folder, _SCHEDULES[size]
         self._detector = dataclasses.replace(fcos_tiny(), towers=1) if size == "smallest" else fcos_tiny()
-        self.default = default_pair(FCOS.cls_space, FCOS.box_weight)
+        self.task = task_of(FCOS)
         self.compiled = self._compile()
         self.trainer = DetectorTrainer(
             self.compiled,
@@ -124,7 +124,7 @@ class _Bench:
             self.data,
             self.schedule,
             is_output=FCOS.is_output,
-            default=self.default,
+            task=self.task,
             flip=0.0,
             seed=0,
             checkpoints=folder,
@@ -188,7 +188,7 @@ class _Bench:
         }
 
     def _train(self, purpose: str, losses: Sequence[LossPair], horizon: int | None = None, seed: int = 0) -> list:
-        """As ``cse_jax.search.run.trials.Trials`` does it: groups of losses, two at a time."""
+        """As ``cse_jax.search.trials.Trials`` does it: groups of losses, two at a time."""
         horizon, count = horizon or self.trainer.horizons(purpose)[-1], self.trainer.at_once(purpose)
         groups = [losses[start : start + count] for start in range(0, len(losses), count)]
         train = functools.partial(self.trainer.train, purpose=purpose, seed=seed, horizon=horizon, stop=NEVER)
@@ -236,12 +236,12 @@ class _Bench:
         batch = next(self.trainer._batches(purpose, 0, 0))
         looks = [(b.image, b.image_size) for b in list(eval_batches(evaluated, self._config.batch_size))]
         if purpose == "probe":
-            many, several = self.trainer._heads, stack_losses([_terms(self.default)] * count)
+            many, several = self.trainer._heads, stack_losses([_terms(self.task.default)] * count)
             start = lambda: many.init(self.compiled.init(0).model, count)  # noqa: E731
             step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
             predict = many.predict
         else:
-            losses = _terms(self.default)
+            losses = _terms(self.task.default)
             start = lambda: self.compiled.init(0)  # noqa: E731
             step = lambda state: self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))  # noqa: E731
             predict = self.compiled.predict
@@ -266,7 +266,7 @@ class _Bench:
     def side_by_side(self, count: int, rounds: int) -> dict:
         """A step of ``count`` whole detectors at once."""
         many, batch = self.trainer._whole, next(self.trainer._batches("proxy", 0, 0))
-        several = stack_losses([_terms(self.default)] * count)
+        several = stack_losses([_terms(self.task.default)] * count)
         started = time.perf_counter()
         state = many.init(self.compiled.init(0).model, count)
         state, metrics = many.step(state, batch, several, 100, 0)
@@ -277,7 +277,7 @@ class _Bench:
             state, metrics = many.step(state, batch, several, 100, 0)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - started)
-        memory = many.memory(self.compiled.init(0).model, count, batch, _terms(self.default))
+        memory = many.memory(self.compiled.init(0).model, count, batch, _terms(self.task.default))
         alone = self._alone(rounds)
         return {
             "detectors": count,
@@ -289,7 +289,11 @@ class _Bench:
         }
 
     def _alone(self, rounds: int) -> float:
-        state, batch, losses = self.compiled.init(0), next(self.trainer._batches("proxy", 0, 0)), _terms(self.default)
+        state, batch, losses = (
+            self.compiled.init(0),
+            next(self.trainer._batches("proxy", 0, 0)),
+            _terms(self.task.default),
+        )
         seconds = []
         for _ in range(max(3, rounds) + 1):
             started = time.perf_counter()

@@ -1,0 +1,133 @@
+"""What to search, and how much: the sizes and thresholds of a search and of a calibration."""
+
+import dataclasses
+
+SCALES = ("prediction", "detector", "none")
+
+
+@dataclasses.dataclass
+class BranchConfig:
+    """Sizes of one branch.
+
+    Attributes:
+      generations: E, generations; 0 leaves the branch out.
+      population: N0, formulas of the first generation.
+      offspring: N, formulas of each later generation.
+      max_probe: most candidates of a generation whose output layers are trained on fixed features.
+      max_overfit: most candidates of a generation that are trained on one image per category.
+      max_proxy: K, most candidates of a generation that begin the proxy task; the better half of them continues at each
+        of its horizons.
+      proxy_seeds: trainings of each candidate that reaches the end of the proxy task.
+      parents: P, members of the hall of fame that breed.
+      crossover, mutation: shares of offspring made by each; the rest is new random formulas.
+      seed_known: whether hand-made losses are the parents of a part of the first population.
+      screened: folder of an atlas whose shortest losses are a half of the first population; empty for none.
+    """
+
+    generations: int = 3
+    population: int = 10_000
+    offspring: int = 2_000
+    max_probe: int = 256
+    max_overfit: int = 10
+    max_proxy: int = 5
+    proxy_seeds: int = 2
+    parents: int = 3
+    crossover: float = 0.3
+    mutation: float = 0.3
+    seed_known: bool = True
+    screened: str = ""
+
+
+@dataclasses.dataclass
+class FilterConfig:
+    """Thresholds of the filters, each named after its stage.
+
+    Attributes:
+      sign_flip: keep candidates whose negation converges.
+      scale: factor on every candidate: ``"prediction"`` matches its gradient to the default loss's on simulated
+        predictions, ``"detector"`` in the output layers that the default losses have trained, on a batch of the data;
+        ``"none"`` leaves it as it is.
+      weights: further factors tried on fixed features; a candidate keeps the one that scores best there.
+      simulation_tolerance: least gain in prediction-space simulation, as a share of the default loss's.
+      early_probe_tolerance: least AP of output layers on fixed features at all horizons but the last, as a share of the
+        default loss's at the same one.
+      probe_tolerance: likewise at the last.
+      overfit_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
+      later_overfit_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
+      max_nodes: largest formula.
+    """
+
+    sign_flip: bool = True
+    scale: str = "prediction"
+    weights: tuple[float, ...] = (1.0,)
+    simulation_tolerance: float = 0.5
+    early_probe_tolerance: float = 0.5
+    probe_tolerance: float = 0.8
+    overfit_tolerance: float = 0.8
+    later_overfit_tolerance: float = 1.0
+    max_nodes: int = 40
+
+
+@dataclasses.dataclass
+class FinalConfig:
+    """The final comparison.
+
+    Attributes:
+      seeds: trainings of each row.
+      fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
+      branches: whether what the branches' winners make together and alone is all shown, not only the best.
+      random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
+        and at most as many trainings, and the best of them is a control.  It may double the cost of both branches.
+    """
+
+    seeds: int = 3
+    fit_weights: tuple[float, ...] = (0.5, 2.0)
+    branches: bool = True
+    random_search: bool = False
+
+
+@dataclasses.dataclass
+class SearchConfig:
+    """What to search, and how much.
+
+    Attributes:
+      seed: of everything random: populations, simulations, network initialisation, batches.
+      workers: trainings that run at once, in threads.  Results don't depend on it.
+      classification, regression: sizes of the two branches.
+      filters: thresholds of the filters.
+      final: the final comparison.
+    """
+
+    seed: int = 0
+    workers: int = 2
+    classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
+    regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    final: FinalConfig = dataclasses.field(default_factory=FinalConfig)
+
+    @property
+    def proxy_seeds(self) -> list[int]:
+        """Seeds of what is compared across branches on the proxy task: at least two, to know the noise."""
+        count = max(2, self.classification.proxy_seeds, self.regression.proxy_seeds)
+        return [self.seed + k for k in range(count)]
+
+
+@dataclasses.dataclass
+class CalibrationConfig:
+    """Which losses a calibration trains, in each branch.
+
+    Attributes:
+      classification, regression: formulas written by hand, beside the known losses of the space.
+      generated: losses drawn from a screened population of descendants of the hand-made ones, evenly over the range
+        of what prediction-space simulation says of them, the bad ones included.
+      rejected: formulas drawn from those that the verification rejects although they are finite.
+      population: formulas that they are drawn from.
+      seeds: trainings of each loss to the end.
+    """
+
+    classification: tuple[str, ...] = ()
+    regression: tuple[str, ...] = ()
+    generated: int = 10
+    rejected: int = 2
+    population: int = 20_000
+    seeds: int = 3

@@ -1,0 +1,87 @@
+"""What a search asks of whatever trains detectors for it."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from cse_jax.errors import UserError
+from cse_jax.search.task import LossPair, Task
+
+Purpose = Literal["probe", "overfit", "proxy", "final"]
+
+
+class Training(NamedTuple):
+    """What a trainer says of one training.
+
+    Attributes:
+      ap: average precision (COCO, IoU .50:.95) on the split of the purpose; None if the training failed.
+      metrics: further figures, by name.
+      failure: empty, or why the loss could not be trained: it diverged, or a number was not finite.
+    """
+
+    ap: float | None
+    metrics: dict[str, Any] = {}
+    failure: str = ""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Trains one detector under any losses; ``detectors.training.search_trainer`` has one.
+
+    The purposes of trainings are ``"probe"`` (output layers on fixed features), ``"overfit"`` (one image per category,
+    scored on the same images), ``"proxy"`` (a short training) and ``"final"``.
+    """
+
+    @property
+    def task(self) -> Task:
+        """What the search must know of the detector."""
+        ...
+
+    def horizons(self, purpose: Purpose) -> tuple[int, ...]:
+        """Steps at which a training for a purpose is scored, ascending; the last is its end."""
+        ...
+
+    def at_once(self, purpose: Purpose) -> int:
+        """How many losses ``train`` should be given for a purpose."""
+        ...
+
+    def train(
+        self, losses: Sequence[LossPair], *, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
+    ) -> list[Training]:
+        """Trains under each of the losses up to a horizon, and scores; may be called from several threads at once.
+
+        A training that was brought to an earlier horizon resumes there if what it left is still there.  A loss that
+        diverges gets a ``Training`` with the reason.  Everything else that goes wrong is raised.
+
+        Raises:
+          Stopped: ``stop`` was set meanwhile.
+          OutOfMemory: the losses don't fit the device's memory together.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Makes what probes and gradients need, unless it is there: a detector that the default losses have trained.
+
+        It brings their proxy training with the first seed to its end, from where it was paused.
+        """
+        ...
+
+    def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
+        """Drops what is kept of a training that will not be resumed."""
+        ...
+
+    def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
+        """Norms of the gradients of the classification and the box loss in a trained head, on a calibration batch."""
+        ...
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or its gradient became non-finite."""
+
+
+class OutOfMemory(UserError, RuntimeError):
+    """The device's memory is too small for a training, whatever the loss."""
+
+
+class Stopped(RuntimeError):
+    """The training was given up because the search is being interrupted."""
