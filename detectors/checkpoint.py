@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: trees of arrays under the names of their places in the tree, bit for bit."""
+"""Checkpoints by Orbax: trees of arrays, each stored bit for bit under the name of its place in the tree."""
 
 import pathlib
 import shutil
@@ -7,32 +7,35 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
+
+from cse_jax.errors import UserError
+from detectors.structures import AnyArray
 
 Tree = TypeVar("Tree")
 
 _ONE_AT_A_TIME = threading.Lock()  # Orbax's saves from two threads disturb each other
 
 
-class CheckpointError(OSError):
-    """A checkpoint that can't be written or read; the message says why and what to do."""
+class CheckpointError(UserError, OSError):
+    """A checkpoint that cannot be written or read; the message says why and what to do."""
 
 
-def save(path: pathlib.Path, tree: Tree) -> None:
-    """Writes a tree of arrays; the checkpoint appears complete or not at all, and replaces an earlier one.
+def save(path: pathlib.Path, tree: PyTree) -> None:
+    """Writes a tree of arrays.  The checkpoint appears complete or not at all, and replaces an earlier one.
 
     Raises:
-      CheckpointError: the folder can't be written.
+      CheckpointError: the folder cannot be written.
     """
     path = path.absolute()
     arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _ONE_AT_A_TIME:
-            shutil.rmtree(
-                path.with_name(f"{path.name}.orbax-checkpoint-tmp"), ignore_errors=True
-            )  # of a killed process
-            ocp.save(path, arrays, overwrite=True)
+            left_by_a_kill = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            ocp.save(str(path), arrays, overwrite=True)
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -47,13 +50,13 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
       like: a tree (of arrays or of shapes) with the structure, shapes and types to expect.
 
     Raises:
-      CheckpointError: there is no checkpoint, or its arrays are others; all differences are named.
+      CheckpointError: there is no checkpoint, or its arrays differ from ``like``; all differences are named.
     """
     path = path.absolute()
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path}")
     with _ONE_AT_A_TIME:
-        stored = ocp.load(path)
+        stored = ocp.load(str(path))
     expected = _named(like)
     problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
     problems += [f"{name} is not part of this model" for name in stored.keys() - expected.keys()]
@@ -69,7 +72,7 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
 
 def exists(path: pathlib.Path) -> bool:
     """Whether a complete checkpoint is there."""
-    return path.is_dir() and ocp.is_orbax_checkpoint(path.absolute())
+    return path.is_dir() and ocp.is_orbax_checkpoint(str(path.absolute()))
 
 
 def delete(path: pathlib.Path) -> None:
@@ -77,7 +80,7 @@ def delete(path: pathlib.Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _named(tree: Tree) -> dict[str, jax.Array]:
+def _named(tree: PyTree) -> dict[str, AnyArray | jax.ShapeDtypeStruct]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,8 +1,8 @@
 """Where a loss enters a detector: formulas as data or losses of the library, applied to logits, labels and boxes.
 
 All functions are differentiable in the predictions.  A formula is traced, so a training step that takes
-``DetectionLosses`` as an input is compiled once and then trains with any formula of the same spaces; it is compiled
-again for each library loss, but never for a weight.
+``DetectionLosses`` as an input is compiled once and then trains with any formula of the same spaces.  It is compiled
+again for each library loss, but never for another weight.
 """
 
 from typing import NamedTuple
@@ -57,11 +57,11 @@ def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLos
     Args:
       text: a library loss with or without hyper-parameters (``varifocal_loss``, ``focal_loss(gamma=1.5)``), a loss of
         ``cse_jax.language.zoo`` (``CEI``), or a formula.
-      space: the space that it must belong to.
+      space: the space that the loss must belong to.
       weight: factor on the loss.
 
     Raises:
-      ValueError: none of these; the message says what was expected and names the nearest loss.
+      LossError, FormulaError: it is none of these; the message says what was expected and names the nearest loss.
     """
     named = named_losses.read(text, space, weight)
     if named is not None:
@@ -91,11 +91,12 @@ def resolve_pair(
     Args:
       cls_space: the detector's classification space.
       cls, box: as ``resolve`` reads them; the defaults of the spaces if empty.
-      cls_weight, box_weight: factors; without ``box_weight``, 1 for losses on encoded offsets and else the usual one.
-      usual_box_weight: the detector's, for losses on decoded boxes.
+      cls_weight: factor on the classification loss.
+      box_weight: factor on the box loss; by default 1 for losses on encoded offsets, else ``usual_box_weight``.
+      usual_box_weight: the detector's weight of losses on decoded boxes.
 
     Raises:
-      ValueError: a text names no loss of its space.
+      LossError, FormulaError: a text names no loss of its space.
     """
     cls, box = cls or zoo.default_name(cls_space), box or zoo.default_name(spaces.BOX)
     if box_weight is None:
@@ -111,7 +112,7 @@ def binary_class_loss(
     quality: Float[Array, "*b n c"],
     labels: Float[Array, "*b n c"],
     mask: Bool[Array, "*b n"] | None = None,
-    alpha: float = 0.25,
+    alpha: float | Float[Array, ""] = 0.25,
 ) -> Float[Array, "*b n c"]:
     """Sigmoid classification loss per element, in a one-stage head.
 
@@ -121,8 +122,8 @@ def binary_class_loss(
       quality: detached IoU of the decoded box with its target at the ground-truth class, 0 elsewhere.
       labels: 1 at the ground-truth class, 0 elsewhere.
       mask: rows that count; the others give 0.
-      alpha: weight of positives, ``1 - alpha`` of negatives, for formulas only: it multiplies outside of them (authors'
-        code).  A library loss has its own balance, or none.
+      alpha: weight of positives, while negatives have ``1 - alpha``.  It multiplies the value of a formula (authors'
+        code) and does not apply to a library loss, which has its own balance or none.
     """
     if isinstance(loss, NamedLoss):
         return named_losses.evaluate(loss, {"logits": logits, "quality": quality, "labels": labels}, mask)
@@ -135,14 +136,14 @@ def binary_class_loss(
 def binary_class_divisor(
     loss: LossTerm | NamedLoss, *, usual: Float[Array, ""], mask: Bool[Array, "*b n"], classes: int
 ) -> Float[Array, ""]:
-    """What the sum of ``binary_class_loss`` is divided by: as usual, or by all entries for a loss that is a mean (GHM).
+    """The divisor of the sum of ``binary_class_loss``: the usual one, or all entries for a loss that is a mean (GHM-C).
 
-    GHM-C weights every entry with 1 on average, most of them easy negatives: divided by the few positives it would be
-    hundreds of times the loss of its paper.
+    GHM-C (Li et al. 2019) gives every entry, easy negatives included, a weight of 1 on average.  Divided by the few
+    positives it would be hundreds of times the loss of its paper.
 
     Args:
-      loss: the loss.
-      usual: what the detector divides by.
+      loss: formula or library loss of ``spaces.BINARY_CLASS``.
+      usual: the detector's divisor.
       mask: rows that count.
       classes: entries of a row.
     """
@@ -187,8 +188,8 @@ def box_loss(
       loss: formula or library loss of ``spaces.BOX``; a loss per coordinate is summed over the four.
       predicted: boxes, in the unit that the detector feeds its loss (pixels, or strides for FCOS).
       target: boxes, in the same unit.
-      predicted_offsets: the same boxes as the head encodes them, for L1 and its kin.
-      target_offsets: likewise.
+      predicted_offsets: the same boxes as the head encodes them, for L1 and similar losses.
+      target_offsets: the target boxes in the same encoding.
       mask: rows that count; the others give 0.
     """
     if isinstance(loss, NamedLoss):

@@ -1,6 +1,6 @@
 """The losses of ``cse_jax.losses`` by name: which fit a space, and how text such as ``focal_loss(gamma=1.5)`` is read.
 
-Text is only ever taken apart, never evaluated.
+Text is parsed, never evaluated.
 """
 
 import ast
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cse_jax import losses as library
+from cse_jax.errors import UserError
 from cse_jax.language import spaces
 from cse_jax.language.spaces import Space
 
@@ -58,7 +59,7 @@ _NOT_OPTIONS = ("mask", "weights", "counts", "momentum")  # momentum needs count
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*(\(.*\))?", re.DOTALL)
 
 
-class LossError(ValueError):
+class LossError(UserError, ValueError):
     """Text that names no loss of a space; the message shows the nearest name and the ones that fit."""
 
 
@@ -67,26 +68,26 @@ class LossError(ValueError):
 class NamedLoss:
     """A function of ``cse_jax.losses``, and the weight it is multiplied by.
 
-    What takes one compiles once for each function with its options; the weight is traced.
+    A jitted function that takes one compiles once for each loss with its options; the weight is traced.
 
     Attributes:
       function: the loss.
-      options: its hyper-parameters where they are not the default, by name.
-      weight: factor on the loss.
+      options: names and values of its hyper-parameters that differ from the default.
+      weight: factor on the loss, a scalar array.
     """
 
     function: Callable
     options: tuple[tuple[str, int | float | None], ...]
-    weight: Float[Array, ""]
+    weight: typing.Any  # functions that map trees, such as jax.tree.map, put leaves of other types here
 
     @property
     def on_offsets(self) -> bool:
-        """Whether a box loss reads encoded offsets; else it reads boxes."""
+        """Whether a box loss reads encoded offsets rather than boxes."""
         return self.function in _ON_OFFSETS
 
     @property
     def is_mean(self) -> bool:
-        """Whether the loss is defined as the mean over all entries that count, whatever the detector divides by."""
+        """Whether the loss is by definition the mean over all entries that count, not over what the detector counts."""
         return self.function is library.ghm_c_loss
 
 
@@ -102,8 +103,8 @@ def evaluate(
 
     Args:
       loss: the loss.
-      inputs: what any loss of the space may read, by the names of the library's arguments.
-      mask: rows that count; the others give 0, and GHM's density leaves them out.
+      inputs: everything that a loss of the space may read, by the names of the library's arguments.
+      mask: rows that count; the others give 0 and do not count in GHM's density.
 
     Returns:
       Values in the shape that the function documents.
@@ -116,7 +117,7 @@ def evaluate(
 
 
 def read(text: str, space: Space, weight: float = 1.0) -> NamedLoss | None:
-    """Reads ``name`` or ``name(hyper_parameter=number, ...)``; None if the text begins with no name of the library.
+    """Reads ``name`` or ``name(hyper_parameter=number, ...)``; None if the text starts with no name of the library.
 
     Raises:
       LossError: the loss does not fit the space, or a hyper-parameter is unknown or of the wrong type.
@@ -135,7 +136,7 @@ def read(text: str, space: Space, weight: float = 1.0) -> NamedLoss | None:
 
 
 def hint(text: str, space: Space) -> str:
-    """What to say of the library about text that is no formula; empty if the text doesn't look like a loss's name."""
+    """Names of the library for text that is not a formula; empty if the text does not look like a loss's name."""
     match = _CALL.fullmatch(text.strip())
     if not match or (match[2] and "=" not in match[2] and match[2].strip("() ")):
         return ""
@@ -161,9 +162,9 @@ def _options(function: Callable, text: str) -> dict[str, int | float | None]:
     takes = f"{name} takes {shown}" if known else f"{name} takes no hyper-parameters"
     try:
         call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not isinstance(call, ast.Call) or call.args:
             raise ValueError("hyper-parameters are given by keyword")
-        given = [(k.arg, ast.literal_eval(k.value)) for k in call.keywords]
+        given = [(_keyword(k), ast.literal_eval(k.value)) for k in call.keywords]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise LossError(f"cannot read {text!r}: write name(keyword=number, ...); {takes}") from error
     if len(dict(given)) < len(given):
@@ -177,6 +178,12 @@ def _options(function: Callable, text: str) -> dict[str, int | float | None]:
     return {key: value for key, value in given if value != known[key].default}
 
 
+def _keyword(given: ast.keyword) -> str:
+    if given.arg is None:
+        raise ValueError("** is not read")
+    return given.arg
+
+
 def _check(name: str, parameter: inspect.Parameter, value: object) -> None:
     annotation = parameter.annotation
     if value is None and types.NoneType in typing.get_args(annotation):
@@ -184,6 +191,7 @@ def _check(name: str, parameter: inspect.Parameter, value: object) -> None:
     if annotation is int:
         fits, wanted = type(value) is int and value > 0, "a whole number above 0"
     else:
-        fits, wanted = type(value) in (int, float) and math.isfinite(value), "a finite number"
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        wanted = "a finite number"
     if not fits:
         raise LossError(f"{name}: {parameter.name} is {value!r}; give {wanted}, such as {parameter.default}")

@@ -1,33 +1,36 @@
 """The arrays that flow between data, detectors and evaluation.
 
-Dimensions used everywhere: ``b`` images, ``h w`` pixels, ``m`` padded ground-truth boxes, ``k`` padded detections.
-Boxes are ``(x1, y1, x2, y2)`` in pixels of the network's input; padding is always marked by a mask, never by a
-sentinel value.
+Dimensions used everywhere: ``b`` images, ``h w`` space, ``n`` boxes or points, ``c`` classes, ``m`` padded
+ground-truth boxes, ``k`` padded detections.  Boxes are ``(x1, y1, x2, y2)`` in pixels of the network's input.  Padding
+is always marked by a mask, never by a sentinel value.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = Array | np.ndarray  # a function that takes one takes arrays of the host and of the device
 
 
 class Batch(NamedTuple):
-    """One batch of a detector's input, all shapes static."""
+    """One batch of a detector's input, all shapes static; on the host as NumPy arrays, in a step as JAX arrays."""
 
-    image: Float[Array, "b h w 3"]  # normalised, then zero-padded
-    image_size: Float[Array, "b 2"]  # (height, width) of the image inside the padding, pixels
-    boxes: Float[Array, "b m 4"]
-    labels: Int[Array, "b m"]  # 0 .. classes - 1
-    valid: Bool[Array, "b m"]  # False marks padding of boxes and labels
-    image_id: Int[Array, " b"]
-    real: Bool[Array, " b"]  # False marks images that only fill up an evaluation's last batch
-    masks: Bool[Array, "b m h2 w2"] | None = None  # over the padded image, or coarser by a whole factor
+    image: Float[AnyArray, "b h w 3"]  # normalised, then zero-padded
+    image_size: Float[AnyArray, "b 2"]  # (height, width) of the image inside the padding, pixels
+    boxes: Float[AnyArray, "b m 4"]
+    labels: Int[AnyArray, "b m"]  # 0 .. classes - 1
+    valid: Bool[AnyArray, "b m"]  # False marks padding of boxes and labels
+    image_id: Int[AnyArray, " b"]
+    real: Bool[AnyArray, " b"]  # False marks images that only fill up an evaluation's last batch
+    masks: Bool[AnyArray, "b m h2 w2"] | None = None  # over the padded image, or coarser by a whole factor
 
 
 class Detections(NamedTuple):
     """A detector's output for one image (or, with a leading ``b``, for a batch), best score first."""
 
-    boxes: Float[Array, "*b k 4"]
-    scores: Float[Array, "*b k"]
-    labels: Int[Array, "*b k"]
-    valid: Bool[Array, "*b k"]
-    masks: Float[Array, "*b k s s"] | None = None  # probabilities over each box
+    boxes: Float[AnyArray, "*b k 4"]
+    scores: Float[AnyArray, "*b k"]
+    labels: Int[AnyArray, "*b k"]
+    valid: Bool[AnyArray, "*b k"]
+    masks: Float[AnyArray, "*b k s s"] | None = None  # probabilities over each box

@@ -1,6 +1,6 @@
-"""Images as the files of a data set describe them, checked, and the columns in which their annotations are kept.
+"""Images as the files of a data set describe them, their check, and the columns in which annotations are kept.
 
-Readers of the data sets' own layouts yield ``AnnotatedImage``; ``check`` decides what of it can be used.
+Readers of the data sets' own layouts yield ``AnnotatedImage``; ``check`` decides which parts of it can be used.
 """
 
 import io
@@ -23,7 +23,7 @@ class AnnotatedImage(NamedTuple):
 
     path: pathlib.Path
     image_id: int
-    size: tuple[int, int] | None  # (height, width) as annotated; None where a data set doesn't say
+    size: tuple[int, int] | None  # (height, width) as annotated; None where a data set does not say it
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
     area: Float[np.ndarray, " n"]
@@ -37,13 +37,13 @@ def check(image: AnnotatedImage, report: BadRecords) -> tuple[bytes, AnnotatedIm
 
     Args:
       image: as annotated.
-      report: receives each dropped box.
+      report: receives the reason for each dropped box.
 
     Returns:
       The file's bytes, and the image with its true size and its good boxes.
 
     Raises:
-      BadRecord: the file is missing or no image, or has another size than annotated.
+      BadRecord: the file is missing or not an image, or has another size than annotated.
     """
     try:
         encoded = image.path.read_bytes()
@@ -127,6 +127,7 @@ def load_annotations(path: pathlib.Path, *, masks: bool) -> tuple[list[Annotatio
 
 
 def save_report(path: pathlib.Path, report: BadRecords) -> None:
+    """Writes what was dropped when a split was built; see ``load_report``."""
     path.write_text(json.dumps(report.to_json(), indent=1))
 
 

@@ -78,21 +78,26 @@ class Bdd100kData(DiskData):
                 report.add(bad.reason, bad.detail)
 
 
-def _read_row(row: dict, folder: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
-    """Reads one image's labels. Lanes and drivable areas, which have no box, are no objects."""
-    name = row.get("name")
+def _read_row(row: object, folder: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
+    """Reads one image's labels. Lanes and drivable areas have no box and do not count as objects."""
+    name = row.get("name") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or not isinstance(name, str):
+        raise BadRecord("annotation that cannot be read", f"row {image_id} has no name")
     try:
         objects = [label for label in row.get("labels") or [] if label.get("box2d")]
-        own = [o["category"] for o in objects]
+        own = [str(o["category"]) for o in objects]
         boxes = np.array([[o["box2d"][e] for e in ("x1", "y1", "x2", "y2")] for o in objects], np.float64)
-        image = folder / name
+        crowd = [category in IGNORED or _is_crowd(o) for category, o in zip(own, objects, strict=True)]
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         detail = f"{name} ({type(error).__name__}: {error})"
         raise BadRecord("annotation that cannot be read", detail) from error
-    names = [RENAMED.get(category, IGNORED.get(category, category)) for category in own]
-    unknown = sorted(set(names) - set(categories))
+    ours = [RENAMED.get(category, IGNORED.get(category, category)) for category in own]
+    unknown = sorted(set(ours) - set(categories))
     if unknown:
         raise BadRecord("category that is not declared", f"{name}: {', '.join(unknown)}")
-    crowd = [o["category"] in IGNORED or bool((o.get("attributes") or {}).get("crowd")) for o in objects]
-    labels = [categories.index(name) for name in names]
-    return AnnotatedImage(image, image_id, None, **columns(boxes.reshape(-1, 4), labels, crowd=crowd))
+    labels = [categories.index(category) for category in ours]
+    return AnnotatedImage(folder / name, image_id, None, **columns(boxes.reshape(-1, 4), labels, crowd=crowd))
+
+
+def _is_crowd(label: dict) -> bool:
+    return bool((label.get("attributes") or {}).get("crowd"))

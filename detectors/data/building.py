@@ -1,4 +1,4 @@
-"""Builds a TFDS data set once, whole or not at all, without TensorFlow."""
+"""Builds a TFDS data set once, completely or not at all, without TensorFlow."""
 
 import contextlib
 import fcntl
@@ -6,21 +6,36 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from cse_jax.errors import UserError
+
+Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
+Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it at run time
+
+
+class BuildError(UserError, OSError):
+    """A data set cannot be built or read again; the message names the folder and says what to do."""
+
 
 class StableWriter(writer.ExampleWriter):
-    """Writes the same bytes in every process. Protocol buffers order the entries of a map at random otherwise."""
+    """Writes array records whose bytes are the same in every process.
+
+    Protocol buffers would otherwise write the entries of a map in random order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD)
 
     def write(self, path, examples):
         stable = (
-            (key, tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True))
-            for key, serialized in examples
+            (key, Example.FromString(serialized).SerializeToString(deterministic=True)) for key, serialized in examples
         )
         return super().write(path, stable)
 
@@ -30,14 +45,14 @@ def default_data_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
 
 
-def build_once(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+def build_once(make_builder: Callable[[], Builder]) -> Builder:
     """The builder, after building its data set unless it is there.
 
     The files appear under their final name in one step when they are complete. Several processes may call this at
     once: one of them builds, the others wait.
 
     Args:
-      make_builder: a new builder at each call.
+      make_builder: makes a new builder at each call.
     """
     with _quiet_tfds():
         builder = make_builder()
@@ -57,7 +72,7 @@ def build_once(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.cor
 
 
 @contextlib.contextmanager
-def _exclusive(folder: pathlib.Path):
+def _exclusive(folder: pathlib.Path) -> Iterator[None]:
     """Holds a lock on the folder; the system drops it if the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -71,8 +86,8 @@ def _remove_interrupted_builds(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_tfds():
-    """Silences TFDS, which talks of downloads and custom configurations that don't concern the user."""
+def _quiet_tfds() -> Iterator[None]:
+    """Silences TFDS, whose messages about downloads and custom configurations do not concern the user."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -3,14 +3,14 @@
     root/annotations/instances_train2017.json    root/train2017/
     root/annotations/instances_val2017.json      root/val2017/
 
-Smaller sets in the same format name their files otherwise: ``--config.data.annotations`` and ``--config.data.images``.
+Smaller sets in the same format have other file names: ``--config.data.annotations`` and ``--config.data.images``.
 """
 
 import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from hotcoco import mask as rle
@@ -50,7 +50,7 @@ class CocoData(DiskData):
         return [self.folder() / self.images.format(split=getattr(self, role))]
 
     def categories(self) -> tuple[str, ...]:
-        """The categories in the order of their ids; ids have gaps, labels don't."""
+        """The categories in the order of their ids; ids have gaps, labels do not."""
         (path,) = self.annotation_files("train")
         return tuple(category["name"] for category in _categories(_read(path), path))
 
@@ -96,9 +96,9 @@ def _read_image(row: dict, objects: list[dict], folder: pathlib.Path, label_of: 
         described = columns(
             np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1),
             [label_of[o["category_id"]] for o in objects],
-            area=[o.get("area", o["bbox"][2] * o["bbox"][3]) for o in objects],
-            crowd=[o.get("iscrowd", 0) for o in objects],
-            difficult=[o.get("difficult", o.get("ignore", 0)) for o in objects],
+            area=[float(o.get("area", o["bbox"][2] * o["bbox"][3])) for o in objects],
+            crowd=[bool(o.get("iscrowd", 0)) for o in objects],
+            difficult=[bool(o.get("difficult", o.get("ignore", 0))) for o in objects],
             masks=[run_lengths(o.get("segmentation"), size) for o in objects],
         )
     except (LookupError, TypeError, ValueError) as error:
@@ -108,11 +108,11 @@ def _read_image(row: dict, objects: list[dict], folder: pathlib.Path, label_of: 
     return AnnotatedImage(folder / row["file_name"], row["id"], size, **described)
 
 
-def run_lengths(segmentation: list | Mapping | None, size: tuple[int, int]) -> bytes:
-    """A mask in COCO's compressed run-length form, as its own evaluation rasterises it; empty if there is none.
+def run_lengths(segmentation: list | dict | None, size: tuple[int, int]) -> bytes:
+    """A mask as COCO's compressed run lengths, rasterised as in COCO's own evaluation; empty if there is none.
 
     Args:
-      segmentation: polygons ``[[x1, y1, x2, y2, ...], ...]`` or run lengths ``{"size", "counts"}``.
+      segmentation: polygons ``[[x1, y1, x2, y2, ...], ...]`` in pixels, or run lengths ``{"size", "counts"}``.
       size: (height, width) of the image.
 
     Raises:
@@ -120,11 +120,11 @@ def run_lengths(segmentation: list | Mapping | None, size: tuple[int, int]) -> b
     """
     if not segmentation:
         return b""
-    if isinstance(segmentation, Mapping) and tuple(segmentation.get("size", ())) != tuple(size):
-        raise ValueError(f"run lengths of size {segmentation.get('size')} for an image of size {size}")
-    parts = rle.frPyObjects(segmentation, *size)
-    merged = rle.merge(parts) if isinstance(parts, list) else parts
-    return bytes(merged["counts"])
+    if isinstance(segmentation, dict):
+        if tuple(segmentation.get("size", ())) != size:
+            raise ValueError(f"run lengths of size {segmentation.get('size')} for an image of size {size}")
+        return bytes(rle.frPyObjects(segmentation, *size)["counts"])
+    return bytes(rle.merge(rle.frPyObjects(segmentation, *size))["counts"])
 
 
 def _read(path: pathlib.Path) -> dict:

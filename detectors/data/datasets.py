@@ -1,10 +1,10 @@
-"""Opens a data set: the digit scenes, or one that the user has on disk. Says once what was wrong with its records."""
+"""Opens a data set: the digit scenes, or one that the user has on disk. Flawed records are logged once."""
 
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -12,14 +12,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import UInt8
-from tensorflow_datasets.proto import tf_example_pb2
 
+from cse_jax.errors import InputError
 from detectors.data.annotated import load_annotations, load_report
+from detectors.data.building import BuildError, Example
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
-from detectors.data.resizing import fitted_size, resized
+from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
 
 SIZE_MULTIPLE = 32  # batches are padded to a multiple of the detectors' common strides
@@ -53,9 +54,9 @@ class Dataset(NamedTuple):
     bad_records: dict[str, BadRecords]
 
     def check_classes(self, classes: int) -> None:
-        """Raises ValueError unless a detector of so many classes can tell the categories apart."""
+        """Raises InputError unless a detector of ``classes`` classes has one for each category."""
         if classes < len(self.categories):
-            raise ValueError(
+            raise InputError(
                 f"The data set has {len(self.categories)} categories, the detector {classes}: set "
                 f"--config.detector.classes={len(self.categories)}"
             )
@@ -64,32 +65,39 @@ class Dataset(NamedTuple):
 def open_dataset(config: DataConfig | DiskData) -> Dataset:
     """Builds the data set unless it is cached, and opens its splits.
 
-    What is wrong with single records is logged once and kept in ``bad_records``.
+    Flaws of single records are logged once and kept in ``bad_records``.
 
     Raises:
-      OSError: the data set can be neither built nor read, naming the folder.
-      ValueError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
+      BuildError, LayoutError: the data set can be neither built nor read; the message names the folder.
+      InputError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
     """
-    builder = build_detection_set(config) if isinstance(config, DiskData) else _digit_scenes(config)
+    builder = (
+        build_detection_set(config)
+        if isinstance(config, DiskData)
+        else build_digit_scenes(config.digit_scenes, config.data_dir)
+    )
     try:
         if isinstance(config, DiskData):
             return _open_detection_set(builder, config)
-        records = {
-            split: builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-            for split in SPLITS
-        }
-        return open_records(records, CATEGORIES, config)
+        return open_records({split: _records_of(builder, split) for split in SPLITS}, CATEGORIES, config)
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise BuildError(
             f"Could not read the data set in {builder.data_path}: {error}. Delete that folder to have it built again."
         ) from error
+
+
+def _records_of(builder: tfds.core.DatasetBuilder, split: str) -> grain.sources.RandomAccessDataSource[Mapping]:
+    """The records of a split, with encoded images."""
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    # A decorator of TFDS hides the parameter split from pyright.
+    return builder.as_data_source(split=split, decoders=decoders)  # pyright: ignore[reportCallIssue]
 
 
 def category_names(config: DataConfig | DiskData) -> tuple[str, ...]:
     """The names of a data set's labels, without building it.
 
     Raises:
-      OSError: its folder does not hold what says them.
+      LayoutError: the data set's folder does not hold them.
     """
     if not isinstance(config, DiskData):
         return CATEGORIES
@@ -104,8 +112,16 @@ def open_records(
 ) -> Dataset:
     """Validates the records of ``train``, ``select`` and ``test``, as ``open_dataset`` does for the digit scenes.
 
-    Images without boxes and small images are kept in ``select`` and ``test``, where every image is scored, and left
-    out of ``train``.
+    Images without boxes and small images are left out of ``train``, but kept in ``select`` and ``test``, where every
+    image is scored.
+
+    Args:
+      records: of each split; see ``detectors.data.records``.
+      categories: names of the labels.
+      config: how batches are made.
+
+    Raises:
+      InputError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
     """
     annotations, images, reports = {}, {}, {}
     for split in SPLITS:
@@ -115,13 +131,13 @@ def open_records(
             record = records[split][index]
             try:
                 image = decode_image(record["image"], int(record["image_id"]))
-                found.append(read_annotation(record, image.shape[:2], categories, report))
+                found.append(read_annotation(record, image_size(image), categories, report))
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
                 continue
             indices.append(index)
             if config.cache:
-                decoded.append(resized(image, _target(image.shape[:2], config)))
+                decoded.append(resized(image, _target(image_size(image), config)))
         kept = _usable(found, config, report, training=split == "train")
         annotations[split] = [found[index] for index in kept]
         fetch = functools.partial(_record_image, records[split])
@@ -129,8 +145,8 @@ def open_records(
         images[split] = [decoded[index] for index in kept] if config.cache else _OnDemand(fetch, chosen, config)
         _check_split(split, annotations[split], len(records[split]), report)
     layout = _layout(annotations, config)
-    sources = {split: Source(annotations[split], images[split], categories, layout) for split in SPLITS}
-    return Dataset(categories, **sources, bad_records=reports)
+    train, select, test = (Source(annotations[split], images[split], categories, layout) for split in SPLITS)
+    return Dataset(categories, train, select, test, bad_records=reports)
 
 
 class BuiltSplit(NamedTuple):
@@ -148,7 +164,7 @@ class BuiltSplit(NamedTuple):
 
 
 def read_built(builder: tfds.core.DatasetBuilder, role: str, *, masks: bool = True, shown_bad: int = 3) -> BuiltSplit:
-    """What ``build_detection_set`` wrote of ``train`` or ``test``, with ``shown_bad`` cases of each flaw."""
+    """What ``build_detection_set`` wrote of ``train`` or ``test``, with up to ``shown_bad`` cases of each flaw."""
     path = pathlib.Path(builder.data_path)
     categories = tuple(json.loads((path / "categories.json").read_text()))
     annotations, names = load_annotations(path / f"annotations-{role}.npz", masks=masks)
@@ -167,7 +183,7 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
         annotations[role] = [split.annotations[index] for index in places[role]]
         _check_split(role, annotations[role], len(found), report)
     if not 0 <= config.select_images < len(places["train"]):
-        raise ValueError(
+        raise InputError(
             f"data.select_images={config.select_images} must leave images to train on, of {len(places['train'])}"
         )
     layout = _layout(annotations, config)
@@ -179,19 +195,20 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
         return Source([annotations[role][index] for index in chosen], images, splits[role].categories, layout)
 
     shuffled = np.random.default_rng(0).permutation(len(places["train"]))
-    held_out, rest = sorted(shuffled[: config.select_images]), sorted(shuffled[config.select_images :])
+    held_out = sorted(shuffled[: config.select_images].tolist())
+    rest = sorted(shuffled[config.select_images :].tolist())
     test = source("test", range(len(places["test"])))
     select, reports["select"] = (source("train", held_out), BadRecords()) if held_out else (test, reports["test"])
     return Dataset(test.categories, source("train", rest), select, test, bad_records=reports)
 
 
 def _usable(annotations: Sequence[Annotation], config: BatchConfig, report: BadRecords, *, training: bool) -> list[int]:
-    """Indices of the images to use; raises ValueError where the padding is too short."""
+    """Indices of the images to use; raises InputError where the padding is too short."""
     kept = []
     for index, annotation in enumerate(annotations):
         boxes = int(annotation.trained.sum())
         if boxes > config.max_boxes:
-            raise ValueError(
+            raise InputError(
                 f"Image {annotation.image_id} has {boxes} boxes, more than max_boxes={config.max_boxes}: set "
                 f"data.max_boxes to at least {max(int(other.trained.sum()) for other in annotations)}."
             )
@@ -209,50 +226,46 @@ def _check_split(split: str, annotations: Sequence[Annotation], records: int, re
     if report:
         logging.warning("Split %s has flawed records:\n%s", split, report)
     if not annotations:
-        raise ValueError(f"Split {split!r} has no valid record out of {records}:\n{report}")
+        raise InputError(f"Split {split!r} has no valid record out of {records}:\n{report}")
 
 
 def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
-    """One shape that holds all images, or, if they are resized, all of them lying on their long side."""
+    """One shape that holds all images; if they are resized, with their long side as width."""
     if config.mask_stride and SIZE_MULTIPLE % config.mask_stride:
-        raise ValueError(f"data.mask_stride={config.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")
+        raise InputError(f"data.mask_stride={config.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")
     sizes = np.array([_target(a.size, config) for split in annotations.values() for a in split])
     if config.limits:
         sizes.sort(axis=1)
-    padded = -(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    height, width = (-(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
     return Layout(
-        tuple(padded.tolist()),
+        (height, width),
         config.max_boxes,
-        tuple(config.mean),
-        tuple(config.std),
+        config.mean,
+        config.std,
         two_shapes=bool(config.limits),
         mask_stride=config.mask_stride,
     )
 
 
 def _target(size: tuple[int, int], config: BatchConfig) -> tuple[int, int]:
-    return fitted_size(size, config.limits) if config.limits else tuple(size)
-
-
-def _digit_scenes(config: DataConfig) -> tfds.core.DatasetBuilder:
-    return build_digit_scenes(config.digit_scenes, config.data_dir)
+    return fitted_size(size, config.limits) if config.limits else size
 
 
 class _OnDemand(Sequence):
     """Images at ``indices``, decoded and resized at each access."""
 
-    def __init__(self, fetch, indices: Sequence[int], config: BatchConfig):
-        self._fetch, self._indices, self._config = fetch, [int(index) for index in indices], config
+    def __init__(self, fetch: Callable[[int], tuple[bytes, int]], indices: Sequence[int], config: BatchConfig) -> None:
+        self._fetch, self._indices, self._config = fetch, list(indices), config
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         image = decode_image(*self._fetch(self._indices[index]))
-        return resized(image, _target(image.shape[:2], self._config))
+        return resized(image, _target(image_size(image), self._config))
 
 
-def _record_image(records, index: int) -> tuple[bytes, int]:
+def _record_image(records: grain.sources.RandomAccessDataSource[Mapping], index: int) -> tuple[bytes, int]:
     record = records[index]
     return record["image"], int(record["image_id"])
 
@@ -271,5 +284,5 @@ class _StoredImages:
         return {"_paths": self._paths}
 
     def __call__(self, index: int) -> tuple[bytes, int]:
-        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        features = Example.FromString(self._records[index]).features.feature
         return features["image"].bytes_list.value[0], features["image_id"].int64_list.value[0]

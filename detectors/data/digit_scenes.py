@@ -16,10 +16,12 @@ import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float, Int
 from PIL import Image
 from tensorflow_datasets.core import writer
 
-from detectors.data.building import StableWriter, build_once, default_data_dir
+from cse_jax.errors import InputError
+from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
 from detectors.data.scene_rendering import SceneConfig, render_scene
 
 SPLITS = ("train", "select", "test")
@@ -46,18 +48,21 @@ class DigitScenesConfig:
         return f"{self.scene.image_size}px-{counts}-seed{self.seed}-{digest}"
 
     def images(self, split: str) -> int:
+        """Number of images of a split."""
         return {"train": self.train_images, "select": self.select_images, "test": self.test_images}[split]
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be built."""
+        """Raises InputError for settings that cannot be built."""
         for split in SPLITS:
             if self.images(split) < 1:
-                raise ValueError(f"{split}_images={self.images(split)} must be at least 1")
+                raise InputError(f"{split}_images={self.images(split)} must be at least 1")
         self.scene.check()
 
 
 @dataclasses.dataclass(eq=False)
 class DigitScenesBuilderConfig(tfds.core.BuilderConfig):
+    """What TFDS passes to the builder."""
+
     scenes: DigitScenesConfig = dataclasses.field(default_factory=DigitScenesConfig)
 
 
@@ -67,6 +72,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
     Boxes are ``(x1, y1, x2, y2)`` in pixels, far edges exclusive. Raise ``VERSION`` when a change alters the bytes.
     """
 
+    builder_config: DigitScenesBuilderConfig  # a property of TFDS, typed
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
@@ -89,7 +95,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _example_writer(self) -> writer.ExampleWriter:
-        return StableWriter(file_format=self.info.file_format)
+        return StableWriter()
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
@@ -107,25 +113,26 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": _encode_png(scene.image), "image_id": first_id + index, "objects": objects}
 
 
-def split_glyphs(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def split_glyphs(seed: int) -> dict[str, tuple[Float[np.ndarray, "g 8 8"], Int[np.ndarray, " g"]]]:
     """Divides the glyphs between the splits, digit by digit.
 
     Returns:
-      For each split its glyphs ``[g, 8, 8]``, float32 with ink in 0..1, and their labels ``[g]``.
+      For each split its glyphs, with ink in 0..1, and their labels.
     """
     from sklearn.datasets import load_digits  # scikit-learn takes a second to load and only building needs it
 
-    digits = load_digits()
+    pixels, digits = load_digits(return_X_y=True)
+    glyphs, digits = np.reshape(pixels, (-1, 8, 8)), np.asarray(digits)
     rng = np.random.default_rng([seed, len(SPLITS)])
     members = {split: [] for split in SPLITS}
     for digit in range(len(CATEGORIES)):
-        shuffled = rng.permutation(np.flatnonzero(digits.target == digit))
+        shuffled = rng.permutation(np.flatnonzero(digits == digit))
         ends = np.rint(np.cumsum(GLYPH_SHARES) * len(shuffled)).astype(int)
         for split, part in zip(SPLITS, np.split(shuffled, ends[:-1]), strict=True):
             members[split].append(part)
     chosen = {split: np.concatenate(parts) for split, parts in members.items()}
     return {
-        split: ((digits.images[index] / 16).astype(np.float32), digits.target[index].astype(np.int32))
+        split: ((glyphs[index] / 16).astype(np.float32), digits[index].astype(np.int32))
         for split, index in chosen.items()
     }
 
@@ -141,8 +148,8 @@ def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = 
       data_dir: where data sets are kept; ``default_data_dir()`` if empty.
 
     Raises:
-      OSError: the folder cannot be written or the disk is full, naming the folder and what to do.
-      ValueError: the settings contradict each other.
+      BuildError: the folder cannot be written or the disk is full; the message names the folder and says what to do.
+      InputError: the settings contradict each other.
     """
     config.check()
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
@@ -152,7 +159,7 @@ def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = 
     # Array records report a full disk as RuntimeError.
     except (OSError, RuntimeError) as error:
         megabytes = sum(map(config.images, SPLITS)) * 3 * config.scene.image_size**2 // 10**6 + 1
-        raise OSError(
+        raise BuildError(
             f"Could not build the digit scenes in {root}: {error}. The folder must be writable, with {megabytes} MB"
             " free; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
         ) from error

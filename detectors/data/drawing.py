@@ -11,7 +11,7 @@ from detectors.data.records import Annotation
 
 COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#ffffff")
 MASK_OPACITY = 0.45
-_FONT = 11  # pixels of a name's letters, and more on images larger than this
+_FONT = 11  # pixels of a name's letters on images of up to _USUAL_SIDE; it grows with larger ones
 _USUAL_SIDE = 640
 
 
@@ -22,7 +22,7 @@ def draw_objects(
     *,
     scores: Float[np.ndarray, " n"] | None = None,
 ) -> Image.Image:
-    """The image with boxes, names and masks of all its objects. Crowds and difficult objects say so.
+    """The image with boxes, names and masks of all its objects. Names mark crowds and difficult objects.
 
     Args:
       image: of the annotation's size.
@@ -36,18 +36,18 @@ def draw_objects(
     for index, runs in enumerate(annotation.masks or ()):
         if runs:
             inside = rle.decode({"size": list(annotation.size), "counts": runs}).astype(bool)
-            colour = np.array(_rgb(_colour(annotation.labels[index])), np.float32)
+            colour = np.array(_rgb(_colour(int(annotation.labels[index]))), np.float32)
             canvas[inside] += MASK_OPACITY * (colour - canvas[inside])
     drawn = Image.fromarray(canvas.astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     # Large objects first, and all names after all boxes, so that those of small ones stay readable.
-    order = np.argsort(-(annotation.boxes[:, 2:] - annotation.boxes[:, :2]).prod(1), kind="stable")
+    order = np.argsort(-(annotation.boxes[:, 2:] - annotation.boxes[:, :2]).prod(1), kind="stable").tolist()
     for index in order:
         x1, y1, x2, y2 = _in_image(annotation.boxes[index], drawn.size)
-        pen.rectangle((x1, y1, x2, y2), outline=_colour(annotation.labels[index]), width=width)
+        pen.rectangle((x1, y1, x2, y2), outline=_colour(int(annotation.labels[index])), width=width)
     taken: list[tuple[float, float, float, float]] = []
     for index in order[::-1]:  # small ones have the first choice of a place
-        colour, name = _colour(annotation.labels[index]), _named(annotation, index, categories, scores)
+        colour, name = _colour(int(annotation.labels[index])), _named(annotation, index, categories, scores)
         left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
         plate = (right + 2 * width, bottom + width)
         place = _place(_in_image(annotation.boxes[index], drawn.size), plate, drawn.size, taken)
@@ -60,7 +60,7 @@ def draw_objects(
 def _named(
     annotation: Annotation, index: int, categories: Sequence[str], scores: Float[np.ndarray, " n"] | None
 ) -> str:
-    name = categories[annotation.labels[index]]
+    name = categories[int(annotation.labels[index])]
     for flag in ("crowd", "difficult"):
         flags = getattr(annotation, flag)
         name += f" ({flag})" if flags is not None and flags[index] else ""
@@ -68,14 +68,16 @@ def _named(
 
 
 def _in_image(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The outermost pixels of a box, cut to an image of (width, height)."""
+    """The outermost pixels of a box, clipped to an image of (width, height)."""
     x1, y1 = (min(max(float(edge), 0.0), side - 1.0) for edge, side in zip(box[:2], size, strict=True))
     x2, y2 = (min(max(float(edge) - 1.0, 0.0), side - 1.0) for edge, side in zip(box[2:], size, strict=True))
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
-def _place(box, plate: tuple[float, float], size: tuple[int, int], taken: list) -> tuple[float, float]:
-    """Where a name goes: over its box, inside it, or under it, the first that is within the image and not taken."""
+def _place(
+    box: tuple[float, float, float, float], plate: tuple[float, float], size: tuple[int, int], taken: list
+) -> tuple[float, float]:
+    """The first free place for a name within the image: over its box, inside it, beside it or under it."""
     x1, y1, x2, y2 = box
     wide, high = plate
     right, lowest = max(size[0] - wide - 1, 0), max(size[1] - high - 1, 0)
@@ -95,7 +97,7 @@ def _overlap(a, b) -> bool:
 
 
 def _colour(label: int) -> str:
-    return COLOURS[int(label) % len(COLOURS)]
+    return COLOURS[label % len(COLOURS)]
 
 
 def _bright(colour: str) -> bool:

@@ -1,7 +1,7 @@
 """Data sets that a user has on disk: built once from their original layout into array records.
 
-A build is named by the root's path, the options, and names, sizes and times of the annotation files, so that a changed
-root is built anew. Beside the records it keeps all annotations in columns, and what was dropped and why.
+A build is named after the root's path, the options, and names, sizes and times of the annotation files, so a changed
+root is built again. Beside the records a build keeps all annotations in columns, and what was dropped and why.
 """
 
 import abc
@@ -18,8 +18,9 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 from tensorflow_datasets.core import writer
 
+from cse_jax.errors import UserError
 from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
-from detectors.data.building import StableWriter, build_once, default_data_dir
+from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
 from detectors.data.records import BadRecord, BadRecords
 from detectors.data.settings import BatchConfig
 
@@ -27,8 +28,8 @@ ROLES = ("train", "test")
 ALL = 10**9  # cases of bad records that a build lists
 
 
-class LayoutError(OSError):
-    """A root folder does not hold what a data set's layout says. Names what is missing and where to get it."""
+class LayoutError(UserError, OSError):
+    """A root folder does not hold what a data set's layout says; the message names what is missing and its source."""
 
 
 @dataclasses.dataclass
@@ -37,8 +38,8 @@ class DiskData(BatchConfig, abc.ABC):
 
     Attributes:
       root: folder of the data set, in its original layout.
-      select_images: so many images of train, always the same, are kept out of training to select on; if 0, ``select``
-        is ``test``.
+      select_images: number of images, always the same, that are taken from train to be the select split; if 0,
+        ``select`` is ``test``.
       limit: use only the first images of each split, for trials; 0 for all.
     """
 
@@ -48,7 +49,7 @@ class DiskData(BatchConfig, abc.ABC):
 
     kind: ClassVar[str]  # folder of its builds
     title: ClassVar[str]
-    source: ClassVar[str]  # where it is to be had
+    source: ClassVar[str]  # where to get it
 
     @abc.abstractmethod
     def expected(self) -> list[str]:
@@ -59,16 +60,19 @@ class DiskData(BatchConfig, abc.ABC):
         """The files that ``read`` reads for ``train`` or ``test``."""
 
     @abc.abstractmethod
-    def image_folders(self, role: str) -> list[pathlib.Path]: ...
+    def image_folders(self, role: str) -> list[pathlib.Path]:
+        """The folders of the images of ``train`` or ``test``."""
 
     @abc.abstractmethod
-    def categories(self) -> tuple[str, ...]: ...
+    def categories(self) -> tuple[str, ...]:
+        """Names of the labels."""
 
     @abc.abstractmethod
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         """The images of ``train`` or ``test``. What cannot be read goes to ``report``."""
 
     def folder(self) -> pathlib.Path:
+        """The absolute path of root."""
         return pathlib.Path(self.root).expanduser().absolute()
 
     def check_layout(self) -> None:
@@ -98,9 +102,11 @@ class DiskData(BatchConfig, abc.ABC):
         return f"{self.folder().name}-{digest.hexdigest()[:12]}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class DetectionSetConfig(tfds.core.BuilderConfig):
-    data: DiskData | None = None
+    """What TFDS passes to the builder."""
+
+    data: DiskData
 
 
 class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -111,6 +117,7 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Raise ``VERSION`` when a change alters what is written.
     """
 
+    builder_config: DetectionSetConfig  # a property of TFDS, typed
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
 
@@ -137,7 +144,7 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _example_writer(self) -> writer.ExampleWriter:
-        return StableWriter(file_format=self.info.file_format)
+        return StableWriter()
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
@@ -180,8 +187,8 @@ def build_detection_set(data: DiskData) -> DetectionSet:
     """Builds the data set unless this root's build is there, and returns its builder.
 
     Raises:
-      LayoutError: root does not hold the data set; or no image of it can be used.
-      OSError: the build's folder cannot be written, naming it.
+      LayoutError: root does not hold the data set, or no image of it can be used.
+      BuildError: the build's folder cannot be written; the message names it.
     """
     data.check_layout()
     target = _built_in(data)
@@ -192,14 +199,14 @@ def build_detection_set(data: DiskData) -> DetectionSet:
     except LayoutError:
         raise
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise BuildError(
             f"Could not build {data.title} in {target}: {error}. The folder must be writable, with as much free space"
             " as the images take; name another one with data.data_dir or the environment variable CSE_JAX_DATA_DIR."
         ) from error
 
 
 def built_categories(data: DiskData) -> tuple[str, ...]:
-    """The categories of this root's build, or nothing if it is not built."""
+    """The categories of this root's build; empty if it is not built."""
     path = _built_in(data) / data.kind / data.build_name() / str(DetectionSet.VERSION) / "categories.json"
     return tuple(json.loads(path.read_text())) if path.is_file() else ()
 
@@ -217,7 +224,7 @@ def columns(
     difficult: Sequence[bool] | None = None,
     masks: Sequence[bytes] | None = None,
 ) -> dict:
-    """The columns of an ``AnnotatedImage``, with what a layout doesn't have filled in."""
+    """The columns of an ``AnnotatedImage``; those that a layout does not have are filled with defaults."""
     n = len(boxes)
     return {
         "boxes": boxes,

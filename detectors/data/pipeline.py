@@ -1,7 +1,7 @@
 """From validated examples to batches, by Grain.
 
-A training batch depends only on the source, the seed and the step, so that an interrupted training goes on with the
-very batches it would have seen.
+A training batch depends only on the source, the seed and the step, so a training that resumes gets the same batches as
+one that was never interrupted.
 """
 
 import dataclasses
@@ -13,19 +13,20 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
+from cse_jax.errors import InputError
 from detectors.data.records import Annotation
-from detectors.data.resizing import mask_grid
+from detectors.data.resizing import image_size, mask_grid
 from detectors.structures import Batch
 
 
 class Layout(NamedTuple):
     """The static shapes of batches, and the normalisation of their images."""
 
-    size: tuple[int, int]  # (height, width) after padding, pixels; of lying images if there are two shapes
+    size: tuple[int, int]  # (height, width) after padding, pixels; of landscape images if there are two shapes
     max_boxes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    two_shapes: bool = False  # standing images (not wider than high) have batches of their own, of the transposed size
+    two_shapes: bool = False  # portrait images (not wider than high) have batches of their own, of the transposed size
     mask_stride: int = 0  # pixels per cell of the batches' masks; 0 for no masks
 
     def stands(self, size: tuple[int, int]) -> bool:
@@ -38,12 +39,12 @@ class Example(NamedTuple):
 
     image: UInt8[np.ndarray, "h w 3"]
     annotation: Annotation
-    mirrored: bool = False  # says it of the annotation's masks; its boxes are mirrored already
+    mirrored: bool = False  # whether the annotation's masks are still to be mirrored as the image and boxes are
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source(Sequence[Example]):
-    """Valid examples of one split, with random access. ``annotations`` are at hand without decoding an image."""
+    """Valid examples of one split, with random access. Reading ``annotations`` decodes no image."""
 
     annotations: Sequence[Annotation]
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]]  # (height, width) differs
@@ -62,7 +63,7 @@ class Source(Sequence[Example]):
         return dataclasses.replace(self, annotations=[self.annotations[index] for index in indices], images=images)
 
     def orientations(self) -> list[list[int]]:
-        """Indices of the images that may share a batch: all, or the lying and the standing ones."""
+        """Indices of the images that may share a batch: all, or the landscape and the portrait ones."""
         stands = [self.layout.stands(annotation.size) for annotation in self.annotations]
         groups = [[index for index, value in enumerate(stands) if value == wanted] for wanted in (False, True)]
         return [group for group in groups if group]
@@ -71,20 +72,20 @@ class Source(Sequence[Example]):
 def train_batches(
     source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0, workers: int = 0
 ) -> grain.DatasetIterator[Batch]:
-    """Endless training batches, shuffled anew each epoch; a batch may reach into the next epoch.
+    """Endless training batches in a new order each epoch; a batch may reach into the next epoch.
 
-    Images of the two orientations take turns in proportion to their numbers, each with epochs of its own.
+    Batches of the two orientations take turns in proportion to their numbers of images, each with epochs of its own.
 
     Args:
       source: what to train on.
       batch_size: images per batch.
-      seed: of order and flips; the batch of a step depends on nothing else.
+      seed: of order and flips.
       flip: probability of a horizontal flip (``DataConfig.flip``).
       start_step: the step whose batch comes first.
-      workers: processes that make batches; with 0 it is done by threads of this one. The batches are the same.
+      workers: processes that make batches; with 0, threads of this process make them. The batches are the same.
 
     Returns:
-      A Grain iterator, checkpointable by ``get_state`` and ``set_state``; its state counts from ``start_step``. With
+      A Grain iterator. ``get_state`` and ``set_state`` save and restore it; its state counts from ``start_step``. With
       workers, ``close`` it when done.
     """
     streams, groups = [], source.orientations()
@@ -102,15 +103,15 @@ def train_batches(
     prepared = batches[start_step:].to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks a flag; a program without absl.app has not parsed any
+            flags.FLAGS.mark_as_parsed()  # Grain reads a flag, and a program without absl.app has not parsed any
         prepared = prepared.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(prepared)
 
 
 def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order, lying ones before standing ones if their batches differ in shape.
+    """Every image once, in order; landscape ones before portrait ones if their batches differ in shape.
 
-    The last batch of a shape is filled up with blank images that ``real`` marks as False.
+    The last batch of a shape is filled up with blank images, which ``real`` marks as False.
     """
     for group in source.orientations():
         for start in range(0, len(group), batch_size):
@@ -119,9 +120,9 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
 
 
 def one_image_per_category(source: Source, seed: int) -> Source:
-    """One random image for each category that any shows (the set D_verify of the model optimization simulation).
+    """One random image for each category that any image shows (D_verify of the paper's model optimization simulation).
 
-    No image is drawn twice as long as a category has others.
+    An image is drawn twice only if a category has no other.
     """
     holders: list[list[int]] = [[] for _ in source.categories]
     for index, annotation in enumerate(source.annotations):
@@ -136,17 +137,17 @@ def one_image_per_category(source: Source, seed: int) -> Source:
 
 
 def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0) -> Batch:
-    """Normalises, pads and stacks examples; ``batch_size`` beyond their number adds blank images.
+    """Normalises, pads and stacks examples, as NumPy arrays.
 
     Boxes are scaled to the resized images and clipped to them; crowds and difficult objects are left out.
 
     Args:
       examples: all of one orientation if the layout has two shapes.
       layout: shapes and normalisation.
-      batch_size: images of the batch.
+      batch_size: images of the batch; if there are fewer examples, blank images are added.
 
     Raises:
-      ValueError: an example has more boxes than the layout, or lacks the masks that the layout asks for.
+      InputError: an example has more boxes than the layout, or lacks the masks that the layout asks for.
     """
     rows = max(batch_size, len(examples))
     height, width = layout.size[::-1] if examples and layout.stands(examples[0].annotation.size) else layout.size
@@ -154,7 +155,7 @@ def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0)
     boxes = np.zeros((rows, layout.max_boxes, 4), np.float32)
     labels = np.zeros((rows, layout.max_boxes), np.int32)
     valid = np.zeros((rows, layout.max_boxes), bool)
-    image_size = np.tile(np.array((height, width), np.float32), (rows, 1))
+    sizes = np.tile(np.array((height, width), np.float32), (rows, 1))
     image_id = np.full(rows, -1, np.int32)
     stride = layout.mask_stride
     masks = np.zeros((rows, layout.max_boxes, height // stride, width // stride), bool) if stride else None
@@ -163,27 +164,27 @@ def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0)
     lines = image.reshape(rows, height, width * 3)
     for row, example in enumerate(examples):
         pixels, annotation = example.image, example.annotation
-        h, w = pixels.shape[:2]
+        h, w = image_size(pixels)
         target = lines[row, :h, : 3 * w]
         np.subtract(pixels.reshape(h, 3 * w), mean[: 3 * w], out=target)
         target *= scale[: 3 * w]
         kept = np.flatnonzero(annotation.trained)
         n = len(kept)
         if n > layout.max_boxes:
-            raise ValueError(f"Image {annotation.image_id} has {n} boxes, more than max_boxes={layout.max_boxes}")
+            raise InputError(f"Image {annotation.image_id} has {n} boxes, more than max_boxes={layout.max_boxes}")
         stretch = np.array((w, h, w, h)) / np.array((*annotation.size[::-1], *annotation.size[::-1]))
         boxes[row, :n] = np.clip(annotation.boxes[kept] * stretch, 0, (w, h, w, h))
         labels[row, :n], valid[row, :n] = annotation.labels[kept], True
-        image_size[row], image_id[row] = (h, w), annotation.image_id
+        sizes[row], image_id[row] = (h, w), annotation.image_id
         if masks is not None:
             for slot, index in enumerate(kept):
                 runs = annotation.masks[index] if annotation.masks else b""
                 if not runs:
-                    raise ValueError(f"Image {annotation.image_id} has a box without mask: set data.mask_stride to 0")
+                    raise InputError(f"Image {annotation.image_id} has a box without mask: set data.mask_stride to 0")
                 grid = mask_grid(runs, annotation.size, (h, w), stride, mirrored=example.mirrored)
                 masks[row, slot, : grid.shape[0], : grid.shape[1]] = grid
     real = np.arange(rows) < len(examples)
-    return Batch(image, image_size, boxes, labels, valid, image_id, real=real, masks=masks)
+    return Batch(image, sizes, boxes, labels, valid, image_id, real=real, masks=masks)
 
 
 def flipped(example: Example) -> Example:
@@ -195,9 +196,10 @@ def flipped(example: Example) -> Example:
 
 
 class _Shuffled:
-    """The examples of a source at ``indices`` without end, in another order each epoch.
+    """The examples of a source at ``indices``, endlessly and in a new order each epoch.
 
-    Grain's own shuffle walks a cipher of 2^16 numbers until one is in range: 1.8 ms an example where there are ten.
+    Grain's own shuffle tries the numbers of a cipher of 2^16 until one is in range, which takes 1.8 ms per example of
+    a source of ten.
     """
 
     def __init__(self, source: Source, indices: Sequence[int], seed: int) -> None:

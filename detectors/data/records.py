@@ -1,7 +1,7 @@
 """Turns the records of a detection data set into valid examples, and reports what was wrong with the others.
 
 A record is a mapping with ``image`` (encoded bytes), ``image_id`` and ``objects`` (``box`` and ``label`` of each
-object), as TFDS gives it. A single bad record never stops a run: it is counted, named and left out.
+object), as TFDS gives it. A bad record never stops a run: it is counted, reported and left out.
 """
 
 import collections
@@ -13,12 +13,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
+from cse_jax.errors import UserError
+
 
 class Annotation(NamedTuple):
-    """What is known of one image. Boxes have an area and are in pixels of the original image.
+    """The objects of one image. Boxes have an area and are in pixels of the original image.
 
     Objects that are ``crowd`` (COCO) or ``difficult`` (VOC) are not trained on; evaluation neither rewards nor
-    punishes finding them. None says that a data set has no such thing.
+    punishes finding them. A field is None where a data set does not have it.
     """
 
     image_id: int
@@ -32,14 +34,14 @@ class Annotation(NamedTuple):
 
     @property
     def trained(self) -> Bool[np.ndarray, " n"]:
-        """Objects that a detector shall learn to find."""
+        """Marks the objects that a detector is trained to find."""
         ignored = np.zeros(len(self.labels), bool)
         for flags in (self.crowd, self.difficult):
             ignored = ignored if flags is None else ignored | flags
         return ~ignored
 
 
-class BadRecord(ValueError):
+class BadRecord(UserError, ValueError):
     """A record that cannot be used. ``reason`` says why in general, ``detail`` for this record."""
 
     def __init__(self, reason: str, detail: str):
@@ -61,12 +63,14 @@ class BadRecords:
 
     @classmethod
     def from_json(cls, reasons: dict[str, list], shown: int = 3) -> "BadRecords":
+        """The report that ``to_json`` wrote, with up to ``shown`` cases of each reason."""
         report = cls(shown)
         for reason, (count, cases) in reasons.items():
             report.counts[reason], report.cases[reason] = count, cases[:shown]
         return report
 
     def add(self, reason: str, detail: str) -> None:
+        """Counts a case; the first few are kept with their details."""
         self.counts[reason] += 1
         if len(self.cases[reason]) < self._shown:
             self.cases[reason].append(detail)
@@ -83,10 +87,10 @@ class BadRecords:
 
 
 def decode_image(encoded: bytes, image_id: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes PNG, JPEG or what else Pillow reads, into RGB.
+    """Decodes PNG, JPEG or another format that Pillow reads into RGB.
 
     Raises:
-      BadRecord: the bytes are no complete image.
+      BadRecord: the bytes are not a complete image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -111,8 +115,8 @@ def read_annotation(
       report: receives what is dropped or repaired.
 
     Raises:
-      BadRecord: an object's category is not declared. The whole image is left out, since without the object it
-        would teach that there is none.
+      BadRecord: an object's category is not declared. The whole image is left out, because without the object it
+        would teach a detector that there is none.
     """
     image_id = int(record["image_id"])
     boxes = np.asarray(record["objects"]["box"], np.float32).reshape(-1, 4)

@@ -6,25 +6,33 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 
+def image_size(image: UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+    """(height, width) of an image, pixels."""
+    height, width, _ = image.shape
+    return height, width
+
+
 def fitted_size(size: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
-    """The largest (height, width) of an image's ratio whose sides are within ``limits`` (short, long)."""
+    """The largest (height, width) of an image's ratio whose sides are within ``limits`` (short, long), pixels."""
     scale = min(limits[0] / min(size), limits[1] / max(size))
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
 def resized(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The image at another (height, width), bilinear with antialiasing."""
-    if image.shape[:2] == size:
+    if image_size(image) == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def mask_grid(
     runs: bytes, size: tuple[int, int], target: tuple[int, int], stride: int, *, mirrored: bool = False
 ) -> Bool[np.ndarray, "h2 w2"]:
-    """A mask over a resized image, one cell per ``stride`` pixels: whether the mask covers half of the cell.
+    """A mask over a resized image in cells of ``stride`` pixels; a cell is set if the mask covers half of it.
 
-    Pixels of the original belong to a cell with their centres, so coverage is exact to those at its edge.
+    A pixel of the original counts to the cell that holds its centre, so coverage is exact up to the pixels at a cell's
+    edge.
 
     Args:
       runs: COCO's compressed run lengths over the original image.
@@ -34,10 +42,10 @@ def mask_grid(
       mirrored: whether the image was flipped left to right.
     """
     mask = rle.decode({"size": list(size), "counts": runs})
-    cells = tuple(-(-side // stride) for side in target)
-    # The last cells reach beyond the image: the part of the image that the whole grid covers is a little larger.
-    box = (0.0, 0.0, size[1] * cells[1] * stride / target[1], size[0] * cells[0] * stride / target[0])
+    rows, columns = (-(-side // stride) for side in target)
+    # The last cells reach beyond the image, so the grid covers a little more than the image.
+    box = (0.0, 0.0, size[1] * columns * stride / target[1], size[0] * rows * stride / target[0])
     right, bottom = int(np.ceil(box[2])) - size[1], int(np.ceil(box[3])) - size[0]
     grey = np.pad(mask[:, ::-1] if mirrored else mask, ((0, bottom), (0, right))) * np.uint8(255)
-    small = Image.fromarray(grey).resize(cells[::-1], Image.Resampling.BOX, box=box)
+    small = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BOX, box=box)
     return np.asarray(small) >= 128

@@ -1,6 +1,6 @@
 """Draws one scene: handwritten digits of several scales and colours on a cluttered background.
 
-Everything random comes from the generator that is passed in, so that equal seeds give equal pixels. Boxes are tight
+All randomness comes from the generator that is passed in, so equal seeds give equal pixels. Boxes are tight
 around the ink, in pixels, as ``(x1, y1, x2, y2)`` with the far edge exclusive.
 """
 
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
+
+from cse_jax.errors import InputError
 
 INK_LEVEL = 0.3  # coverage from which a pixel counts as ink when a box is fitted
 PLACEMENT_TRIES = 40
@@ -27,27 +29,27 @@ class SceneConfig:
     max_objects: int = 8
     min_height: int = 20  # of a digit's ink, about
     max_height: int = 46
-    max_overlap: float = 0.1  # shared area of two boxes over the smaller one's
+    max_overlap: float = 0.1  # largest shared area of two boxes, as a share of the smaller one's
     contrast: float = 80.0  # least difference in luminance between ink and the ground below it
     noise: float = 6.0  # largest standard deviation of the pixel noise
-    clutter: int = 4  # most lines, blobs and pieces of strokes in an image
+    clutter: int = 4  # largest number of lines, blobs and pieces of strokes in an image
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be drawn."""
+        """Raises InputError for settings that cannot be drawn."""
         if not 4 <= self.min_height <= self.max_height:
-            raise ValueError(f"min_height={self.min_height} and max_height={self.max_height} must be 4 <= min <= max")
+            raise InputError(f"min_height={self.min_height} and max_height={self.max_height} must be 4 <= min <= max")
         if 1.5 * self.max_height > self.image_size:
-            raise ValueError(
+            raise InputError(
                 f"max_height={self.max_height} does not fit image_size={self.image_size}: keep it below two thirds"
             )
         if self.max_objects < 1:
-            raise ValueError(f"max_objects={self.max_objects} must be at least 1")
+            raise InputError(f"max_objects={self.max_objects} must be at least 1")
         if not 0 <= self.max_overlap < 1:
-            raise ValueError(f"max_overlap={self.max_overlap} must be in [0, 1)")
+            raise InputError(f"max_overlap={self.max_overlap} must be in [0, 1)")
         if not 0 < self.contrast <= 120:
-            raise ValueError(f"contrast={self.contrast} must be in (0, 120]: more does not fit on a grey ground")
+            raise InputError(f"contrast={self.contrast} must be in (0, 120]: more does not fit on a grey ground")
         if self.noise < 0 or self.clutter < 0:
-            raise ValueError(f"noise={self.noise} and clutter={self.clutter} must not be negative")
+            raise InputError(f"noise={self.noise} and clutter={self.clutter} must not be negative")
 
 
 class Scene(NamedTuple):
@@ -155,7 +157,7 @@ def _ink_box(ink: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "4"]:
 
 
 def _free_position(rng, tight, boxes: list, size: int, max_overlap: float) -> Int[np.ndarray, "2"] | None:
-    """An offset that puts the tight box inside the image without covering another object too much, if one is found."""
+    """An offset that puts the tight box inside the image and overlaps no box too much; None if none is found."""
     extent = tight[2:] - tight[:2]
     if (extent > size).any():
         return None

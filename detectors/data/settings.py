@@ -1,6 +1,8 @@
-"""How batches are made from a data set, whatever it is."""
+"""How batches are made from any data set."""
 
 import dataclasses
+
+from cse_jax.errors import InputError
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -9,10 +11,10 @@ class BatchConfig:
 
     Attributes:
       data_dir: where built data sets are kept; empty: ``$CSE_JAX_DATA_DIR`` or ``~/.cache/cse_jax``.
-      max_boxes: ground truth is padded to so many boxes.
-      mean, std: of RGB, grey levels of 0..255.
-      flip: for train_batches: probability of mirroring.
-      min_side: smaller images are not trained on; pixels.
+      max_boxes: number of boxes that ground truth is padded to.
+      mean, std: of RGB in grey levels of 0..255, for the normalisation of images.
+      flip: probability that a training image is mirrored left to right.
+      min_side: images with a shorter side are not trained on; pixels.
       short_side, long_side: images are resized to fit into these, keeping their ratio; 0 for both keeps their size.
       mask_stride: pixels per cell of the batches' masks; 0 for no masks.
       workers: processes that decode training images; 0 for threads of this one.
@@ -36,12 +38,12 @@ class BatchConfig:
         """(short, long) side that images are resized to fit into; None if they keep their size.
 
         Raises:
-          ValueError: the sides contradict each other.
+          InputError: the sides contradict each other.
         """
         if not self.short_side and not self.long_side:
             return None
         if not 0 < self.short_side <= self.long_side:
-            raise ValueError(
+            raise InputError(
                 f"data.short_side={self.short_side} and data.long_side={self.long_side} must be 0 < short <= long, or "
                 "both 0 to keep the images' size"
             )

@@ -2,8 +2,8 @@
 
     root/VOC2007/{Annotations,ImageSets/Main,JPEGImages}/    root/VOC2012/{Annotations,ImageSets/Main,JPEGImages}/
 
-root is the folder ``VOCdevkit``. A data set with these three folders directly in its root names its lists without a
-year: ``--config.data.train="('train',)" --config.data.test="('test',)"`` and ``--config.data.names`` its categories.
+root is the folder ``VOCdevkit``. For a data set with these three folders directly in its root, give the lists without a
+year (``--config.data.train="('train',)" --config.data.test="('test',)"``) and the categories (``--config.data.names``).
 """
 
 import dataclasses
@@ -102,22 +102,29 @@ def _read_xml(path: pathlib.Path, image_id: int, categories: tuple[str, ...]) ->
     """Reads one annotation file. Raises BadRecord if it is missing, damaged or names an unknown category."""
     try:
         tree = ElementTree.parse(path).getroot()
-        size = (int(tree.findtext("size/height")), int(tree.findtext("size/width")))
+        size = (int(_text(tree, "size/height")), int(_text(tree, "size/width")))
         objects = tree.findall("object")
-        inclusive = [[float(o.findtext(f"bndbox/{e}")) for e in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-        difficult = [int(o.findtext("difficult") or 0) for o in objects]
+        inclusive = [[float(_text(o, f"bndbox/{e}")) for e in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+        difficult = [bool(int(o.findtext("difficult") or 0)) for o in objects]
     except FileNotFoundError as error:
         raise BadRecord("missing file", str(path)) from error
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise BadRecord("annotation that cannot be read", f"{path.name} ({error})") from error
     names = [(o.findtext("name") or "").strip() for o in objects]
     unknown = sorted(set(names) - set(categories))
     if unknown:
         raise BadRecord("category that is not declared", f"{path.name}: {', '.join(unknown)}")
     corners = np.array(inclusive, np.float64).reshape(-1, 4)
-    # Pixels count from 1 and the far ones are inside. A box of one pixel is kept as annotated: it has no area.
+    # Pixels count from 1, and the far ones are inside. A box of one pixel keeps its corners, and so has no area.
     boxes = corners - np.where((corners[:, 2:] > corners[:, :2]).all(1, keepdims=True), [1, 1, 0, 0], 0)
     image = path.parents[1] / "JPEGImages" / f"{path.stem}.jpg"
     return AnnotatedImage(
         image, image_id, size, **columns(boxes, [categories.index(name) for name in names], difficult=difficult)
     )
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"no {path}")
+    return text

@@ -1,1 +1,1 @@
-"""Trained detectors on data sets and image files, and how they score."""
+"""Trained detectors applied to data sets and image files, and their scores."""

@@ -1,7 +1,7 @@
 """Average precision of boxes and of masks by the COCO rules, computed by hotcoco.
 
 Every annotated image is scored, whether a detector found something on it or not. Boxes are in pixels of the original
-images, whatever size the detector saw.
+images, not of those that the detector saw.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,15 @@ import hotcoco
 import jax
 import numpy as np
 from hotcoco import mask as rle
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from cse_jax.errors import InputError
 from detectors.data.pipeline import Source, eval_batches
 from detectors.data.records import Annotation
 from detectors.ops.masks import paste_masks
-from detectors.structures import Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections
+
+Predict = Callable[[Float[AnyArray, "b h w 3"], Float[AnyArray, "b 2"]], Detections]  # images and their sizes
 
 
 class GroundTruth(NamedTuple):
@@ -26,7 +29,7 @@ class GroundTruth(NamedTuple):
     image_of: Int[np.ndarray, " n"]  # the image's id of each object
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"]  # decides about small, medium and large; of the mask where there is one
+    area: Float[np.ndarray, " n"]  # of the mask where there is one; tells small, medium and large objects apart
     crowd: Bool[np.ndarray, " n"]  # crowds are neither found nor missed
     difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules treat them as crowds
     masks: Sequence[dict] | None = None  # COCO's compressed run lengths
@@ -61,7 +64,7 @@ def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Met
     """Scores boxes against the ground truth, at most 100 detections an image.
 
     Raises:
-      ValueError: a detection's box or score is not finite, or it is on an image that is not in the ground truth.
+      InputError: a detection's box or score is not finite, or it is on an image that is not in the ground truth.
     """
     if not len(truth.labels):
         return _undefined(categories)
@@ -76,32 +79,29 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
     """Scores masks against the ground truth, at most 100 detections an image.
 
     Raises:
-      ValueError: as ``evaluate``; or detections or ground truth have no masks.
+      InputError: as ``evaluate``; or detections or ground truth have no masks.
     """
     if not len(truth.labels):
         return _undefined(categories)
     _check(found, truth)
-    for name, side in (("detections", found), ("ground truth", truth)):
-        if side.masks is None or len(side.masks) != len(side.labels):
-            raise ValueError(f"The {name} have not a mask for each object: open the data with data.mask_stride > 0")
+    masks = _all_masks(found, "detections")
+    _all_masks(truth, "ground truth")
     reference = _reference(truth, categories)
-    # Without boxes, so that the masks' own areas decide about small, medium and large.
-    rows = zip(found.image_of.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True)
+    # Without boxes, so that the masks' own areas tell small, medium and large ones apart.
+    rows = zip(found.image_of.tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True)
     results = reference.load_res(
         [{"image_id": i, "score": s, "category_id": c, "segmentation": mask} for i, s, c, mask in rows]
     )
     return _metrics(hotcoco.COCOeval(reference, results, "segm"), categories)
 
 
-def evaluate_detector(
-    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections], source: Source, *, batch_size: int
-) -> Metrics:
+def evaluate_detector(predict: Predict, source: Source, *, batch_size: int) -> Metrics:
     """Runs a detector over all images of a source and scores its boxes. Arguments as for ``detect``."""
     return evaluate(detect(predict, source, batch_size=batch_size), ground_truth(source.annotations), source.categories)
 
 
 def detect(
-    predict: Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections],
+    predict: Predict,
     source: Source,
     *,
     batch_size: int,
@@ -110,8 +110,8 @@ def detect(
     """Everything that a detector finds on the images of a source, in pixels of the original images.
 
     Args:
-      predict: from images and image sizes to detections with a leading ``b``; called with one shape only, or with
-        two if the source has two.
+      predict: from images and image sizes to detections with a leading ``b``.  It is called with one shape only, or
+        with two if the source has two.
       source: the images and their ground truth.
       batch_size: images per call.
       progress: called with the number of images done, after each batch.
@@ -122,10 +122,19 @@ def detect(
         parts.append(collect(jax.device_get(predict(batch.image, batch.image_size)), batch, sizes))
         done += int(np.sum(batch.real))
         progress(done)
-    columns = [np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)]
-    if any(part.masks is None for part in parts):
-        return Found(*columns)
-    return Found(*columns, masks=[mask for part in parts for mask in part.masks])
+    return joined(parts)
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """The detections of all parts; with masks if all parts have them."""
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Found(
+        image_of=np.concatenate([part.image_of for part in parts]),
+        boxes=np.concatenate([part.boxes for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        masks=[mask for of_part in masks for mask in of_part] if len(masks) == len(parts) else None,
+    )
 
 
 def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int, int]]) -> Found:
@@ -133,8 +142,8 @@ def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int,
 
     Args:
       detections: in pixels of the batch's images.
-      batch: what was detected on.
-      sizes: (height, width) of each original image by its id; boxes and masks are brought to it.
+      batch: the images that the detector saw.
+      sizes: (height, width) of each original image by its id; boxes and masks are scaled to it.
     """
     row, column = np.nonzero(np.asarray(detections.valid) & np.asarray(batch.real)[:, None])
     image_of = np.asarray(batch.image_id)[row]
@@ -154,12 +163,12 @@ def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int,
 
 
 def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
-    """The objects of annotated images in columns; an object's area is its box's unless annotated."""
+    """The objects of annotated images in columns; an object's area is that of its box unless it is annotated."""
     counts = [len(annotation.labels) for annotation in annotations]
     image_ids = np.array([annotation.image_id for annotation in annotations], np.int64)
     masks = None
     if annotations and all(annotation.masks is not None and all(annotation.masks) for annotation in annotations):
-        masks = [{"size": list(a.size), "counts": runs} for a in annotations for runs in a.masks]
+        masks = [{"size": list(a.size), "counts": runs} for a in annotations for runs in a.masks or ()]
 
     def joined(columns) -> np.ndarray:
         return np.concatenate(list(columns))
@@ -212,6 +221,13 @@ def _metrics(evaluator: hotcoco.COCOeval, categories: Sequence[str]) -> Metrics:
     )
 
 
+def _all_masks(objects: Found | GroundTruth, name: str) -> Sequence[dict]:
+    """The masks; raises InputError unless each object has one."""
+    if objects.masks is None or len(objects.masks) != len(objects.labels):
+        raise InputError(f"The {name} have not a mask for each object: open the data with data.mask_stride > 0")
+    return objects.masks
+
+
 def _undefined(categories: Sequence[str]) -> Metrics:
     nan = float("nan")
     return Metrics(nan, nan, nan, nan, nan, nan, dict.fromkeys(categories, nan))
@@ -231,13 +247,13 @@ def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 def _check(found: Found, truth: GroundTruth) -> None:
     finite = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
     if not finite.all():
-        raise ValueError(
+        raise InputError(
             f"{np.sum(~finite)} of {len(finite)} detections are not finite, the first on image"
             f" {found.image_of[np.argmin(finite)]}: the training that made this detector has diverged."
         )
     unknown = np.setdiff1d(found.image_of, truth.image_ids)
     if unknown.size:
-        raise ValueError(f"Detections on image {unknown[0]}, which is not in the ground truth.")
+        raise InputError(f"Detections on image {unknown[0]}, which is not in the ground truth.")
 
 
 def _xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

@@ -1,28 +1,30 @@
-"""Detectors that are there already: from a training's checkpoint or from weights of torchvision, ready to predict."""
+"""Trained detectors, from a training's checkpoint or from weights of torchvision, ready to predict."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from cse_jax.search.workdir import WorkdirError, differences
+from cse_jax.errors import InputError
+from cse_jax.workdir import WorkdirError, differences
 from detectors import checkpoint, weights
-from detectors.models import build_detector
+from detectors.evaluation.coco import Predict
+from detectors.models import DetectorConfig, build_detector
+from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections
 
-Predict = Callable[[Float[Array, "b h w 3"], Float[Array, "b 2"]], Detections]
-
-USUAL = ("best", "last", "model")  # checkpoints that a training leaves, the one to prefer first
-_NOT_SEEN = {"root", "data_dir", "cache", "workers", "flip", "mask_stride"}  # by a detector that predicts
+USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
+_MAY_DIFFER = {"root", "data_dir", "cache", "workers", "flip", "mask_stride"}  # settings without effect on predictions
 _LOADERS = {
     FCOSConfig: weights.load_fcos,
     FasterRCNNConfig: weights.load_faster_rcnn,
@@ -34,11 +36,11 @@ def find_checkpoint(folder: pathlib.Path, name: str | None = None) -> pathlib.Pa
     """A training's checkpoint.
 
     Args:
-      folder: of the training.
-      name: of a checkpoint in it, or a path of one; None for the first of ``USUAL`` that is there.
+      folder: the training's folder.
+      name: name of a checkpoint in it, or the path of one; None for the first of ``USUAL`` that exists.
 
     Raises:
-      CheckpointError: there is none; the message names those that are.
+      CheckpointError: there is no such checkpoint; the message names those that exist.
     """
     candidates = [folder / usual for usual in USUAL] if name is None else [folder / name, pathlib.Path(name)]
     for path in candidates:
@@ -52,13 +54,17 @@ def find_checkpoint(folder: pathlib.Path, name: str | None = None) -> pathlib.Pa
     raise checkpoint.CheckpointError(f"there is no {wanted} in {folder}: {remedy}")
 
 
-def check_trained_with(folder: pathlib.Path, config) -> None:
-    """Refuses a config whose detector or data are not those of the training in a folder.
+def check_trained_with(folder: pathlib.Path, config: Any) -> None:
+    """Refuses a config whose detector or data differ from those of the training in a folder.
 
-    Where the data lie, how they are read, and whether they are mirrored may have changed since.
+    The data's place, how they are read and whether they are mirrored may have changed since.
+
+    Args:
+      folder: the training's folder.
+      config: a config dataclass with ``detector`` and ``data``.
 
     Raises:
-      WorkdirError: the folder holds no training, or one with other settings; names the fields.
+      WorkdirError: the folder holds no training, or one with other settings; the message names the fields.
     """
     stored = folder / "config.json"
     if not stored.is_file():
@@ -66,7 +72,7 @@ def check_trained_with(folder: pathlib.Path, config) -> None:
     before, now = json.loads(stored.read_text()), dataclasses.asdict(config)
     parts = [{name: tree.get(name, {}) for name in ("detector", "data")} for tree in (before, now)]
     for part in parts:
-        part["data"] = {name: value for name, value in part["data"].items() if name not in _NOT_SEEN}
+        part["data"] = {name: value for name, value in part["data"].items() if name not in _MAY_DIFFER}
     changed = differences(*parts)
     if changed:
         raise WorkdirError(
@@ -75,11 +81,11 @@ def check_trained_with(folder: pathlib.Path, config) -> None:
         )
 
 
-def restored(config, path: pathlib.Path) -> nnx.Module:
+def restored(config: DetectorConfig, path: pathlib.Path) -> Detector:
     """The detector of a config with the arrays of a checkpoint.
 
     Args:
-      config: of the detector, as it was trained.
+      config: the detector's config in its training.
       path: a checkpoint of ``(params, rest)``, the two parts of ``nnx.split(model, nnx.Param, ...)``.
 
     Raises:
@@ -89,17 +95,17 @@ def restored(config, path: pathlib.Path) -> nnx.Module:
     return nnx.merge(graph, *checkpoint.restore(path, tuple(parts)))
 
 
-def loaded(config, path: pathlib.Path) -> nnx.Module:
+def loaded(config: DetectorConfig, path: pathlib.Path) -> Detector:
     """The detector of a config of ``torchvision_settings`` with the weights of a .pth or .safetensors file.
 
     Raises:
-      FileNotFoundError, TensorFileError, WeightsError: as ``weights.load_fcos`` and the others.
-      ValueError: torchvision has no such detector.
+      MissingWeightsError, TensorFileError, WeightsError: as ``weights.load_fcos`` and the others.
+      InputError: torchvision has no such detector.
     """
     load = _LOADERS.get(type(config))
     if load is None:
         known = ", ".join(kind.__name__.removesuffix("Config") for kind in _LOADERS)
-        raise ValueError(
+        raise InputError(
             f"--weights={path}: torchvision has no weights of {type(config).__name__.removesuffix('Config')}; they are "
             f"for {known}"
         )
@@ -108,12 +114,12 @@ def loaded(config, path: pathlib.Path) -> nnx.Module:
     return model
 
 
-def predictor(model: nnx.Module, table: Int[np.ndarray, " labels"] | None = None) -> Predict:
+def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) -> Predict:
     """A detector's ``predict``, compiled once for each shape of its arguments.
 
     Args:
       model: the detector.
-      table: for each of the detector's labels the one to give instead, or -1 to drop the detection; see
+      table: the label to report instead of each of the detector's labels, or -1 to drop the detection; see
         ``label_table``.
     """
     graph, state = nnx.split(model)
@@ -127,19 +133,19 @@ def predictor(model: nnx.Module, table: Int[np.ndarray, " labels"] | None = None
 
 
 def label_table(names: Sequence[str], categories: Sequence[str]) -> Int[np.ndarray, " labels"]:
-    """For each of a detector's labels the one of a data set's category of the same name, or -1.
+    """For each of a detector's labels, the label of the data set's category of the same name, or -1 without one.
 
     Args:
       names: of the detector's labels; empty where a number is no category.
       categories: of the data set.
 
     Raises:
-      ValueError: no category is among the names.
+      InputError: no category is among the names.
     """
     index = {name: label for label, name in enumerate(categories)}
     table = np.array([index.get(name, -1) if name else -1 for name in names], np.int32)
     if (table < 0).all():
-        raise ValueError(
+        raise InputError(
             f"the detector knows none of the data's categories ({', '.join(list(categories)[:5])}, ...); its own are "
             f"{', '.join([name for name in names if name][:5])}, ..."
         )
@@ -147,11 +153,11 @@ def label_table(names: Sequence[str], categories: Sequence[str]) -> Int[np.ndarr
 
 
 def relabelled(detections: Detections, table: Int[np.ndarray, " labels"]) -> Detections:
-    """The detections with the labels of a table, invalid where it says -1."""
+    """The detections with the labels of a table; those with -1 become invalid."""
     labels = jnp.asarray(table)[detections.labels]
     return detections._replace(labels=jnp.maximum(labels, 0), valid=detections.valid & (labels >= 0))
 
 
-def _abstract(config) -> nnx.Module:
+def _abstract(config: DetectorConfig) -> Detector:
     build = build_detector(config)[1]
     return nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Image files from anywhere, brought to a detector's input and their detections brought back."""
+"""Image files as a detector's input, and its detections in pixels of these files."""
 
 import io
 import pathlib
@@ -10,20 +10,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from cse_jax.errors import UserError
 from detectors.data.datasets import SIZE_MULTIPLE
 from detectors.data.pipeline import Example, Layout, make_batch
 from detectors.data.records import Annotation
-from detectors.data.resizing import fitted_size, resized
+from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
-from detectors.evaluation.coco import collect
-from detectors.evaluation.inference import Predict
+from detectors.evaluation.coco import Predict, collect
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of the images in a folder
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-class PhotoError(OSError):
-    """An image file that can't be read; the message names it and says why."""
+class PhotoError(UserError, OSError):
+    """An image file that cannot be read; the message names it and says why."""
 
 
 class Finding(NamedTuple):
@@ -45,15 +45,16 @@ def image_files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) of an image, turned as its camera says; of the file's header only.
+    """(height, width) of an image turned as its camera says, from the file's header only.
 
     Raises:
-      PhotoError: it is missing, or no image.
+      PhotoError: it is missing, or not an image.
     """
     try:
         with Image.open(path) as image:
+            width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return image.size if turned else image.size[::-1]
+            return (width, height) if turned else (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PhotoError(_said(path, error)) from error
 
@@ -62,7 +63,7 @@ def read_upright(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     """An image's pixels, turned as its camera says.
 
     Raises:
-      PhotoError: it is missing, damaged or no image.
+      PhotoError: it is missing, damaged or not an image.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
@@ -72,18 +73,17 @@ def read_upright(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
-    """The shapes of a detector's input: one, or two where images are resized and some stand.
+    """The shapes of a detector's input: one, or two if images are resized, for landscape and portrait ones.
 
     Args:
-      sizes: (height, width) of all images that will come.
-      config: how the detector's training resized and normalised.
+      sizes: (height, width) of all images to come.
+      config: how images were resized and normalised in the detector's training.
     """
     fitted = np.array([fitted_size(size, config.limits) if config.limits else size for size in sizes])
     if config.limits:
         fitted.sort(axis=1)
-    padded = -(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    two_shapes = bool(config.limits)
-    return Layout(tuple(padded.tolist()), 1, tuple(config.mean), tuple(config.std), two_shapes=two_shapes)
+    height, width = (-(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
+    return Layout((height, width), 1, config.mean, config.std, two_shapes=bool(config.limits))
 
 
 def find_objects(
@@ -98,7 +98,7 @@ def find_objects(
       config: as for ``layout_for``.
       least: score below which detections are left out.
     """
-    size = image.shape[:2]
+    size = image_size(image)
     nothing = Annotation(0, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     small = resized(image, fitted_size(size, config.limits)) if config.limits else image
     batch = make_batch([Example(small, nothing)], layout)

@@ -4,20 +4,21 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hotcoco import mask as rle
 
-from cse_jax.search.workdir import write_whole
+from cse_jax.errors import UserError
+from cse_jax.workdir import write_whole
 from detectors.data.coco import run_lengths
 from detectors.evaluation.coco import Found, GroundTruth
 
 IOU_TYPES = ("bbox", "segm")
 
 
-class ResultsError(ValueError):
-    """A file of annotations or results that can't be used; the message names entry, value and remedy."""
+class ResultsError(UserError, ValueError):
+    """A file of annotations or results that cannot be used; the message names entry, value and remedy."""
 
 
 class Reference(NamedTuple):
@@ -36,7 +37,7 @@ def write_results(path: pathlib.Path, found: Found, category_ids: Sequence[int])
     Args:
       path: of the file.
       found: the detections.
-      category_ids: of each label.
+      category_ids: the category id of each label.
     """
     boxes = np.asarray(found.boxes, np.float32)
     boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -63,7 +64,7 @@ def read_reference(path: pathlib.Path, *, masks: bool) -> Reference:
       masks: whether to read the objects' masks, which all must have.
 
     Raises:
-      ResultsError: it can't be read, or an object lacks something.
+      ResultsError: it cannot be read, or an object lacks something.
     """
     content = _json(path, "--annotations")
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
@@ -121,10 +122,10 @@ def read_results(path: pathlib.Path, reference: Reference, *, iou_type: str = "b
     Args:
       path: a JSON list of entries with image_id, category_id, score, and bbox or segmentation.
       reference: the ground truth that they are for.
-      iou_type: ``bbox`` for boxes, ``segm`` for masks, whose own areas then decide about their size.
+      iou_type: ``bbox`` for boxes, or ``segm`` for masks, whose areas then tell small, medium and large ones apart.
 
     Raises:
-      ResultsError: it can't be read, or an entry lacks something or is of an unknown image or category.
+      ResultsError: it cannot be read, or an entry lacks something or is of an unknown image or category.
     """
     content = _json(path, "--results_file")
     if not isinstance(content, list):
@@ -172,20 +173,21 @@ def _entry(entry: dict, reference: Reference, *, boxes: bool) -> tuple[float, ..
     return image_id, reference.label_of[category_id], float(score), x, y, x + width, y + height
 
 
-def _mask(segmentation, size: tuple[int, int] | None) -> dict:
+def _mask(segmentation: list | dict | None, size: tuple[int, int] | None) -> dict:
     """A mask as compressed run lengths."""
     if not segmentation:
         raise ValueError("it has no segmentation; --iou_type=bbox needs none")
     if size is None:
-        if not isinstance(segmentation, Mapping):
+        if not isinstance(segmentation, dict):
             raise ValueError("its image has no height and width in the annotations, which polygons need")
-        size = tuple(segmentation["size"])
+        height, width = segmentation["size"]
+        size = (height, width)
     mask = {"size": list(size), "counts": run_lengths(segmentation, size)}
     rle.area(mask)  # raises ValueError for damaged run lengths
     return mask
 
 
-def _json(path: pathlib.Path, option: str):
+def _json(path: pathlib.Path, option: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -200,11 +202,11 @@ def _said(error: Exception) -> str:
     return str(error)
 
 
-def _excerpt(entry) -> str:
+def _excerpt(entry: object) -> str:
     shown = json.dumps(entry)
     return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
 def _short(value: np.float32) -> float:
-    """The shortest decimal number that is this float32."""
+    """The shortest decimal number that rounds to this float32."""
     return float(str(np.float32(value)))

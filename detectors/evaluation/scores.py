@@ -21,7 +21,7 @@ _COLUMNS = {
 
 
 class Scores(NamedTuple):
-    """Scores by the rules that apply; None for those that don't."""
+    """Scores by the rules that apply; None for those that do not."""
 
     boxes: Metrics | None
     masks: Metrics | None
@@ -49,7 +49,7 @@ def score(
       voc: whether boxes are scored by the rules of Pascal VOC.
 
     Raises:
-      ValueError: as ``evaluate``, ``evaluate_masks`` and ``evaluate_voc``.
+      InputError: as ``evaluate``, ``evaluate_masks`` and ``evaluate_voc``.
     """
     counted = ~truth.crowd if truth.difficult is None else ~(truth.crowd | truth.difficult)
     objects = np.bincount(truth.labels[counted], minlength=len(categories)).tolist()
@@ -62,7 +62,7 @@ def score(
 
 
 def table(scores: Scores) -> str:
-    """The scores as text: all of them, then each category's. In percent; ``-`` where no object defines one."""
+    """The scores as text, in percent: those of all categories, then of each; ``-`` where no object defines one."""
     by_coco = {"boxes": scores.boxes, "masks": scores.masks}
     by_coco = {name: metrics for name, metrics in by_coco.items() if metrics is not None}
     lines = ["".join(f"{name:>8}" for name in ("", *_COLUMNS))]
@@ -94,7 +94,7 @@ def in_a_line(scores: Scores) -> str:
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """The scores in 0..1, without those that don't apply; None where no object defines one."""
+    """The scores in 0..1, without those that do not apply; None where no object defines one."""
     parts = {name: part._asdict() for name, part in scores._asdict().items() if part is not None and name != "objects"}
     parts["objects"] = scores.objects
     return jax.tree.map(lambda value: value if math.isfinite(value) else None, parts)

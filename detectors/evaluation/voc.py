@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from cse_jax.errors import InputError
 from detectors.evaluation.coco import Found, GroundTruth
 
 
@@ -35,10 +36,10 @@ def evaluate_voc(found: Found, truth: GroundTruth, categories: Sequence[str], *,
       threshold: least IoU.
 
     Raises:
-      ValueError: a detection's box or score is not finite.
+      InputError: a detection's box or score is not finite.
     """
     if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
-        raise ValueError("Detections are not finite: the training that made this detector has diverged.")
+        raise InputError("Detections are not finite: the training that made this detector has diverged.")
     ignored = truth.crowd if truth.difficult is None else truth.crowd | truth.difficult
     eleven, area = {}, {}
     for label, name in enumerate(categories):
@@ -55,13 +56,13 @@ def evaluate_voc(found: Found, truth: GroundTruth, categories: Sequence[str], *,
 
 
 def eleven_point_ap(recall: Float[np.ndarray, " n"], precision: Float[np.ndarray, " n"]) -> float:
-    """VOC 2007's average precision of a curve by falling score: the best precision at each of 11 recalls or more."""
+    """VOC 2007's average precision: the mean over recalls 0, .1, ..., 1 of the best precision at each or more."""
     best = [precision[recall >= least].max(initial=0.0) for least in np.linspace(0, 1, 11)]
     return float(np.mean(best))
 
 
 def area_ap(recall: Float[np.ndarray, " n"], precision: Float[np.ndarray, " n"]) -> float:
-    """The area under the curve after each precision is raised to the best at its recall or more (VOC 2010)."""
+    """VOC 2010's average precision: the area under the curve of the best precision at each recall or more."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 

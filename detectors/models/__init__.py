@@ -6,11 +6,14 @@ from flax import nnx
 
 from detectors.models.atss import ATSS, ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig
+from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
-DETECTORS = {
+DetectorConfig = ATSSConfig | CascadeRCNNConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig
+
+DETECTORS: dict[type[DetectorConfig], type[Detector]] = {
     ATSSConfig: ATSS,
     CascadeRCNNConfig: CascadeRCNN,
     FCOSConfig: FCOS,
@@ -19,9 +22,7 @@ DETECTORS = {
 }
 
 
-def build_detector(
-    config: ATSSConfig | CascadeRCNNConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig,
-) -> tuple[type[nnx.Module], Callable[[nnx.Rngs], nnx.Module]]:
+def build_detector(config: DetectorConfig) -> tuple[type[Detector], Callable[[nnx.Rngs], Detector]]:
     """The detector class of a config, and the function that makes the detector from random numbers."""
     detector = DETECTORS[type(config)]
     return detector, lambda rngs: detector(config, rngs=rngs)

@@ -1,4 +1,4 @@
-"""ATSS (Zhang et al. 2020): one square anchor at each place, adaptive assignment, centreness as predicted IoU."""
+"""ATSS (Zhang et al. 2020): one square anchor per cell, adaptive assignment, a centreness that predicts the IoU."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from cse_jax.language import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
+from detectors.models.detector import Detector
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
@@ -19,7 +20,7 @@ from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.atss import assign_adaptively
 from detectors.ops.points import inside_padded_image
 from detectors.parallel import map_images
-from detectors.structures import Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections
 
 
 @dataclasses.dataclass
@@ -38,7 +39,7 @@ class ATSSConfig:
       weight_by_quality: weight each positive's box loss by its IoU; False is the authors' code for searched losses.
       score_threshold: on the class probability, before centreness is multiplied.
       nms_threshold, candidates_per_level, max_candidates, max_detections: of the final selection.
-      candidates_are_pairs: a level's candidates are its best (place, class) pairs, not all classes of its best places.
+      candidates_are_pairs: a level's candidates are its best (cell, class) pairs, not all classes of its best cells.
     """
 
     classes: int = 80
@@ -75,12 +76,12 @@ def atss_tiny(classes: int = 10) -> ATSSConfig:
     )
 
 
-class ATSS(nnx.Module):
+class ATSS(Detector):
     """The detector."""
 
     cls_space = spaces.BINARY_CLASS
     box_units = "pixels"
-    box_weight = 2.0  # published with searched losses: 1
+    box_weight = 2.0  # the paper of the searched losses uses 1
 
     def __init__(self, config: ATSSConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -99,11 +100,11 @@ class ATSS(nnx.Module):
 
     @staticmethod
     def is_output(path: tuple) -> bool:
-        """Whether a parameter belongs to the last layers, those that the losses reach first."""
+        """Whether a parameter, given by its path, belongs to the last layers."""
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[Array, "b h w 3"]
+        self, image: Float[AnyArray, "b h w 3"]
     ) -> tuple[Anchors, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
         """Anchors; class logits, box offsets and centreness logits of each, in float32."""
         logits, deltas, centreness = [], [], []
@@ -113,9 +114,12 @@ class ATSS(nnx.Module):
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
             deltas.append(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * self.scales[level])
             centreness.append(self.centreness(by_box).reshape(batch, -1))
-        anchors = pyramid_anchors(image.shape[1:3], self.strides, scale=self.config.scale, ratios=(1.0,))
-        join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas, centreness)]
-        return anchors, *join
+        height, width = image.shape[1:3]
+        anchors = pyramid_anchors((height, width), self.strides, scale=self.config.scale, ratios=(1.0,))
+        logits, deltas, centreness = (
+            jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas, centreness)
+        )
+        return anchors, logits, deltas, centreness
 
     def loss(
         self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
@@ -128,13 +132,13 @@ class ATSS(nnx.Module):
         Args:
           batch: images and padded ground truth.
           losses: classification and box losses.
-          key: unused: ATSS samples nothing.
+          key: not used; ATSS samples nothing.
         """
         del key
         config = self.config
         anchors, logits, deltas, centreness = self._heads(batch.image)
         inside = map_images(lambda size: inside_padded_image(anchors.centre, size), batch.image_size)
-        logits = jnp.where(inside[..., None], logits, 0.0)  # a masked loss has NaN gradients where it is NaN itself
+        logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
             lambda *truth: assign_adaptively(anchors, *truth, candidates=config.nearest),
             batch.boxes,
@@ -177,7 +181,7 @@ class ATSS(nnx.Module):
         parts = {"loss": total, "cls": cls, "box": box, "centreness": centre}
         return total, parts | {"positives": positive.sum().astype(jnp.float32)}
 
-    def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
+    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
         config = self.config
         anchors, logits, deltas, centreness = self._heads(image)

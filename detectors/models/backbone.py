@@ -1,29 +1,18 @@
 """The networks that make features of images: residual ones and MobileNetV1."""
 
-from typing import Protocol
-
 from flax import nnx
-from jaxtyping import Array, Float
 
 from detectors.models.mobilenet import MobileNetConfig, MobileNetV1
 from detectors.models.resnet import ResNet, ResNetConfig
 
+# Configs have ``strides`` and ``channels`` of the features, and ``is_frozen(path)``: whether a parameter, given by its
+# path below the network, keeps the values it was loaded with.
 BackboneConfig = ResNetConfig | MobileNetConfig
-
-
-class Backbone(Protocol):
-    """What detectors and training need of a backbone.
-
-    Its config has ``strides`` and ``channels`` of the features, and ``is_frozen(path)``: whether a parameter, by its
-    path below the network, stays as it was loaded.
-    """
-
-    config: BackboneConfig
-
-    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-        """Features, finest first."""
+Backbone = ResNet | MobileNetV1
 
 
 def build_backbone(config: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
     """The network of a config, with random weights."""
-    return (MobileNetV1 if isinstance(config, MobileNetConfig) else ResNet)(config, rngs=rngs)
+    if isinstance(config, MobileNetConfig):
+        return MobileNetV1(config, rngs=rngs)
+    return ResNet(config, rngs=rngs)

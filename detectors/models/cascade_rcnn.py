@@ -1,4 +1,4 @@
-"""Cascade R-CNN (Cai and Vasconcelos 2018): heads of rising IoU, each fed with the boxes of the one before."""
+"""Cascade R-CNN (Cai and Vasconcelos 2018): heads of rising IoU thresholds; each gets the boxes of the one before."""
 
 import dataclasses
 
@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from cse_jax.errors import InputError
 from detectors.losses import DetectionLosses
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
 from detectors.models.rpn import RPNConfig
 from detectors.ops import boxes as box_ops
 from detectors.parallel import map_images
-from detectors.structures import Batch
+from detectors.structures import AnyArray, Batch
 
 
 @dataclasses.dataclass
@@ -21,10 +22,10 @@ class CascadeRCNNConfig(FasterRCNNConfig):
     """Cascade R-CNN; the defaults are those of R50-FPN on COCO (MMDetection 2.8).
 
     Attributes:
-      stage_ious: from which a RoI is positive, in each stage.
+      stage_ious: IoU from which a RoI is positive, in each stage.
       stage_stds: of the box offsets of each stage.
       stage_weights: factors on the losses of each stage.
-      roi: what the stages have in common.  The others are Faster R-CNN's.
+      roi: settings that the stages share.  The other attributes are Faster R-CNN's.
     """
 
     rpn: RPNConfig = dataclasses.field(
@@ -43,15 +44,15 @@ class CascadeRCNNConfig(FasterRCNNConfig):
         """The settings of each stage.
 
         Raises:
-          ValueError: the numbers of stages differ, or boxes are not class-agnostic.
+          InputError: the numbers of stages differ, or boxes are not class-agnostic.
         """
         if not len(self.stage_ious) == len(self.stage_stds) == len(self.stage_weights):
-            raise ValueError(
+            raise InputError(
                 f"stage_ious, stage_stds and stage_weights have {len(self.stage_ious)}, {len(self.stage_stds)} and "
                 f"{len(self.stage_weights)} entries; each stage needs one of each"
             )
         if not self.roi.class_agnostic:
-            raise ValueError("roi.class_agnostic must be True: a stage hands one box for all classes to the next")
+            raise InputError("roi.class_agnostic must be True: a stage hands one box for all classes to the next")
         pairs = zip(self.stage_ious, self.stage_stds, strict=True)
         return [dataclasses.replace(self.roi, positive_iou=iou, stds=tuple(stds)) for iou, stds in pairs]
 
@@ -64,6 +65,8 @@ def cascade_rcnn_tiny(classes: int = 10) -> CascadeRCNNConfig:
 
 class CascadeRCNN(FasterRCNN):
     """The detector."""
+
+    config: CascadeRCNNConfig
 
     def __init__(self, config: CascadeRCNNConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -79,7 +82,7 @@ class CascadeRCNN(FasterRCNN):
         Args:
           batch: images and padded ground truth.
           losses: classification and box losses of all stages.
-          key: of the sampling of anchors and RoIs.
+          key: random key of the sampling of anchors and RoIs.
         """
         features, rois, real, parts, keys = self._propose(batch, key)
         cls = box = jnp.zeros(())
@@ -101,32 +104,41 @@ class CascadeRCNN(FasterRCNN):
         return total, parts | {"loss": total, "cls": cls, "box": box}
 
     def _refine(
-        self, features: list[Float[Array, "b _h _w c"]], rois: Float[Array, "b k 4"], image_size: Float[Array, "b 2"]
+        self,
+        features: list[Float[Array, "b _h _w c"]],
+        rois: Float[AnyArray, "b k 4"],
+        image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k 1 4"]]:
         """The stages at test: the mean of their class logits, and the last one's boxes."""
-        total = 0.0
+        total = jnp.zeros(())
         for head in self.heads:
             logits, deltas = head(features, rois, self.strides)
-            total += logits
+            total = total + logits
             rois = _refined(head.config, rois, deltas, image_size)
-        return total / len(self.heads), rois[:, :, None]
+        return total / len(self.heads), jnp.asarray(rois)[:, :, None]
 
 
 def _refined(
-    config: RoIConfig, rois: Float[Array, "b k 4"], deltas: Float[Array, "b k 1 4"], image_size: Float[Array, "b 2"]
+    config: RoIConfig,
+    rois: Float[AnyArray, "b k 4"],
+    deltas: Float[AnyArray, "b k 1 4"],
+    image_size: Float[AnyArray, "b 2"],
 ) -> Float[Array, "b k 4"]:
-    """RoIs moved by a stage's offsets and cut to the image."""
+    """RoIs moved by a stage's offsets and clipped to the image."""
     return jax.vmap(box_ops.clip)(box_ops.decode_deltas(rois, deltas[:, :, 0], config.stds), image_size)
 
 
 def _handed_on(
     config: RoIConfig,
     sampled: SampledRoIs,
-    is_truth: Bool[Array, "b s"],
-    deltas: Float[Array, "b s 1 4"],
-    image_size: Float[Array, "b 2"],
+    is_truth: Bool[AnyArray, "b s"],
+    deltas: Float[AnyArray, "b s 1 4"],
+    image_size: Float[AnyArray, "b 2"],
 ) -> tuple[Float[Array, "b s 4"], Bool[Array, "b s"]]:
-    """The next stage's proposals, and which are real: a stage's RoIs without the ground truth, which is added anew."""
+    """The next stage's proposals, and which are real.
+
+    They are a stage's refined RoIs without those of the ground truth, which the next stage adds itself.
+    """
     boxes = _refined(config, sampled.boxes, deltas, image_size)
     real = sampled.valid & ~is_truth & (box_ops.area(boxes) > 0.0)
     return jnp.where(real[..., None], boxes, NO_ROI), real

@@ -1,4 +1,4 @@
-"""Convolutions of NHWC images written as products or sums, where XLA's own are slow: the same numbers to rounding.
+"""Convolutions of NHWC images as products or sums where XLA's own are slow; results are the same up to rounding.
 
 On CPUs XLA's depthwise convolution takes up to 50 times as long as nine shifted products, and the gradient of a 1x1
 kernel three times as long as the matrix product it is (docs/benchmarks.md).
@@ -24,9 +24,10 @@ def convolve(
     feature_group_count: int = 1,
     **options,
 ) -> Float[Array, "b h2 w2 d"]:
-    """``jax.lax.conv_general_dilated`` without dilation, by the fastest way for the kernel's shape.
+    """``jax.lax.conv_general_dilated`` without dilation, computed in the fastest way for the kernel's shape.
 
-    A 1x1 kernel without padding is a matrix product, a depthwise one a sum of shifted products; any other is XLA's.
+    A 1x1 kernel without padding becomes a matrix product, a depthwise kernel a sum of shifted products; any other is
+    left to XLA.
     """
     strides, pads = tuple(strides), _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1 and pads == ((0, 0), (0, 0)):
@@ -43,7 +44,7 @@ def convolve_unfolded(
     padding: str | Sequence[tuple[int, int]],
     **_,
 ) -> Float[Array, "b h2 w2 d"]:
-    """``jax.lax.conv_general_dilated`` as one matrix product over unfolded patches, which it keeps in memory."""
+    """``jax.lax.conv_general_dilated`` as one matrix product over unfolded patches, all of which are in memory."""
     taps = _taps(x, kernel, strides, _pads(x, kernel, strides, padding))
     return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
@@ -53,7 +54,8 @@ Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 
 def _shifted_products(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
     taps, weights = _taps(x, kernel, strides, pads), kernel.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    return sum(tap.astype(jnp.float32) * weight for tap, weight in zip(taps, weights, strict=True)).astype(x.dtype)
+    products = (tap.astype(jnp.float32) * weight for tap, weight in zip(taps, weights, strict=True))
+    return functools.reduce(jnp.add, products).astype(x.dtype)
 
 
 _depthwise = jax.custom_vjp(_shifted_products, nondiff_argnums=(2, 3))
@@ -82,7 +84,8 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 def _pads(x: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]]) -> Pads:
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return tuple(tuple(map(int, side)) for side in padding)
+    (top, bottom), (left, right) = padding
+    return (int(top), int(bottom)), (int(left), int(right))
 
 
 def _padded(x: Array, pads: Pads) -> Array:
@@ -90,7 +93,7 @@ def _padded(x: Array, pads: Pads) -> Array:
 
 
 def _tap(padded: Array, row: int | Array, column: int | Array, kernel: Array, strides: Sequence[int]) -> Array:
-    """What an entry of the kernel is multiplied with."""
+    """The inputs that one entry of the kernel is multiplied with."""
     spans = [s * ((side - k) // s) + 1 for side, k, s in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)]
     sizes = (padded.shape[0], *spans, padded.shape[3])
     return jax.lax.dynamic_slice(padded, (0, row, column, 0), sizes)[:, :: strides[0], :: strides[1]]

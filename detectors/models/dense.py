@@ -1,6 +1,6 @@
-"""What one-stage detectors share: towers of convolutions, and the final selection from all places of a pyramid."""
+"""What one-stage detectors share: towers of convolutions, and the final selection from all cells of a pyramid."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from detectors.models.convolution import Conv
 from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
-from detectors.structures import Detections
+from detectors.structures import AnyArray, Detections
 
 
+@runtime_checkable
 class SelectionConfig(Protocol):
     """The settings of the final selection, fields of a detector's config."""
 
@@ -38,7 +39,7 @@ class Tower(nnx.Module):
 
 
 def head_conv(inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0) -> nnx.Conv:
-    """A 3x3 convolution of a head, normal with deviation 0.01."""
+    """A 3x3 convolution of a head; its kernel is drawn from a normal distribution with standard deviation 0.01."""
     return Conv(
         inputs,
         outputs,
@@ -56,17 +57,17 @@ def select_by_level(
     scores: Float[Array, "n c"],
     inside: Bool[Array, " n"],
     level: Int[np.ndarray, " n"],
-    image_size: Float[Array, " 2"],
+    image_size: Float[AnyArray, " 2"],
 ) -> Detections:
     """The detections of an image: the best candidates of each level, then suppression over all.
 
     Args:
       config: settings.
-      boxes: of all places, pixels.
+      boxes: of all cells, pixels.
       scores: of each class; 0 where below the threshold.
-      inside: places that are not in the padding.
-      level: of each place; ascending.
-      image_size: (height, width), to which boxes are cut, pixels.
+      inside: cells that are not in the padding.
+      level: of each cell; ascending.
+      image_size: (height, width), to which boxes are clipped, pixels.
     """
     scores = jnp.where(inside[:, None], scores, -jnp.inf)
     rows, candidates = [], []

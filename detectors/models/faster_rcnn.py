@@ -1,4 +1,4 @@
-"""Faster R-CNN (Ren et al. 2015) with a feature pyramid and a box loss on decoded boxes."""
+"""Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017) and a box loss on decoded boxes."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cse_jax.language import spaces
 from detectors.losses import DetectionLosses
 from detectors.models.backbone import BackboneConfig, build_backbone
+from detectors.models.detector import Detector
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.models.resnet import resnet50, tiny
 from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
@@ -17,7 +18,7 @@ from detectors.models.rpn import RPN, RPNConfig
 from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
 from detectors.parallel import map_images
-from detectors.structures import Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections
 
 
 @dataclasses.dataclass
@@ -28,7 +29,7 @@ class FasterRCNNConfig:
       classes: number of categories.
       backbone, fpn, rpn, roi: the parts.
       score_threshold, nms_threshold, max_candidates, max_detections: of the final selection.
-      min_side: detections with a side below it, cut to the image, are dropped, pixels.
+      min_side: detections that have a side below it once clipped to the image are dropped, pixels.
     """
 
     classes: int = 80
@@ -67,7 +68,7 @@ def faster_rcnn_tiny(classes: int = 10) -> FasterRCNNConfig:
     )
 
 
-class FasterRCNN(nnx.Module):
+class FasterRCNN(Detector):
     """The detector."""
 
     cls_space = spaces.MULTI_CLASS
@@ -84,7 +85,7 @@ class FasterRCNN(nnx.Module):
 
     @staticmethod
     def is_output(path: tuple) -> bool:
-        """Whether a parameter belongs to the last layers, those that the losses reach first."""
+        """Whether a parameter, given by its path, belongs to the last layers."""
         return path[0] in ("roi", "heads") and path[-2] in ("cls", "box")
 
     def loss(
@@ -95,9 +96,10 @@ class FasterRCNN(nnx.Module):
         Args:
           batch: images and padded ground truth.
           losses: classification and box losses of the second stage.
-          key: of the sampling of anchors and RoIs.
+          key: random key of the sampling of anchors and RoIs.
         """
-        return self._losses(batch, losses, key)[:2]
+        total, parts, _, _ = self._losses(batch, losses, key)
+        return total, parts
 
     def _losses(
         self, batch: Batch, losses: DetectionLosses, key: jax.Array
@@ -122,7 +124,8 @@ class FasterRCNN(nnx.Module):
     ]:
         """The first stage in training: features, proposals and which are real, the RPN's losses, keys for the rest."""
         features = self.fpn(self.backbone(batch.image))
-        anchors, objectness, deltas = self.rpn(features, batch.image.shape[1:3])
+        height, width = batch.image.shape[1:3]
+        anchors, objectness, deltas = self.rpn(features, (height, width))
         rpn_key, roi_key = (
             jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(batch.image.shape[0]))
             for k in jax.random.split(key)
@@ -151,21 +154,22 @@ class FasterRCNN(nnx.Module):
         logits, deltas = self.roi(features, sampled.boxes, self.strides)
         return roi_loss(self.config.roi, logits, deltas, losses, sampled)
 
-    def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
+    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image."""
         return self.detect(image, image_size)[0]
 
     def detect(
-        self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]
+        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Detections, Int[Array, " b"]]:
         """Detections as ``predict``, and the pairs over the score threshold that exceeded ``max_candidates``."""
-        return self._detect(self.fpn(self.backbone(image)), image.shape[1:3], image_size)
+        height, width = image.shape[1:3]
+        return self._detect(self.fpn(self.backbone(image)), (height, width), image_size)
 
     def _detect(
         self,
         features: list[Float[Array, "b _h _w c"]],
         image_shape: tuple[int, int],
-        image_size: Float[Array, "b 2"],
+        image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Detections, Int[Array, " b"]]:
         """``detect`` from the pyramid's features and the shape of the padded image."""
         config = self.config
@@ -198,7 +202,10 @@ class FasterRCNN(nnx.Module):
         return map_images(one, boxes, scores, real, image_size)
 
     def _refine(
-        self, features: list[Float[Array, "b _h _w c"]], rois: Float[Array, "b k 4"], image_size: Float[Array, "b 2"]
+        self,
+        features: list[Float[Array, "b _h _w c"]],
+        rois: Float[AnyArray, "b k 4"],
+        image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:
         """The second stage at test: class logits and boxes of the proposals."""
         logits, deltas = self.roi(features, rois, self.strides)

@@ -1,4 +1,4 @@
-"""FCOS (Tian et al. 2019) with centre sampling, normalised targets and centreness as predicted IoU."""
+"""FCOS (Tian et al. 2019) with centre sampling, normalised targets and a centreness that predicts the IoU."""
 
 import dataclasses
 import math
@@ -12,12 +12,13 @@ from cse_jax.language import spaces
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
+from detectors.models.detector import Detector
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
 from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
 from detectors.parallel import map_images
-from detectors.structures import Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections
 
 
 @dataclasses.dataclass
@@ -29,13 +30,14 @@ class FCOSConfig:
       backbone, fpn: features.
       towers: 3x3 convolutions before the outputs of each branch.
       norm_groups: groups of the towers' group norm.
-      point_offset: of the points in their cells, strides.
+      point_offset: offset of the points in their cells, strides.
       fit_image: spread points evenly over the image where a stride does not divide its side.
       range_limits: lengths that separate the levels' regress ranges, pixels.
       radius: of centre sampling, strides.
       alpha: balance of positives in the classification loss.
       level_scales: whether each level has a learned factor on its distances.
-      box_bias: initial bias of the regressed distances, strides; above 0, boxes overlap their targets from the start.
+      box_bias: initial bias of the regressed distances, strides; with one above 0, boxes overlap their targets from the
+        start.
       weight_by_quality: weight each positive's box loss by its IoU; False is the authors' code for searched losses.
       count_images: add the number of images to that of positives in the normaliser of the classification loss.
       geometric_centreness: the centreness target is that of the paper, sqrt(min(l, r) min(t, b) / (max max)), not the
@@ -90,13 +92,13 @@ def fcos_tiny(classes: int = 10) -> FCOSConfig:
 
 
 def _centreness(offsets: Float[Array, "b n 4"]) -> Float[Array, "b n"]:
-    """Centreness of points in their targets (equation 3), 1 at the centre and 0 at an edge or outside."""
+    """Centreness of points in their targets (equation 3 of the paper): 1 at the centre, 0 at an edge or outside."""
     across, down = offsets[..., 0::2], offsets[..., 1::2]
     ratio = across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1))
     return jnp.sqrt(jnp.maximum(ratio, 0.0))
 
 
-class FCOS(nnx.Module):
+class FCOS(Detector):
     """The detector."""
 
     cls_space = spaces.BINARY_CLASS
@@ -120,11 +122,11 @@ class FCOS(nnx.Module):
 
     @staticmethod
     def is_output(path: tuple) -> bool:
-        """Whether a parameter belongs to the last layers, those that the losses reach first."""
+        """Whether a parameter, given by its path, belongs to the last layers."""
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[Array, "b h w 3"]
+        self, image: Float[AnyArray, "b h w 3"]
     ) -> tuple[Points, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
         """Points; class logits, distances in strides and centreness logits at each, in float32."""
         logits, distances, centreness = [], [], []
@@ -135,15 +137,18 @@ class FCOS(nnx.Module):
             scale = 1.0 if self.scales is None else self.scales[level]
             distances.append(jax.nn.relu(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * scale))
             centreness.append(self.centreness(by_box).reshape(batch, -1))
+        height, width = image.shape[1:3]
         points = pyramid_points(
-            image.shape[1:3],
+            (height, width),
             self.strides,
             self.config.range_limits,
             offset=self.config.point_offset,
             fit_image=self.config.fit_image,
         )
-        join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)]
-        return points, *join
+        logits, distances, centreness = (
+            jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)
+        )
+        return points, logits, distances, centreness
 
     def loss(
         self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
@@ -157,13 +162,13 @@ class FCOS(nnx.Module):
         Args:
           batch: images and padded ground truth.
           losses: classification and box losses.
-          key: unused: FCOS samples nothing.
+          key: not used; FCOS samples nothing.
         """
         del key
         config = self.config
         points, logits, distances, centreness = self._heads(batch.image)
         inside = map_images(lambda size: inside_padded_image(points.xy, size), batch.image_size)
-        logits = jnp.where(inside[..., None], logits, 0.0)  # a masked loss has NaN gradients where it is NaN itself
+        logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
             lambda *truth: assign_points(points, *truth, radius=config.radius),
             batch.boxes,
@@ -209,10 +214,10 @@ class FCOS(nnx.Module):
         total = cls + box + centre
         return total, {"loss": total, "cls": cls, "box": box, "centreness": centre, "positives": count}
 
-    def predict(self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]) -> Detections:
+    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness.
 
-        ``root_score`` takes the square root of it.
+        With ``root_score`` it is the square root of that.
         """
         config = self.config
         points, logits, distances, centreness = self._heads(image)

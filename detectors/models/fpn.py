@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cse_jax.errors import InputError
 from detectors.models.convolution import Conv
 
 
@@ -26,7 +27,7 @@ class FPNConfig:
     relu_before_extra: bool = True
 
     def strides(self, backbone: tuple[int, ...]) -> tuple[int, ...]:
-        """Strides of all levels over the backbone's outputs."""
+        """Strides of all levels, pixels, from those of the backbone's outputs."""
         added = 0 if self.extra == "none" else self.extra_levels
         return backbone + tuple(backbone[-1] * 2 ** (k + 1) for k in range(added))
 
@@ -36,7 +37,7 @@ class FPN(nnx.Module):
 
     def __init__(self, config: FPNConfig, inputs: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         if config.extra not in ("none", "max_pool", "conv"):
-            raise ValueError(f"fpn.extra is {config.extra!r}; use 'none', 'max_pool' or 'conv'")
+            raise InputError(f"fpn.extra is {config.extra!r}; use 'none', 'max_pool' or 'conv'")
         self.config = config
 
         def conv(channels: int, kernel: int, stride: int = 1) -> nnx.Conv:
@@ -57,6 +58,7 @@ class FPN(nnx.Module):
         self.extra = nnx.List([conv(config.channels, 3, 2) for _ in range(added)])
 
     def __call__(self, features: list[Float[Array, "b _h _w _c"]]) -> list[Float[Array, "b _h2 _w2 d"]]:
+        """All levels, finest first, from the backbone's features."""
         merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
         for level in range(len(merged) - 1, 0, -1):
             finer = merged[level - 1]

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017): Faster R-CNN with a mask of each detection."""
+"""Mask R-CNN (He et al. 2017): Faster R-CNN with a mask for each detection."""
 
 import dataclasses
 import functools
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cse_jax.errors import InputError
 from detectors.losses import DetectionLosses
 from detectors.models.convolution import Conv
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.roi_head import RoIConfig, SampledRoIs, pool_rois
 from detectors.ops.masks import crop_masks
 from detectors.parallel import map_images
-from detectors.structures import Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections
 
 
 @dataclasses.dataclass
@@ -24,7 +25,7 @@ class MaskConfig:
     Attributes:
       size: bins per side of RoIAlign; masks have twice as many.
       convs, channels: 3x3 convolutions before the mask is doubled, and their channels.
-      soft_targets: targets are the share of a bin that is covered (torchvision); else whether that is half or more.
+      soft_targets: a target is the covered share of a bin (torchvision), not whether half of the bin is covered.
     """
 
     size: int = 14
@@ -38,7 +39,7 @@ class MaskRCNNConfig(FasterRCNNConfig):
     """Mask R-CNN; the defaults are those of R50-FPN on COCO (MMDetection 2.8).
 
     Attributes:
-      mask: the mask head.  The others are Faster R-CNN's.
+      mask: the mask head.  The other attributes are Faster R-CNN's.
     """
 
     roi: RoIConfig = dataclasses.field(default_factory=lambda: RoIConfig(low_quality_iou=0.5))
@@ -59,10 +60,9 @@ class _MaskHead(nnx.Module):
     def __init__(self, config: MaskConfig, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
         he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         inputs = [channels] + [config.channels] * (config.convs - 1)
-        options = dict(padding=[(1, 1)] * 2, kernel_init=he, rngs=rngs)
-        self.convs = nnx.List([Conv(n, config.channels, (3, 3), **options) for n in inputs])
-        options = dict(padding="VALID", kernel_init=he, rngs=rngs)
-        self.double = nnx.ConvTranspose(config.channels, config.channels, (2, 2), 2, **options)
+        pads, channels = [(1, 1)] * 2, config.channels
+        self.convs = nnx.List([Conv(n, channels, (3, 3), padding=pads, kernel_init=he, rngs=rngs) for n in inputs])
+        self.double = nnx.ConvTranspose(channels, channels, (2, 2), 2, padding="VALID", kernel_init=he, rngs=rngs)
         self.logits = nnx.Linear(config.channels, classes, kernel_init=he, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b k s s c"]) -> Float[Array, "b k t t e"]:
@@ -78,6 +78,8 @@ class _MaskHead(nnx.Module):
 class MaskRCNN(FasterRCNN):
     """The detector."""
 
+    config: MaskRCNNConfig
+
     def __init__(self, config: MaskRCNNConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         self.mask = _MaskHead(config.mask, config.fpn.channels, config.classes, rngs=rngs)
@@ -90,13 +92,11 @@ class MaskRCNN(FasterRCNN):
         Args:
           batch: images and padded ground truth with masks.
           losses: classification and box losses of the second stage.
-          key: of the sampling of anchors and RoIs.
+          key: random key of the sampling of anchors and RoIs.
 
         Raises:
-          ValueError: the batch has no masks.
+          InputError: the batch has no masks.
         """
-        if batch.masks is None:
-            raise ValueError("Mask R-CNN learns from batch.masks, which is None; use data with masks, or Faster R-CNN")
         total, parts, features, sampled = self._losses(batch, losses, key)
         mask = self._mask_loss(features, batch, sampled)
         total += mask
@@ -105,7 +105,9 @@ class MaskRCNN(FasterRCNN):
     def _mask_loss(
         self, features: list[Float[Array, "b _h _w c"]], batch: Batch, sampled: SampledRoIs
     ) -> Float[Array, ""]:
-        """Cross-entropy of the own class's mask, over all positives' bins of the batch."""
+        """Cross-entropy of the mask of each positive's class, averaged over all positives' bins of the batch."""
+        if batch.masks is None:
+            raise InputError("Mask R-CNN learns from batch.masks, which is None; use data with masks, or Faster R-CNN")
         config = self.config
         most = min(int(config.roi.samples * config.roi.positive_fraction), sampled.boxes.shape[1])
         rois, labels, positive, _, _, truth = (a[:, :most] for a in sampled)  # positives come first
@@ -121,18 +123,19 @@ class MaskRCNN(FasterRCNN):
         return jnp.where(positive, cross_entropy, 0.0).sum() / jnp.maximum(positive.sum(), 1)
 
     def _mask_logits(
-        self, features: list[Float[Array, "b _h _w c"]], boxes: Float[Array, "b k 4"], labels: Int[Array, "b k"]
+        self, features: list[Float[Array, "b _h _w c"]], boxes: Float[AnyArray, "b k 4"], labels: Int[AnyArray, "b k"]
     ) -> Float[Array, "b k t t"]:
         """Logits of each box's mask for its class."""
         pooled = pool_rois(self.config.roi, features, boxes, self.strides, size=self.config.mask.size)
         return jnp.take_along_axis(self.mask(pooled), labels[..., None, None, None], axis=-1)[..., 0]
 
     def detect(
-        self, image: Float[Array, "b h w 3"], image_size: Float[Array, "b 2"]
+        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Detections, Int[Array, " b"]]:
         """Detections with masks over their boxes, and the overflow, as Faster R-CNN's ``detect``."""
         features = self.fpn(self.backbone(image))
-        detections, overflow = self._detect(features, image.shape[1:3], image_size)
+        height, width = image.shape[1:3]
+        detections, overflow = self._detect(features, (height, width), image_size)
         logits = self._mask_logits(features, detections.boxes, detections.labels)
         masks = jnp.where(detections.valid[..., None, None], jax.nn.sigmoid(logits), 0.0)
         return detections._replace(masks=masks), overflow

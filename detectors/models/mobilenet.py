@@ -1,14 +1,18 @@
 """MobileNetV1 (Howard et al. 2017), NHWC: depthwise 3x3 and pointwise convolutions, as TensorFlow pads them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cse_jax.errors import InputError
 from detectors.models.convolution import Conv
 from detectors.models.norms import FrozenBatchNorm
+from detectors.structures import AnyArray
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _STEM = 32  # channels
@@ -23,7 +27,7 @@ LAST_POINTWISE = r"blocks/12/pointwise(_norm)?/.*"  # parameters that no file ha
 
 @dataclasses.dataclass
 class MobileNetConfig:
-    """MobileNetV1 of full width; for weights of ImageNet images are RGB / 127.5 - 1.
+    """MobileNetV1 of full width.  Weights of ImageNet expect images of RGB / 127.5 - 1.
 
     Attributes:
       outputs: strides of the features, of 4, 8, 16 and 32.
@@ -49,7 +53,7 @@ class MobileNetConfig:
         return tuple(BLOCKS[_LAST_OF_STRIDE[stride] - 1][0] for stride in self.outputs)
 
     def is_frozen(self, path: Sequence[str | int]) -> bool:
-        """Whether a parameter, by its path below the network, stays as it was loaded."""
+        """Whether a parameter, given by its path below the network, keeps the values it was loaded with."""
         if str(path[0]).startswith("stem"):
             return self.frozen_blocks >= 0
         return path[0] == "blocks" and int(path[1]) < self.frozen_blocks
@@ -60,14 +64,14 @@ def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> 
         return nnx.GroupNorm(channels, config.norm_groups, epsilon=_EPS, rngs=rngs)
     if kind == "frozen_bn":
         return FrozenBatchNorm(channels, eps=_EPS)
-    raise ValueError(f"backbone.norm is {kind!r}; use 'gn' or 'frozen_bn'")
+    raise InputError(f"backbone.norm is {kind!r}; use 'gn' or 'frozen_bn'")
 
 
 class _Block(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, norms: list[nnx.Module], *, rngs: nnx.Rngs) -> None:
-        options = dict(use_bias=False, kernel_init=_HE, rngs=rngs)
-        self.depthwise = Conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs, **options)
-        self.pointwise = Conv(inputs, outputs, (1, 1), **options)
+        conv = functools.partial(Conv, use_bias=False, kernel_init=_HE, rngs=rngs)
+        self.depthwise = conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs)
+        self.pointwise = conv(inputs, outputs, (1, 1))
         self.depthwise_norm, self.pointwise_norm = norms
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -81,7 +85,7 @@ class MobileNetV1(nnx.Module):
     def __init__(self, config: MobileNetConfig, *, rngs: nnx.Rngs) -> None:
         unknown = [stride for stride in config.outputs if stride not in _LAST_OF_STRIDE]
         if unknown or not config.outputs:
-            raise ValueError(
+            raise InputError(
                 f"backbone.outputs is {config.outputs}; use some of {', '.join(map(str, _LAST_OF_STRIDE))}"
             )
         self.config = config
@@ -96,9 +100,9 @@ class MobileNetV1(nnx.Module):
             inputs = outputs
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
+    def __call__(self, image: Float[AnyArray, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
         """Features, finest first."""
-        x = jax.nn.relu6(self.stem_norm(self.stem(image)))
+        x = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(image))))
         wanted, features = {_LAST_OF_STRIDE[stride] for stride in self.config.outputs}, []
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)

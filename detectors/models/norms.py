@@ -1,4 +1,4 @@
-"""Normalisation with fixed statistics, and what belongs to a normalisation."""
+"""Batch normalisation with fixed statistics, and which parameters belong to a normalisation layer."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation with fixed statistics; its affine part trains unless its stage is frozen."""
+    """Batch normalisation with fixed statistics; its scale and bias train unless their stage is frozen."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
@@ -22,5 +22,5 @@ class FrozenBatchNorm(nnx.Module):
 
 
 def is_norm(path: Sequence[str | int]) -> bool:
-    """Whether a parameter, by its path in a detector or below it, belongs to a normalisation layer."""
+    """Whether a parameter, given by its path, belongs to a normalisation layer."""
     return any(str(part).endswith(("norm", "norms")) for part in path)

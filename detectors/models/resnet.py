@@ -5,11 +5,14 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cse_jax.errors import InputError
 from detectors.models.convolution import convolve, convolve_unfolded
 from detectors.models.norms import FrozenBatchNorm, is_norm
+from detectors.structures import AnyArray
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -25,13 +28,13 @@ class ResNetConfig:
       stem_width: channels of the stem.
       stem_kernel, stem_stride: of the stem's convolution.
       stem_pool: whether a 3x3 max-pooling of stride 2 follows.
-      stem_as_product: compute the stem as a matrix product over unfolded patches.  It is the same convolution; XLA's
-        own is several times slower on CPUs for 3 channels at stride 4, but needs no memory for the patches.
+      stem_as_product: compute the stem as a matrix product over unfolded patches.  This is the same convolution.  For 3
+        channels at stride 4 XLA's own is several times slower on CPUs, but needs no memory for the patches.
       norm: ``"gn"`` (trains from scratch) or ``"frozen_bn"`` (statistics fixed, for pretrained weights).
       norm_groups: groups of the group norm.
       norm_eps: added to variances; 0 in torchvision's R-CNNs trained on COCO.
-      frozen_affine: whether scale and bias of all frozen batch norms stay as loaded (FCOS), not only those of the
-        frozen stages.
+      frozen_affine: whether scale and bias of all frozen batch norms are frozen (FCOS), not only those of the frozen
+        stages.
       stride_in_1x1: stride in the bottleneck's first convolution (caffe) instead of the second (torchvision).
       frozen_stages: -1 trains everything, 0 freezes the stem, k the stages up to the k-th as well.
       outputs: stages whose features are returned, counted from 1.
@@ -66,7 +69,7 @@ class ResNetConfig:
         return tuple(stem * 2 ** (stage - 1) for stage in self.outputs)
 
     def is_frozen(self, path: Sequence[str | int]) -> bool:
-        """Whether a parameter, by its path below the network, stays as it was loaded."""
+        """Whether a parameter, given by its path below the network, keeps the values it was loaded with."""
         if self.frozen_affine and self.norm == "frozen_bn" and is_norm(path):
             return True
         if self.frozen_stages < 0:
@@ -98,7 +101,7 @@ def resnet34(**changes) -> ResNetConfig:
 
 def small(**changes) -> ResNetConfig:
     """A network for images of 200 to 400 pixels that trains from scratch in minutes on a CPU."""
-    defaults = dict(
+    config = ResNetConfig(
         depths=(1, 1, 1, 1),
         widths=(24, 48, 96, 192),
         bottleneck=False,
@@ -107,12 +110,12 @@ def small(**changes) -> ResNetConfig:
         norm_groups=8,
         frozen_stages=-1,
     )
-    return ResNetConfig(**(defaults | changes))
+    return dataclasses.replace(config, **changes)
 
 
 def tiny(**changes) -> ResNetConfig:
     """A network for images of about 96 pixels that trains from scratch in seconds."""
-    defaults = dict(
+    config = ResNetConfig(
         depths=(1, 1, 1),
         widths=(24, 48, 96),
         bottleneck=False,
@@ -125,7 +128,7 @@ def tiny(**changes) -> ResNetConfig:
         frozen_stages=-1,
         outputs=(2, 3),
     )
-    return ResNetConfig(**(defaults | changes))
+    return dataclasses.replace(config, **changes)
 
 
 def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -133,7 +136,7 @@ def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
         return nnx.GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
     if config.norm == "frozen_bn":
         return FrozenBatchNorm(channels, eps=config.norm_eps)
-    raise ValueError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
+    raise InputError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
 
 
 def _conv(
@@ -173,7 +176,9 @@ class Block(nnx.Module):
             self.shortcut = self.shortcut_norm = None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        residual = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))
+        residual = x
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            residual = self.shortcut_norm(self.shortcut(x))
         last = len(self.convs) - 1
         for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x))
@@ -199,10 +204,12 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
 
-    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-        x = jax.nn.relu(self.stem_norm(self.stem(image)))
+    def __call__(self, image: Float[AnyArray, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
+        """Features, finest first."""
+        x = jax.nn.relu(self.stem_norm(self.stem(jnp.asarray(image))))
         if self.config.stem_pool:
-            x = nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
+            pads = [(1, 1), (1, 1)]
+            x = nnx.max_pool(x, (3, 3), (2, 2), padding=pads)  # pyright: ignore[reportArgumentType]  # unannotated
         features = []
         for stage, blocks in enumerate(self.stages, start=1):
             x = functools.reduce(lambda x, block: block(x), blocks, x)

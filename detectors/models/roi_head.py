@@ -15,7 +15,7 @@ from detectors.ops.matching import match
 from detectors.ops.roi_align import roi_align, roi_levels
 from detectors.ops.sampling import sample
 from detectors.parallel import map_images
-from detectors.structures import Batch
+from detectors.structures import AnyArray, Batch
 
 
 @dataclasses.dataclass
@@ -24,15 +24,15 @@ class RoIConfig:
 
     Attributes:
       levels: pyramid levels that RoIs are pooled from, finest first.
-      finest_side: RoIs of this side are pooled from the second level, pixels.
+      finest_side: RoIs whose sides are below twice this are pooled from the finest level, pixels.
       size: bins per side of RoIAlign.
-      aligned: whether RoIAlign takes a cell's value for that of its centre; torchvision: of its corner.
-      pool_as_product: RoIAlign as a matrix product: the same, and faster for small maps on CPUs.
+      aligned: whether RoIAlign takes a cell's value for that of its centre; torchvision takes it for its corner's.
+      pool_as_product: compute RoIAlign as a matrix product; the result is the same, and faster for small maps on CPUs.
       width: of the two fully connected layers.
       stds: of the box offsets.
       class_agnostic: one box per RoI, not one per RoI and class.
-      positive_iou: from which a proposal is positive.
-      low_quality_iou: from which each ground truth also takes the proposals that overlap it most; none without.
+      positive_iou: IoU from which a proposal is positive.
+      low_quality_iou: IoU from which each ground truth also takes the proposals that overlap it most; None for never.
       samples, positive_fraction: proposals per image in the loss.
     """
 
@@ -50,24 +50,24 @@ class RoIConfig:
     positive_fraction: float = 0.25
 
 
-NO_ROI = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # where there is none
+NO_ROI = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # stands in for missing RoIs
 
 
 class SampledRoIs(NamedTuple):
-    """The RoIs of a batch in the second stage's loss: positives, then background, then padding."""
+    """The RoIs in the second stage's loss, of a batch or without ``b`` of one image: positives, background, padding."""
 
-    boxes: Float[Array, "b s 4"]
-    labels: Int[Array, "b s"]  # the background comes after the last category
-    positive: Bool[Array, "b s"]
-    valid: Bool[Array, "b s"]
-    targets: Float[Array, "b s 4"]  # the ground truth's boxes; the RoIs themselves where not positive
-    truth: Int[Array, "b s"]  # index of the ground truth; meaningless where not positive
+    boxes: Float[Array, "*b s 4"]
+    labels: Int[Array, "*b s"]  # the background comes after the last category
+    positive: Bool[Array, "*b s"]
+    valid: Bool[Array, "*b s"]
+    targets: Float[Array, "*b s 4"]  # the ground truth's boxes; the RoIs themselves where not positive
+    truth: Int[Array, "*b s"]  # index of the ground truth; meaningless where not positive
 
 
 def pool_rois(
     config: RoIConfig,
     features: list[Float[Array, "b _h _w c"]],
-    rois: Float[Array, "b k 4"],
+    rois: Float[AnyArray, "b k 4"],
     strides: tuple[int, ...],
     *,
     size: int,
@@ -94,7 +94,7 @@ class RoIHead(nnx.Module):
         self.box = nnx.Linear(config.width, 4 * self.boxes, kernel_init=normal(0.001), rngs=rngs)
 
     def __call__(
-        self, features: list[Float[Array, "b _h _w c"]], rois: Float[Array, "b k 4"], strides: tuple[int, ...]
+        self, features: list[Float[Array, "b _h _w c"]], rois: Float[AnyArray, "b k 4"], strides: tuple[int, ...]
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:
         """Class logits (``d`` is classes + 1) and offsets (``e`` is classes, or 1 if agnostic), in float32."""
         pooled = pool_rois(self.config, features, rois, strides, size=self.config.size)
@@ -107,12 +107,20 @@ class RoIHead(nnx.Module):
 def sample_rois(
     config: RoIConfig,
     classes: int,
-    proposals: Float[Array, "k 4"],
-    real: Bool[Array, " k"],
+    proposals: Float[AnyArray, "k 4"],
+    real: Bool[AnyArray, " k"],
     truth: Batch,
     key: jax.Array,
 ) -> tuple[SampledRoIs, Bool[Array, " s"]]:
     """One image's RoIs: proposals and ground truth, matched and sampled.
+
+    Args:
+      config: of the head.
+      classes: number of categories.
+      proposals: boxes in pixels.
+      real: proposals that are not padding.
+      truth: one image of a batch, without the dimension ``b``.
+      key: random key of the image.
 
     Returns:
       The RoIs, and which of them are boxes of the ground truth.

@@ -1,4 +1,4 @@
-"""The region proposal network (Ren et al. 2015).  It keeps its own losses: searched ones never replace them."""
+"""The region proposal network (Ren et al. 2015).  Its own losses are fixed; searched losses never replace them."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from detectors.ops.nms import nms
 from detectors.ops.points import inside_padded_image
 from detectors.ops.sampling import sample
 from detectors.parallel import map_images
-from detectors.structures import Batch
+from detectors.structures import AnyArray, Batch
 
 _STDS = (1.0, 1.0, 1.0, 1.0)
 
@@ -31,8 +31,8 @@ class RPNConfig:
       whole_pixel_anchors: round the anchors' distances from centre to edge.
       fit_image: spread anchors evenly over the image where a stride does not divide its side.
       positive_iou, negative_iou, low_quality_iou: of the assignment.
-      low_quality_keeps_best: an anchor matched with low quality learns the box that it overlaps most itself.
-      box_beta: up to which the box loss is quadratic (Smooth L1); 0 is L1.
+      low_quality_keeps_best: an anchor matched with low quality keeps the box that it overlaps most itself.
+      box_beta: distance up to which the box loss is quadratic (Smooth L1); 0 is L1.
       samples, positive_fraction: anchors per image in the loss.
       per_level, test_per_level: proposals per level before suppression, in training and at test.
       nms_threshold: suppression within a level.
@@ -89,8 +89,8 @@ class RPN(nnx.Module):
             whole_pixels=config.whole_pixel_anchors,
             fit_image=config.fit_image,
         )
-        join = [jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas)]
-        return anchors, *join
+        logits, deltas = (jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas))
+        return anchors, logits, deltas
 
     def loss(
         self,
@@ -100,7 +100,13 @@ class RPN(nnx.Module):
         batch: Batch,
         keys: jax.Array,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Cross-entropy of the sampled anchors and (Smooth) L1 of the positives' offsets, over all sampled anchors."""
+        """Cross-entropy of the sampled anchors and (Smooth) L1 of the positives' offsets, over all sampled anchors.
+
+        Args:
+          anchors, logits, deltas: as ``__call__`` gives them.
+          batch: images and padded ground truth.
+          keys: a random key for each image.
+        """
         config = self.config
         boxes = jnp.asarray(anchors.boxes)
 
@@ -137,9 +143,9 @@ class RPN(nnx.Module):
     def propose(
         self,
         anchors: Anchors,
-        logits: Float[Array, "b n"],
-        deltas: Float[Array, "b n 4"],
-        image_size: Float[Array, "b 2"],
+        logits: Float[AnyArray, "b n"],
+        deltas: Float[AnyArray, "b n 4"],
+        image_size: Float[AnyArray, "b 2"],
         *,
         count: int,
         per_level: int,

@@ -1,1 +1,1 @@
-"""Pure functions of a single image."""
+"""Pure functions of a single image; callers batch them with ``vmap``."""

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 
 class Anchors(NamedTuple):
-    """All anchors, level after level; within a level row by row, and the shapes of a place together."""
+    """All anchors, level after level; within a level row by row, and the anchors of a cell one after the other."""
 
     boxes: Float[np.ndarray, "n 4"]  # pixels; may reach out of the image
     centre: Float[np.ndarray, "n 2"]  # (x, y), pixels
@@ -17,18 +17,19 @@ class Anchors(NamedTuple):
 def level_grid(
     image_shape: tuple[int, int], stride: int, *, fit_image: bool = False
 ) -> tuple[Float[np.ndarray, "r c 2"], tuple[int, int]]:
-    """The places of a level as (x, y) of their upper left corners, pixels, and its rows and columns.
+    """The cells of a level: (x, y) of their upper left corners, in pixels, and the numbers of rows and columns.
 
     Args:
       image_shape: (height, width) of the padded image, pixels.
       stride: of the level, pixels.
-      fit_image: places are image side // cells apart instead of a stride (torchvision); it differs where the stride
+      fit_image: cells are image side // cells apart instead of a stride (torchvision).  This differs where the stride
         does not divide the side.
     """
-    cells = tuple(-(-side // stride) for side in image_shape)
-    steps = [side // n if fit_image else stride for side, n in zip(image_shape, cells, strict=True)]
-    y, x = np.meshgrid(*(np.arange(n) * step for n, step in zip(cells, steps, strict=True)), indexing="ij")
-    return np.stack([x, y], -1).astype(np.float64), cells
+    height, width = image_shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    row_step, column_step = (height // rows, width // columns) if fit_image else (stride, stride)
+    y, x = np.meshgrid(np.arange(rows) * row_step, np.arange(columns) * column_step, indexing="ij")
+    return np.stack([x, y], -1).astype(np.float64), (rows, columns)
 
 
 def pyramid_anchors(
@@ -40,11 +41,11 @@ def pyramid_anchors(
     whole_pixels: bool = False,
     fit_image: bool = False,
 ) -> Anchors:
-    """Anchors of side ``scale * stride``, one per ratio (height over width) at every place of every level.
+    """Anchors of side ``scale * stride``, one per ratio (height over width) at every cell of every level.
 
     Args:
       image_shape: (height, width) of the padded image, pixels.
-      strides: of the levels.
+      strides: of the levels, pixels.
       scale: side over stride.
       ratios: height over width, at constant area.
       whole_pixels: round the distances from the centre to the edges (torchvision).

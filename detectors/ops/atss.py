@@ -1,4 +1,4 @@
-"""Adaptive training sample selection: which anchors take which ground truth, for one image (Zhang et al. 2020)."""
+"""Adaptive training sample selection, for one image (Zhang et al. 2020, algorithm 1)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +7,30 @@ from jaxtyping import Array, Bool, Float, Int
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors
 from detectors.ops.points import PointTargets
+from detectors.structures import AnyArray
 
 _INSIDE = 0.01  # pixels from the edges within which a centre does not count as inside
 
 
 def assign_adaptively(
     anchors: Anchors,
-    boxes: Float[Array, "m 4"],
-    labels: Int[Array, " m"],
-    valid: Bool[Array, " m"],
-    inside_image: Bool[Array, " n"],
+    boxes: Float[AnyArray, "m 4"],
+    labels: Int[AnyArray, " m"],
+    valid: Bool[AnyArray, " m"],
+    inside_image: Bool[AnyArray, " n"],
     *,
     candidates: int,
 ) -> PointTargets:
-    """Each ground truth takes the nearest anchors of each level whose IoU is above their mean plus deviation.
+    """Assigns to each ground truth the nearest anchors whose IoU is at least the mean plus the standard deviation.
 
-    An anchor's centre must lie in the box; of several boxes an anchor takes the one that it overlaps most.
+    Mean and deviation are over the ``candidates`` nearest anchors of every level.  An anchor's centre must lie in the
+    box.  An anchor that several boxes want takes the one that it overlaps most.
 
     Args:
-      anchors: of the pyramid, one at each place.
+      anchors: of the pyramid, one at each cell.
       boxes, labels, valid: padded ground truth; boxes in pixels.
       inside_image: anchors that are not in the padding.
-      candidates: nearest anchors of each level, by the distance of the centres.
+      candidates: how many of the nearest anchors of each level are candidates, by the distance of the centres.
     """
     usable = valid & (box_ops.area(boxes) > 0.0)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2.0
@@ -50,12 +52,12 @@ def assign_adaptively(
 
 
 def _levels(anchors: Anchors) -> list[tuple[int, int]]:
-    """Where each level begins and ends."""
+    """Where each level starts and stops."""
     edges = [*(anchors.level.searchsorted(range(int(anchors.level[-1]) + 1))).tolist(), len(anchors.level)]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 def _nearest(distance: Float[Array, "l m"], count: int) -> Bool[Array, "l m"]:
-    """The rows of the least distances of each column; of equal ones the first."""
+    """Marks the rows of the smallest distances of each column; of equal ones the first."""
     _, rows = jax.lax.top_k(-distance.T, min(count, len(distance)))
     return jnp.zeros(distance.shape, bool).at[rows.T, jnp.arange(distance.shape[1])].set(True)

@@ -1,20 +1,25 @@
-"""Boxes as ``(x1, y1, x2, y2)``: areas, overlaps, and the encodings that heads regress.  All functions broadcast."""
+"""Boxes as ``(x1, y1, x2, y2)``: areas, overlaps, and the encodings that heads regress.
+
+All functions broadcast.  Boxes may be in any unit; where a function takes two arrays, both have the same.
+"""
 
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from detectors.structures import AnyArray
+
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
-def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Areas; 0 for boxes whose sides are not positive."""
+def area(boxes: Float[AnyArray, "*n 4"]) -> Float[Array, "*n"]:
+    """Areas in the square of the boxes' unit; 0 for boxes whose sides are not positive."""
     return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1)
 
 
 def overlap(
-    a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]
+    a: Float[AnyArray, "*#n 4"], b: Float[AnyArray, "*#n 4"]
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
     """Areas of intersection, union and smallest enclosing box, in the square of the boxes' unit."""
     inner = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
@@ -23,19 +28,19 @@ def overlap(
     return intersection, area(a) + area(b) - intersection, jnp.prod(outer, axis=-1)
 
 
-def iou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+def iou(a: Float[AnyArray, "*#n 4"], b: Float[AnyArray, "*#n 4"]) -> Float[Array, "*n"]:
     """Intersection over union; 0 where both boxes are empty."""
     intersection, union, _ = overlap(a, b)
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 
 
-def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+def pairwise_iou(a: Float[AnyArray, "n 4"], b: Float[AnyArray, "m 4"]) -> Float[Array, "n m"]:
     """Intersection over union of every pair."""
     return iou(a[:, None], b[None])
 
 
-def clip(boxes: Float[Array, "*n 4"], image_size: Float[Array, " 2"]) -> Float[Array, "*n 4"]:
-    """Boxes cut to the image.
+def clip(boxes: Float[AnyArray, "*n 4"], image_size: Float[AnyArray, " 2"]) -> Float[Array, "*n 4"]:
+    """Boxes clipped to the image.
 
     Args:
       boxes: boxes in pixels.
@@ -45,22 +50,22 @@ def clip(boxes: Float[Array, "*n 4"], image_size: Float[Array, " 2"]) -> Float[A
     return jnp.clip(boxes, 0.0, limit)
 
 
-def encode_ltrb(points: Float[Array, "*#n 2"], boxes: Float[Array, "*#n 4"]) -> Float[Array, "*n 4"]:
-    """Distances from points (x, y) to the left, top, right and bottom edges; negative outside."""
+def encode_ltrb(points: Float[AnyArray, "*#n 2"], boxes: Float[AnyArray, "*#n 4"]) -> Float[Array, "*n 4"]:
+    """Distances from points (x, y) to the left, top, right and bottom edges; negative outside (FCOS, equation 1)."""
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
-def decode_ltrb(points: Float[Array, "*#n 2"], distances: Float[Array, "*#n 4"]) -> Float[Array, "*n 4"]:
+def decode_ltrb(points: Float[AnyArray, "*#n 2"], distances: Float[AnyArray, "*#n 4"]) -> Float[Array, "*n 4"]:
     """Boxes from points (x, y) and distances to their edges."""
     return jnp.concatenate([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
 
 
-def _centre_size(boxes: Float[Array, "*n 4"]) -> tuple[Float[Array, "*n 2"], Float[Array, "*n 2"]]:
+def _centre_size(boxes: Float[AnyArray, "*n 4"]) -> tuple[Float[AnyArray, "*n 2"], Float[AnyArray, "*n 2"]]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2.0, boxes[..., 2:] - boxes[..., :2]
 
 
 def encode_deltas(
-    anchors: Float[Array, "*#n 4"], boxes: Float[Array, "*#n 4"], stds: tuple[float, ...]
+    anchors: Float[AnyArray, "*#n 4"], boxes: Float[AnyArray, "*#n 4"], stds: tuple[float, ...]
 ) -> Float[Array, "*n 4"]:
     """Offsets (dx, dy, dw, dh) from anchors to boxes, divided by ``stds`` (Faster R-CNN, Ren et al. 2015).
 
@@ -74,9 +79,9 @@ def encode_deltas(
 
 
 def decode_deltas(
-    anchors: Float[Array, "*#n 4"], deltas: Float[Array, "*#n 4"], stds: tuple[float, ...]
+    anchors: Float[AnyArray, "*#n 4"], deltas: Float[AnyArray, "*#n 4"], stds: tuple[float, ...]
 ) -> Float[Array, "*n 4"]:
-    """Boxes from anchors and offsets; |dw| and |dh| are clamped at log(1000/16)."""
+    """Boxes from anchors and offsets, the inverse of ``encode_deltas``; |dw| and |dh| are clamped at log(1000/16)."""
     anchor_centre, anchor_size = _centre_size(anchors)
     deltas = deltas * jnp.asarray(stds, deltas.dtype)
     centre = anchor_centre + deltas[..., :2] * anchor_size

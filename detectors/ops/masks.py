@@ -6,13 +6,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.ops.roi_align import in_cells
+from detectors.structures import AnyArray
 
 
 def crop_masks(
-    masks: Bool[Array, "m h w"],
-    index: Int[Array, " n"],
-    rois: Float[Array, "n 4"],
-    image_size: Float[Array, " 2"],
+    masks: Bool[AnyArray, "m h w"],
+    index: Int[AnyArray, " n"],
+    rois: Float[AnyArray, "n 4"],
+    image_size: Float[AnyArray, " 2"],
     *,
     size: int,
     aligned: bool = True,
@@ -23,7 +24,7 @@ def crop_masks(
       masks: one per ground truth.
       index: of each RoI's mask.
       rois: boxes in pixels of the masks, within the image.
-      image_size: (height, width) in pixels of the masks; beyond it is padding, which is not looked at.
+      image_size: (height, width) in pixels of the masks; what is beyond it is padding and does not count.
       size: bins per side.
       aligned: as in ``roi_align``.
     """
@@ -83,9 +84,9 @@ def paste_masks(
 
 
 def _places(
-    low: float, high: float, side: int, length: int, whole_pixels: bool
+    low: np.floating, high: np.floating, side: int, length: int, whole_pixels: bool
 ) -> tuple[slice, Float[np.ndarray, " n"]]:
-    """The pixels of an axis that a mask of ``side`` cells and an empty border reaches, and where in it they are."""
+    """The pixels of an axis that a mask of ``side`` cells with an empty border reaches, and their places in it."""
     pixel = np.arange(length)
     if whole_pixels:
         centre, half = (low + high) * np.float32(0.5), (high - low) * np.float32(0.5 * (side + 2) / side)
@@ -103,7 +104,7 @@ def _places(
 
 
 def _between(values: Float[np.ndarray, "s t"], at: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n t"]:
-    """Rows at fractional places, between the two nearest."""
+    """Rows at fractional places, interpolated between the two nearest."""
     low = np.minimum(at.astype(np.intp), len(values) - 2)
     share = (at - low)[:, None]
     return values[low] * (1.0 - share) + values[low + 1] * share

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.ops import boxes as box_ops
+from detectors.structures import AnyArray
 
 
 class Matches(NamedTuple):
-    """What each box is matched with; boxes in neither mask are ignored."""
+    """What each box is matched with.  Boxes that are neither positive nor negative are ignored."""
 
     target: Int[Array, " n"]  # index of a ground-truth box; meaningless where not positive
     positive: Bool[Array, " n"]
@@ -17,27 +18,27 @@ class Matches(NamedTuple):
 
 
 def match(
-    boxes: Float[Array, "n 4"],
-    usable: Bool[Array, " n"],
-    truth: Float[Array, "m 4"],
-    valid: Bool[Array, " m"],
+    boxes: Float[AnyArray, "n 4"],
+    usable: Bool[AnyArray, " n"],
+    truth: Float[AnyArray, "m 4"],
+    valid: Bool[AnyArray, " m"],
     *,
     positive_iou: float,
     negative_iou: float,
     low_quality_iou: float | None = None,
     low_quality_keeps_best: bool = False,
 ) -> Matches:
-    """Matches each box with the ground truth that it overlaps most.
+    """Matches each box with the ground truth that it overlaps most (Faster R-CNN, Ren et al. 2015, section 3.1.2).
 
     Args:
-      boxes: anchors or proposals.
+      boxes: anchors or proposals, pixels.
       usable: boxes that take part.
-      truth, valid: padded ground truth.
+      truth, valid: padded ground truth, pixels.
       positive_iou: a box is positive from this IoU on.
       negative_iou: a box is negative below this IoU.
       low_quality_iou: if given, each ground truth that is overlapped by at least this much also takes all boxes that
         overlap it most, ties included (the later ground truth wins, as in MMDetection).
-      low_quality_keeps_best: a box so taken still learns the ground truth that it overlaps most itself (torchvision).
+      low_quality_keeps_best: a box taken in this way keeps the ground truth that it overlaps most itself (torchvision).
     """
     iou = jnp.where(valid[None] & usable[:, None], box_ops.pairwise_iou(boxes, truth), -1.0)
     best = iou.max(1)

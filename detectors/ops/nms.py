@@ -6,27 +6,27 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.ops import boxes as box_ops
-from detectors.structures import Detections
+from detectors.structures import AnyArray, Detections
 
 
 def nms(
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, " n"],
-    valid: Bool[Array, " n"],
+    boxes: Float[AnyArray, "n 4"],
+    scores: Float[AnyArray, " n"],
+    valid: Bool[AnyArray, " n"],
     *,
     iou_threshold: float,
-    group: Int[Array, " n"] | None = None,
+    group: Int[AnyArray, " n"] | None = None,
 ) -> Bool[Array, " n"]:
-    """Boxes that greedy suppression keeps: best score first, later boxes with IoU > threshold are dropped.
+    """The boxes that greedy suppression keeps: it takes the best score first and drops boxes that overlap it.
 
-    The greedy result is the only fixpoint of ``keep = valid and not suppressed by a kept, better box``; iterating from
-    ``valid`` settles at least one more box a step, and in practice all of them in a handful.
+    The greedy result is the only fixed point of ``keep = valid and not suppressed by a kept, better box``.  Each
+    iteration from ``valid`` settles at least one more box; in practice a handful settle all of them.
 
     Args:
       boxes: in any unit.
       scores: equal scores are taken in input order.
       valid: boxes that take part.
-      iou_threshold: suppression starts above it.
+      iou_threshold: a box is dropped if its IoU with a kept, better one is above it.
       group: if given, boxes suppress only boxes of their own group.
 
     Returns:
@@ -49,9 +49,9 @@ def nms(
 
 
 def select_detections(
-    boxes: Float[Array, "n 4"] | Float[Array, "n c 4"],
-    scores: Float[Array, "n c"],
-    valid: Bool[Array, " n"],
+    boxes: Float[AnyArray, "n 4"] | Float[AnyArray, "n c 4"],
+    scores: Float[AnyArray, "n c"],
+    valid: Bool[AnyArray, " n"],
     *,
     score_threshold: float,
     iou_threshold: float,
@@ -61,7 +61,7 @@ def select_detections(
     """The final detections of an image: the best (box, class) pairs, suppressed class by class.
 
     Args:
-      boxes: one per row, or one per row and class.
+      boxes: one per row, or one per row and class, pixels.
       scores: class scores.
       valid: rows that take part.
       score_threshold: pairs must score above it.

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from cse_jax.errors import InputError
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import level_grid
+from detectors.structures import AnyArray
 
 
 class Points(NamedTuple):
@@ -25,7 +27,7 @@ class PointTargets(NamedTuple):
 
     positive: Bool[Array, " n"]
     labels: Int[Array, " n"]  # category; meaningless where not positive
-    boxes: Float[Array, "n 4"]  # pixels; a box around the point where not positive
+    boxes: Float[Array, "n 4"]  # pixels; where not positive, a box around the point (FCOS) or the anchor (ATSS)
 
 
 def pyramid_points(
@@ -41,12 +43,15 @@ def pyramid_points(
     Args:
       image_shape: (height, width) of the padded image, a multiple of the largest stride, pixels.
       strides: of the levels.
-      limits: boundaries of the regress ranges between the levels, one fewer than strides.
+      limits: boundaries of the regress ranges between the levels, one fewer than strides, pixels.
       offset: of the points in their cells, strides; torchvision's is 0.
       fit_image: as in ``anchors.level_grid``.
+
+    Raises:
+      InputError: the numbers of limits and strides do not fit.
     """
     if len(limits) != len(strides) - 1:
-        raise ValueError(f"{len(strides)} levels need {len(strides) - 1} range limits, not {len(limits)}: {limits}")
+        raise InputError(f"{len(strides)} levels need {len(strides) - 1} range limits, not {len(limits)}: {limits}")
     edges = (-1.0, *limits, np.inf)
     xy, stride, ranges, levels = [], [], [], []
     for level, step in enumerate(strides):
@@ -55,20 +60,24 @@ def pyramid_points(
         stride.append(np.full(rows * columns, step))
         ranges.append(np.tile(edges[level : level + 2], (rows * columns, 1)))
         levels.append(np.full(rows * columns, level))
-    join = np.concatenate
-    return Points(*(join(part).astype(np.float32) for part in (xy, stride, ranges)), join(levels).astype(np.int32))
+    return Points(
+        np.concatenate(xy).astype(np.float32),
+        np.concatenate(stride).astype(np.float32),
+        np.concatenate(ranges).astype(np.float32),
+        np.concatenate(levels).astype(np.int32),
+    )
 
 
 def assign_points(
     points: Points,
-    boxes: Float[Array, "m 4"],
-    labels: Int[Array, " m"],
-    valid: Bool[Array, " m"],
-    inside_image: Bool[Array, " n"],
+    boxes: Float[AnyArray, "m 4"],
+    labels: Int[AnyArray, " m"],
+    valid: Bool[AnyArray, " m"],
+    inside_image: Bool[AnyArray, " n"],
     *,
     radius: float,
 ) -> PointTargets:
-    """Centre sampling: a point takes the smallest box whose centre region holds it and whose size fits its level.
+    """Centre sampling: each point gets the smallest box whose centre region holds it and whose size fits its level.
 
     Args:
       points: of the pyramid.
@@ -94,8 +103,8 @@ def assign_points(
 
 
 def inside_padded_image(
-    xy: Float[Array, "n 2"], image_size: Float[Array, " 2"], multiple: int = 32
+    xy: Float[AnyArray, "n 2"], image_size: Float[AnyArray, " 2"], multiple: int = 32
 ) -> Bool[Array, " n"]:
-    """Points within the image's own size, (height, width), rounded up to a multiple."""
+    """Marks the points (x, y) within the image's own size (height, width), rounded up to a multiple; all in pixels."""
     height, width = jax.lax.ceil(image_size / multiple) * multiple
     return (xy[:, 0] < width) & (xy[:, 1] < height)

@@ -1,4 +1,4 @@
-"""RoIAlign (He et al. 2017) over a feature pyramid, for one image: flat gathers, exact at the borders."""
+"""RoIAlign (He et al. 2017, section 3) over a feature pyramid, for one image, exact at the borders."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,20 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from detectors.structures import AnyArray
+
 SAMPLES = 2  # sampling points per bin and axis
+_Weighted = tuple[Int[Array, "n p"], Float[Array, "n p"]]  # cells along one axis, and their weights
+_Neighbours = tuple[_Weighted, _Weighted]  # the two cells around each sampling point
 
 
-def roi_levels(rois: Float[Array, "n 4"], *, levels: int, finest_side: float = 56.0) -> Int[Array, " n"]:
-    """Pyramid level of each RoI: floor(log2(sqrt(wh) / finest_side + 1e-6)), clipped (Lin et al. 2017)."""
+def roi_levels(rois: Float[AnyArray, "n 4"], *, levels: int, finest_side: float = 56.0) -> Int[Array, " n"]:
+    """Pyramid level of each RoI: floor(log2(sqrt(wh) / finest_side + 1e-6)), clipped (Lin et al. 2017, equation 1).
+
+    Args:
+      rois: boxes in pixels.
+      levels: how many there are.
+      finest_side: RoIs whose sides are below twice this take the finest level, pixels.
+    """
     side = jnp.sqrt(jnp.maximum(jnp.prod(rois[:, 2:] - rois[:, :2], axis=-1), 0.0))
     level = jnp.floor(jnp.log2(side / finest_side + 1e-6))
     return jnp.clip(level, 0, levels - 1).astype(jnp.int32)
 
 
 def roi_align(
-    features: Sequence[Float[Array, "_h _w c"]],
-    rois: Float[Array, "n 4"],
-    level: Int[Array, " n"],
+    features: Sequence[Float[AnyArray, "_h _w c"]],
+    rois: Float[AnyArray, "n 4"],
+    level: Int[AnyArray, " n"],
     *,
     strides: tuple[int, ...],
     size: int,
@@ -29,8 +39,7 @@ def roi_align(
 ) -> Float[Array, "n size size c"]:
     """Features of each RoI, bilinearly sampled on its level, ``SAMPLES`` squared points averaged per bin.
 
-    The standard rule: points more than one cell outside a map count as 0, others are clamped
-    to it.
+    Points more than one cell outside a map count as 0; others are clamped to it.
 
     Args:
       features: one image's maps, finest first.
@@ -40,8 +49,9 @@ def roi_align(
       size: bins per side.
       aligned: a cell's value is that of its centre; if not, of its upper left corner, and RoIs count as at least one
         cell wide and high (the first version of the rule, torchvision's detectors).
-      as_product: weigh every cell of every map in a matrix product instead of gathering the sampled ones.  The result
-        is the same; it pays for small maps, where the gather's gradient, a scatter, is slow on CPUs.
+      as_product: multiply every cell of every map by its weight in a matrix product, instead of gathering the sampled
+        ones.  The result is the same.  This is faster for small maps on CPUs, where the gather's gradient, a scatter,
+        is slow.
     """
     if as_product:
         return _as_product(features, rois, level, strides=strides, size=size, aligned=aligned)
@@ -52,34 +62,44 @@ def roi_align(
     scaled = in_cells(rois, jnp.asarray(strides, rois.dtype)[level][:, None], aligned=aligned)
     rows = _points(scaled[:, 1], scaled[:, 3], size, heights)
     columns = _points(scaled[:, 0], scaled[:, 2], size, widths)
-    result = 0.0
+    result = jnp.zeros((), flat.dtype)
     # One gather per sampling point and corner, of a cell for each bin: they fuse, and no sampled value is stored.
-    for (row, row_weight), (column, column_weight), i, j in itertools.product(rows, columns, *[range(SAMPLES)] * 2):
+    samples = range(SAMPLES)
+    for (row, row_weight), (column, column_weight), i, j in itertools.product(rows, columns, samples, samples):
         index = starts[:, None, None] + row[:, i::SAMPLES, None] * widths[:, None, None] + column[:, None, j::SAMPLES]
         weight = row_weight[:, i::SAMPLES, None] * column_weight[:, None, j::SAMPLES]
         result += flat[index] * weight[..., None].astype(flat.dtype)
     return result / SAMPLES**2
 
 
-def in_cells(rois: Float[Array, "n 4"], stride: Float[Array, "#n 1"] | float, *, aligned: bool) -> Float[Array, "n 4"]:
-    """RoIs in the cells of a map, whose values lie at whole numbers; ``aligned`` as in ``roi_align``."""
+def in_cells(
+    rois: Float[AnyArray, "n 4"], stride: Float[AnyArray, "#n 1"] | int | float, *, aligned: bool
+) -> Float[Array, "n 4"]:
+    """RoIs in units of a map's cells, whose values lie at whole numbers.
+
+    Args:
+      rois: boxes in pixels.
+      stride: pixels per cell.
+      aligned: as in ``roi_align``.
+    """
+    scaled = jnp.asarray(rois) / stride
     if aligned:
-        return rois / stride - 0.5
-    low, high = jnp.split(rois / stride, 2, axis=-1)
+        return scaled - 0.5
+    low, high = jnp.split(scaled, 2, axis=-1)
     return jnp.concatenate([low, jnp.maximum(high, low + 1.0)], axis=-1)
 
 
 def _as_product(
-    features: Sequence[Float[Array, "_h _w c"]],
-    rois: Float[Array, "n 4"],
-    level: Int[Array, " n"],
+    features: Sequence[Float[AnyArray, "_h _w c"]],
+    rois: Float[AnyArray, "n 4"],
+    level: Int[AnyArray, " n"],
     *,
     strides: tuple[int, ...],
     size: int,
     aligned: bool,
 ) -> Float[Array, "n size size c"]:
     """The same rule with each level's bilinear weights as a dense matrix; RoIs of other levels have weight 0."""
-    n, result = rois.shape[0], 0.0
+    n, result = rois.shape[0], jnp.zeros((), features[0].dtype)
     for k, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         height, width, channels = feature.shape
         scaled = in_cells(rois, stride, aligned=aligned)
@@ -91,18 +111,14 @@ def _as_product(
     return result.reshape(n, size, size, -1)
 
 
-def _dense(
-    points: tuple[tuple[Int[Array, "n p"], Float[Array, "n p"]], ...], size: int, length: int
-) -> Float[Array, "n size length"]:
+def _dense(points: _Neighbours, size: int, length: int) -> Float[Array, "n size length"]:
     """Weight of every cell along one axis in every bin."""
     cells = jnp.arange(length)
-    weights = sum(jnp.where(cell[..., None] == cells, weight[..., None], 0.0) for cell, weight in points)
-    return weights.reshape(-1, size, SAMPLES, length).mean(2)
+    first, second = (jnp.where(cell[..., None] == cells, weight[..., None], 0.0) for cell, weight in points)
+    return (first + second).reshape(-1, size, SAMPLES, length).mean(2)
 
 
-def _points(
-    low: Float[Array, " n"], high: Float[Array, " n"], size: int, length: Int[Array, " n"]
-) -> tuple[tuple[Int[Array, "n p"], Float[Array, "n p"]], tuple[Int[Array, "n p"], Float[Array, "n p"]]]:
+def _points(low: Float[Array, " n"], high: Float[Array, " n"], size: int, length: Int[Array, " n"]) -> _Neighbours:
     """The two neighbouring cells of every sampling point along one axis, with their weights."""
     offset = (np.arange(size * SAMPLES) + 0.5) / (size * SAMPLES)
     at = low[:, None] + (high - low)[:, None] * offset.astype(np.float32)

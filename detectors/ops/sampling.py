@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from detectors.structures import AnyArray
+
 
 class Sample(NamedTuple):
     """Chosen boxes: positives, then negatives, then padding."""
@@ -17,12 +19,12 @@ class Sample(NamedTuple):
 
 
 def sample(
-    key: jax.Array, positive: Bool[Array, " n"], negative: Bool[Array, " n"], *, count: int, fraction: float
+    key: jax.Array, positive: Bool[AnyArray, " n"], negative: Bool[AnyArray, " n"], *, count: int, fraction: float
 ) -> Sample:
     """Draws up to ``count * fraction`` positives and fills up with negatives, without replacement.
 
     Args:
-      key: of this image alone.
+      key: random key of this image alone.
       positive, negative: what may be drawn.
       count: length of the sample.
       fraction: largest share of positives.

@@ -1,8 +1,9 @@
-"""One detector under many losses at once: the candidates' own parameters are vmapped, all else is computed once.
+"""One detector under many losses at once: each candidate's own parameters are vmapped, all else is computed once.
 
-With the output layers as the candidates' own, backbone, proposals and towers run once for all candidates, whose share
-of a step is a few batched matrix products.  With all parameters as their own, whole detectors train side by side: worth
-it on accelerators; on a CPU convolutions with weights of their own are slow, and one after the other is faster.
+If only the output layers are the candidates' own, backbone, proposals and towers run once for all candidates, and a
+candidate adds a few batched matrix products to a step.  If all parameters are their own, whole detectors train side by
+side.  That pays on accelerators; on a CPU, convolutions with weights of each candidate are slower than training one
+candidate after the other.
 """
 
 import functools
@@ -17,19 +18,21 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cse_jax.errors import InputError
 from detectors.data.pipeline import Source, eval_batches
-from detectors.evaluation.coco import Found, Metrics, collect, evaluate, ground_truth
+from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, joined
 from detectors.losses import DetectionLosses
-from detectors.structures import Batch, Detections
-from detectors.training.step import TrainConfig, learning_rate, optimiser_for
+from detectors.models.detector import Detector
+from detectors.structures import AnyArray, Batch, Detections
+from detectors.training.step import Model, TrainConfig, Variables, descend, learning_rate, optimiser_for
 
 
 class ManyState(NamedTuple):
     """Many trainings of one detector; ``k`` candidates along the first axis of ``own`` and ``opt_state``."""
 
-    own: nnx.State
+    own: Variables
     opt_state: optax.OptState
-    common: tuple[nnx.State, nnx.State]  # parameters that all share and none changes, and the rest
+    common: Model  # the parameters that all share and none changes, and the rest
     step: Int[Array, ""]
 
 
@@ -37,13 +40,13 @@ class JittedMany(NamedTuple):
     """The functions that train a detector under many losses; each compiles once per number of candidates.
 
     Attributes:
-      init: ``init(model, count, common=model) -> ManyState``: ``count`` candidates whose own parameters begin as those
+      init: ``init(model, count, common=model) -> ManyState``: ``count`` candidates whose own parameters start as those
         of ``model`` (parameters and the rest); all else is taken from ``common``.
       step: ``step(state, batch, losses, steps, seed) -> (state, metrics)``; ``losses`` and ``metrics`` have the
         candidates along the first axis.  Donates the state's own part.
-      predict: ``predict(state, image, image_size) -> Detections``, candidates first.
-      memory: ``memory(model, count, batch, losses)``: bytes that a step with so many candidates takes, ``losses`` being
-        those of one; compiles it.
+      predict: ``predict(state, image, image_size) -> Detections``, with the candidates along the first axis.
+      memory: ``memory(model, count, batch, losses)``: bytes that a step of ``count`` candidates takes, where ``losses``
+        are those of one candidate; compiles the step.
       gradient: ``gradient(state, batch, losses, seed)``: norms of the gradients of the classification and the box loss
         in the candidates' own parameters, [k, 2].
     """
@@ -61,14 +64,14 @@ def stack_losses(losses: Sequence[DetectionLosses]) -> DetectionLosses:
 
 
 def jit_many(
-    build: Callable[[nnx.Rngs], nnx.Module], config: TrainConfig, *, own: Callable[[tuple], bool] = lambda path: True
+    build: Callable[[nnx.Rngs], Detector], config: TrainConfig, *, own: Callable[[tuple], bool] = lambda path: True
 ) -> JittedMany:
     """Makes the functions for one detector.
 
     Args:
       build: makes the detector from random numbers.
-      config: the optimisation; parts of a batch, the moving average and the type of the networks are left out.
-      own: from its path, whether each candidate has a parameter for itself; every one by default.
+      config: the optimisation; ``accumulate``, ``ema`` and ``compute`` are ignored.
+      own: whether each candidate has its own copy of a parameter, given the parameter's path; by default of every one.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     frozen = abstract.backbone.config.is_frozen
@@ -82,7 +85,7 @@ def jit_many(
     abstract_own, _ = nnx.split_state(params, is_own, ...)
     optimiser = optimiser_for(config, abstract_own)
 
-    def init(model: tuple[nnx.State, nnx.State], count: int, common: tuple[nnx.State, nnx.State] | None = None):
+    def init(model: Model, count: int, common: Model | None = None) -> ManyState:
         mine, _ = nnx.split_state(model[0], is_own, ...)
         params, rest = common or model
         _, shared = nnx.split_state(params, is_own, ...)
@@ -90,7 +93,7 @@ def jit_many(
         mine, opt_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), state)
         return ManyState(mine, opt_state, (shared, rest), jnp.zeros((), jnp.int32))
 
-    def network(mine, common) -> nnx.Module:
+    def network(mine: Variables, common: Model) -> Detector:
         return nnx.merge(graph, nnx.merge_state(mine, common[0]), common[1])
 
     def loss(mine, common, batch, losses, key):
@@ -101,11 +104,10 @@ def jit_many(
         key = jax.random.fold_in(jax.random.key(seed), step)
 
         def one(mine, opt_state, losses):
-            slope, metrics = jax.grad(loss, has_aux=True)(mine, common, batch, losses, key)
-            norm = optax.tree.norm(slope)
-            updates, opt_state = optimiser.update(slope, opt_state, mine)
-            rate = learning_rate(config, step, steps)
-            mine = optax.apply_updates(mine, jax.tree.map(lambda u: -rate * u, updates))
+            gradient, metrics = jax.grad(loss, has_aux=True)(mine, common, batch, losses, key)
+            norm = optax.tree.norm(gradient)
+            updates, opt_state = optimiser.update(gradient, opt_state, mine)
+            mine = descend(mine, updates, learning_rate(config, step, steps))
             finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
             return mine, opt_state, metrics | {"gradient_norm": norm, "finite": finite}
 
@@ -117,19 +119,21 @@ def jit_many(
         )
         return ManyState(mine, opt_state, state.common, state.step + 1), metrics
 
-    def memory(model, count: int, batch: Batch, losses: DetectionLosses) -> int:
+    def memory(model: Model, count: int, batch: Batch, losses: DetectionLosses) -> int:
         state = jax.eval_shape(lambda: init(model, count))
         many = jax.eval_shape(lambda: stack_losses([losses] * count))
         number = jnp.int32(1)
         used = advance.lower(*state[:2], state.common, state.step, batch, many, number, number).compile()
         sizes = used.memory_analysis()
+        if sizes is None:
+            raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
     @jax.jit
     def found(mine, common, image, image_size):
         return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
 
-    def predict(state: ManyState, image: jax.Array, image_size: jax.Array) -> Detections:
+    def predict(state: ManyState, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.own, state.common, image, image_size)
 
     @jax.jit
@@ -149,7 +153,7 @@ def jit_many(
 
 def fitting_count(
     many: JittedMany,
-    model: tuple[nnx.State, nnx.State],
+    model: Model,
     batch: Batch,
     losses: DetectionLosses,
     *,
@@ -158,26 +162,27 @@ def fitting_count(
 ) -> int:
     """How many candidates to train side by side on this device: 1 on a CPU, else measured.
 
-    On CPUs a vmapped convolution with weights of each candidate is slower than one candidate after the other
+    On CPUs a vmapped convolution with weights of each candidate is slower than training one candidate after the other
     (``launch/benchmark.py --suite=simulation`` measures it).  Elsewhere the number doubles as long as the step fits
-    four fifths of the memory and a candidate's share of its time falls by a tenth.
+    into four fifths of the memory and each doubling shortens a candidate's share of the step's time by a tenth.
 
     Args:
       many: the detector's functions.
       model: parameters and the rest.
       batch, losses: of a step.
-      limit: bytes of the device's memory; asked of the device by default, which a CPU doesn't say.
+      limit: bytes of the device's memory; by default what the device says.
       most: the largest answer.
+
+    Raises:
+      InputError: the device does not say how much memory it has, or how much a step takes.
     """
-    if limit is None:
-        if jax.default_backend() == "cpu":
-            return 1
-        limit = jax.local_devices()[0].memory_stats()["bytes_limit"]
-    two, four = (
-        many.memory(model, count, batch, losses) for count in (2, 4)
-    )  # one is compiled like none of the others
+    if limit is None and jax.default_backend() == "cpu":
+        return 1
+    available = _device_memory() if limit is None else limit
+    # A single candidate is compiled differently, so its memory says nothing about that of several.
+    two, four = (many.memory(model, count, batch, losses) for count in (2, 4))
     each = max(1, (four - two) // 2)
-    fits = (0.8 * limit - (two - 2 * each)) // each
+    fits = (0.8 * available - (two - 2 * each)) // each
     count, share = 1, _seconds(many, model, 1, batch, losses)
     while 2 * count <= min(fits, most):
         doubled = _seconds(many, model, 2 * count, batch, losses) / (2 * count)
@@ -187,8 +192,16 @@ def fitting_count(
     return count
 
 
-def _seconds(many: JittedMany, model, count: int, batch: Batch, losses: DetectionLosses) -> float:
-    """Of a step, the best of three."""
+def _device_memory() -> int:
+    """Bytes of this process's first device."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise InputError("this device does not say how much memory it has; set --config.schedule.at_once=1")
+    return stats["bytes_limit"]
+
+
+def _seconds(many: JittedMany, model: Model, count: int, batch: Batch, losses: DetectionLosses) -> float:
+    """Duration of a step, the best of three."""
     state, several = many.init(model, count), stack_losses([losses] * count)
     times = []
     for _ in range(4):
@@ -216,7 +229,7 @@ def evaluate_many(predict: Callable[..., Detections], source: Source, batch_size
     truth = ground_truth(source.annotations)
     scores = []
     for of_one in zip(*parts, strict=True):
-        found = Found(*(np.concatenate(column) for column in zip(*(part[:4] for part in of_one), strict=True)))
+        found = joined(of_one)
         finite = np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()
         scores.append(evaluate(found, truth, source.categories) if finite else None)
     return scores

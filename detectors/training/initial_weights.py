@@ -1,4 +1,4 @@
-"""Where a training starts from: random weights, a backbone trained on ImageNet, or a whole detector of torchvision."""
+"""What a training starts from: random weights, a backbone trained on ImageNet, or a whole detector of torchvision."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cse_jax.errors import InputError
 from detectors import weights
+from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
@@ -23,8 +25,9 @@ class WeightsConfig:
 
     Attributes:
       file: a .safetensors or .pth file, for a MobileNetV1 an .npz file; empty for random weights.
-      whole: it holds a whole detector of torchvision, for a config of ``torchvision_settings``, not only a backbone.
-      bgr: the network in it reads blue, green, red (caffe); its first kernel is turned round.
+      whole: whether the file holds a whole detector of torchvision, for a config of ``torchvision_settings``, and not
+        only a backbone.
+      bgr: whether the network in the file reads blue, green, red (caffe); its first kernel's channels are reversed.
     """
 
     file: str = ""
@@ -32,18 +35,22 @@ class WeightsConfig:
     bgr: bool = False
 
 
-def load(detector: nnx.Module, config: WeightsConfig) -> None:
-    """Fills a detector, made or abstract, as far as the file goes.
+def load(detector: Detector, config: WeightsConfig) -> None:
+    """Fills a detector in place with what the file holds.
+
+    Args:
+      detector: made, or abstract (``nnx.eval_shape``).
+      config: the file.
 
     Raises:
-      FileNotFoundError: there is no such file; the message says where to get it.
-      TensorFileError, WeightsError: it cannot be read, or does not fit; all mismatches in one message.
-      ValueError: the backbone needs weights and none are given, or torchvision has no such detector.
+      MissingWeightsError: there is no such file; the message says where to get it.
+      TensorFileError, WeightsError: the file cannot be read, or does not fit; one message lists all mismatches.
+      InputError: the backbone needs weights and none are given, or torchvision has no such detector.
     """
     backbone = detector.backbone
     if not config.file:
         if getattr(backbone.config, "norm", "gn") == "frozen_bn":
-            raise ValueError(
+            raise InputError(
                 "The backbone's batch norms have frozen statistics, which random weights do not fit. Give a file, "
                 "--config.weights.file=resnet50-0676ba61.pth (from https://download.pytorch.org/models/), or train "
                 "from scratch: --config.detector.backbone.norm=gn --config.detector.backbone.frozen_stages=-1."
@@ -53,7 +60,7 @@ def load(detector: nnx.Module, config: WeightsConfig) -> None:
         if type(detector) not in _WHOLE:
             known = ", ".join(kind.__name__ for kind in _WHOLE)
             kind = type(detector).__name__
-            raise ValueError(f"weights.whole: torchvision's weights are read for {known}, not for {kind}")
+            raise InputError(f"weights.whole: torchvision's weights are read for {known}, not for {kind}")
         _WHOLE[type(detector)](detector, config.file)
         return
     if isinstance(backbone, MobileNetV1):
@@ -65,12 +72,12 @@ def load(detector: nnx.Module, config: WeightsConfig) -> None:
 
 
 def starting_from(
-    compiled: JittedDetector, build: Callable[[nnx.Rngs], nnx.Module], config: WeightsConfig
+    compiled: JittedDetector, build: Callable[[nnx.Rngs], Detector], config: WeightsConfig
 ) -> JittedDetector:
-    """The same functions, but ``init`` takes what the file holds from there and only the rest at random.
+    """The same functions, but ``init`` takes from the file what it holds, and draws only the rest at random.
 
     Args:
-      compiled: of the detector.
+      compiled: the detector's functions.
       build: makes the detector from random numbers.
       config: the file.
 

@@ -1,9 +1,10 @@
-"""What a training leaves behind while it runs: JSON lines, a line on the console, TensorBoard on demand.
+"""The log of a training: JSON lines, a line on the console, and figures for TensorBoard on demand.
 
-``log.jsonl`` has two kinds of lines. A step: ``step``, ``epoch``, the losses, ``learning_rate``, ``gradient_norm``,
-``images_per_second``, ``data_seconds`` (what a step waited for its batch), ``memory_mib`` (the most so far, of the
-device if it says so and else of the process). An evaluation: ``step``, ``epoch`` and ``evaluation``, scores in 0..1.
-A training that goes on drops the lines after its checkpoint, so every step is there once.
+``log.jsonl`` has two kinds of lines. Those of a step have ``step``, ``epoch``, the losses, ``learning_rate``,
+``gradient_norm``, ``images_per_second``, ``data_seconds`` (how long a step waited for its batch) and ``memory_mib``
+(the peak so far, of the device if it says so and else of the process). Those of an evaluation have ``step``, ``epoch``
+and ``evaluation``, with scores in 0..1. A training that resumes drops the lines after its checkpoint, so that every
+step is there once.
 """
 
 import json
@@ -16,11 +17,16 @@ from typing import Any
 
 import jax
 
+from cse_jax.errors import UserError
 from detectors.evaluation.scores import Scores, as_json, in_a_line
 
 FILE = "log.jsonl"
 _SAY_EVERY = 5.0  # seconds between lines on the console
 _NO_LOSSES = ("loss", "learning_rate", "gradient_norm", "data_seconds", "positives")
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package is not installed; the message says how to get it."""
 
 
 class TrainingLog:
@@ -29,12 +35,17 @@ class TrainingLog:
     def __init__(
         self, folder: pathlib.Path, *, steps: int, epoch_steps: int, batch_size: int, tensorboard: bool = False
     ) -> None:
-        """Args:
-        folder: of the training.
-        steps: its length.
-        epoch_steps: steps of an epoch.
-        batch_size: images per step.
-        tensorboard: whether to write the figures for TensorBoard as well; needs the package tensorboardX.
+        """Starts or resumes the log.
+
+        Args:
+          folder: the training's folder.
+          steps: length of the training.
+          epoch_steps: steps of an epoch.
+          batch_size: images per step.
+          tensorboard: whether to write the figures for TensorBoard as well.
+
+        Raises:
+          MissingPackageError: ``tensorboard`` needs the package tensorboardX.
         """
         self._path, self._steps, self._epoch_steps, self._batch = folder / FILE, steps, epoch_steps, batch_size
         self._kept = False
@@ -44,9 +55,9 @@ class TrainingLog:
         self._board = None
         if tensorboard:
             try:
-                from tensorboardX import SummaryWriter
+                from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # optional
             except ImportError as error:
-                raise ImportError(
+                raise MissingPackageError(
                     "--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'"
                 ) from error
             self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -56,7 +67,7 @@ class TrainingLog:
         now = time.monotonic()
         figures = {name: float(value) for name, value in metrics.items() if name != "finite"}
         rate = math.nan
-        if self._before and done > self._before[0]:  # the first ones were compiled as well
+        if self._before and done > self._before[0]:  # the time of the first ones includes their compilation
             rate = (done - self._before[0]) / (now - self._before[1])
         self._before = (done, now)
         memory = _memory_mib()
@@ -74,12 +85,18 @@ class TrainingLog:
         print(line, flush=True)
 
     def evaluated(self, done: int, scores: Scores) -> bool:
-        """Notes an evaluation after ``done`` steps. Returns whether it is the best so far by the AP of boxes."""
+        """Notes an evaluation after ``done`` steps.
+
+        Returns:
+          Whether it is the best so far by the AP of boxes; never if that AP is not defined.
+        """
+        if scores.boxes is None:
+            raise ValueError("evaluations of a training score boxes")
         earlier = [line["evaluation"]["boxes"]["ap"] for line in self._read(done) if "evaluation" in line]
         self._write(done, {"evaluation": as_json(scores)})
         print(f"epoch {done / self._epoch_steps:.3g}, select split: {in_a_line(scores)}", flush=True)
-        self._before = None  # the time of the evaluation is no time of steps
-        return scores.boxes.ap >= max((ap for ap in earlier if ap is not None), default=0.0)  # never if it is NaN
+        self._before = None  # the time of the evaluation does not count as time of steps
+        return scores.boxes.ap >= max((ap for ap in earlier if ap is not None), default=0.0)  # false if it is NaN
 
     def _write(self, done: int, figures: Mapping[str, Any]) -> None:
         lines = self._read(done)
@@ -89,13 +106,13 @@ class TrainingLog:
             file.write(json.dumps(line) + "\n")
         if self._board is not None:
             scored = figures.get("evaluation", {})
-            boards = figures | {f"{part}/{k}": v for part, values in scored.items() for k, v in values.items()}
-            for name, value in boards.items():
+            by_part = {f"{part}/{k}": v for part, values in scored.items() for k, v in values.items()}
+            for name, value in {**figures, **by_part}.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, done)
 
     def _read(self, done: int) -> list[dict[str, Any]]:
-        """The lines so far; at first without those after the checkpoint that the training goes on from."""
+        """The lines so far; the first call drops those after the checkpoint that the training resumes from."""
         if not self._kept:
             self._kept = True
             if self._path.exists():
@@ -108,12 +125,12 @@ class TrainingLog:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         return json.loads(line)
-    except ValueError:  # cut off by a kill
+    except ValueError:  # a kill cut the line off; the training resumes from a checkpoint before it
         return None
 
 
 def _finite(tree: Any) -> Any:
-    """The same with None, which JSON knows, for NaN and infinity."""
+    """The same with None for NaN and infinity, which JSON does not know."""
     return jax.tree.map(lambda v: None if isinstance(v, float) and not math.isfinite(v) else v, tree)
 
 

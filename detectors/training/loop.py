@@ -1,4 +1,4 @@
-"""One training of one detector, step by step: from scratch, or from where it was interrupted."""
+"""One training of one detector, from scratch or resumed where it was interrupted."""
 
 import pathlib
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cse_jax.search.trials import Stopped, TrainingDiverged
+from cse_jax.search.trainer import Stopped, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.pipeline import Source, train_batches
 from detectors.losses import DetectionLosses
@@ -36,27 +36,27 @@ def fit(
     evaluate_every: int = 0,
     evaluate: Callable[[int, TrainState], None] | None = None,
 ) -> TrainState:
-    """Trains from scratch, or from the checkpoint of the same training that was interrupted.
+    """Trains from scratch, or resumes the same training from the checkpoint that an interruption left.
 
-    The batch of a step is a function of the step, so a checkpoint says where in the data a training was.
+    The batch of a step is a function of the step, so a checkpoint tells which batches are left.
 
     Args:
       compiled: the detector's functions.
-      losses: of its head.
+      losses: losses of its head.
       source: images to train on.
       steps: length of the training, for which the learning rate is scheduled.
-      seed: of weights, batches and sampling.
+      seed: seed of weights, batches and sampling.
       batch_size: images per step.
       flip: probability of mirroring an image.
-      partial: where the state is saved meanwhile; the caller deletes it when it has what it wants.
-      until: step after which it pauses, leaving its state in ``partial``; its length by default.
+      partial: checkpoint in which the state is saved during the training; the caller deletes it when done.
+      until: step after which the training pauses and leaves its state in ``partial``; ``steps`` by default.
       save_every: steps between saves; 0 for none.
       workers: processes that make batches; 0 for threads of this one.
-      stop: set by another thread to give the training up.
+      stop: another thread sets it to stop the training.
       progress: called with the steps done and the last one's metrics, at least every ``CHECK_EVERY`` steps;
-        ``data_seconds`` is what a step waited for its batch on average.
+        ``data_seconds`` is how long a step waited for its batch on average.
       evaluate_every: steps between calls of ``evaluate``; 0 for none.
-      evaluate: called with the steps done and the state; not called again for what was done before an interruption.
+      evaluate: called with the steps done and the state; not called again for steps before an interruption.
 
     Raises:
       TrainingDiverged: loss or gradient became non-finite; names the step and the parts of the loss.
@@ -65,25 +65,25 @@ def fit(
     state = compiled.init(seed)
     if checkpoint.exists(partial):
         state = checkpoint.restore(partial, state)
-    start, until = int(state.step), steps if until is None else until
+    start, end = int(state.step), steps if until is None else until
     batches = train_batches(
-        source, batch_size=batch_size, seed=seed, flip=flip, start_step=start, workers=workers if start < until else 0
+        source, batch_size=batch_size, seed=seed, flip=flip, start_step=start, workers=workers if start < end else 0
     )
-    length, seed = jnp.int32(steps), jnp.int32(seed)
+    length, key_seed = jnp.int32(steps), jnp.int32(seed)
     unseen: list[dict[str, jax.Array]] = []
     waited = 0.0
     try:
-        for done in range(start + 1, until + 1):
+        for done in range(start + 1, end + 1):
             if stop is not None and stop.is_set():
                 raise Stopped(f"stopped at step {done - 1}")
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
-            state, metrics = compiled.step(state, batch, losses, length, seed)
+            state, metrics = compiled.step(state, batch, losses, length, key_seed)
             unseen.append(metrics)
-            save = done < steps and (done == until or (save_every and done % save_every == 0))
+            save = done < steps and (done == end or (save_every and done % save_every == 0))
             look = evaluate_every and done % evaluate_every == 0
-            if len(unseen) == CHECK_EVERY or save or look or done == until:
+            if len(unseen) == CHECK_EVERY or save or look or done == end:
                 last = _finite(unseen, done) | {"data_seconds": waited / len(unseen)}
                 unseen, waited = [], 0.0
                 if progress:

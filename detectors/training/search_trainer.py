@@ -1,5 +1,6 @@
 """Trains one detector for every purpose of a search, with steps that are compiled once."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,12 +15,14 @@ import numpy as np
 from flax import nnx
 
 from cse_jax.language.expression import to_authors
-from cse_jax.search.trials import LossPair, Stopped, Training, TrainingDiverged
+from cse_jax.search.task import LossPair, Task
+from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
 from detectors.evaluation.coco import Metrics, evaluate_detector
 from detectors.losses import DetectionLosses, term
+from detectors.models.detector import Detector
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
 from detectors.training.loop import fit
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
@@ -33,7 +36,7 @@ class ScheduleConfig:
       probe: steps at which heads on fixed features, trained on one image per category, are scored; the last is the end.
       probe_images: of the select split, on which they are scored.
       probe_at_once: heads trained side by side.
-      verify: of whole detectors on one image per category (model optimization simulation).
+      overfit: of whole detectors on one image per category (model optimization simulation).
       proxy: steps at which trainings on the train split are scored on the select split; the last is the end.
       final: on the train split, scored on the test split.
       at_once: whole detectors trained side by side; 0 for one on a CPU, and elsewhere for as many as fit the memory and
@@ -44,26 +47,31 @@ class ScheduleConfig:
     probe: tuple[int, ...] = (30, 60)
     probe_images: int = 64
     probe_at_once: int = 32
-    verify: int = 60
+    overfit: int = 60
     proxy: tuple[int, ...] = (120, 300)
     final: int = 300
     at_once: int = 0
     save_every: int = 0
 
 
+def task_of(detector: type[Detector]) -> Task:
+    """What a search must know of a detector."""
+    return Task(detector.cls_space, detector.box_units, detector.box_weight)
+
+
 class DetectorTrainer:
-    """A ``cse_jax.search.run.trials.Trainer`` for a detector and a data set."""
+    """A ``cse_jax.search.trainer.Trainer`` for a detector and a data set."""
 
     def __init__(
         self,
         compiled: JittedDetector,
-        build: Callable[[nnx.Rngs], nnx.Module],
+        build: Callable[[nnx.Rngs], Detector],
         config: TrainConfig,
         data: Dataset,
         schedule: ScheduleConfig,
         *,
         is_output: Callable[[tuple], bool],
-        default: LossPair,
+        task: Task,
         flip: float,
         seed: int,
         checkpoints: pathlib.Path,
@@ -77,13 +85,13 @@ class DetectorTrainer:
           data: the splits.
           schedule: lengths.
           is_output: which parameters are trained on fixed features (``Detector.is_output``).
-          default: the losses whose proxy training makes the fixed features.
+          task: what the search must know of the detector; its default losses' proxy training makes the fixed features.
           flip: probability of mirroring a training image.
           seed: of the choice of one image per category, and of the features.
           checkpoints: folder for final models, the features and interrupted trainings.
         """
         self._compiled, self._config, self._schedule = compiled, config, schedule
-        self._default, self._flip, self._seed, self._checkpoints = default, flip, seed, checkpoints
+        self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._lock = threading.Lock()
@@ -91,30 +99,45 @@ class DetectorTrainer:
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "probe": (one_each, data.select.subset(range(min(schedule.probe_images, len(data.select))))),
-            "verify": (one_each, one_each),
+            "overfit": (one_each, one_each),
             "proxy": (data.train, data.select),
             "final": (data.train, data.test),
         }
 
-    def horizons(self, purpose: str) -> tuple[int, ...]:
+    def horizons(self, purpose: Purpose) -> tuple[int, ...]:
         """Steps at which a training for a purpose is scored."""
         steps = getattr(self._schedule, purpose)
         return steps if isinstance(steps, tuple) else (steps,)
 
-    def at_once(self, purpose: str) -> int:
+    def at_once(self, purpose: Purpose) -> int:
         """How many losses are trained side by side for a purpose."""
         return self._schedule.probe_at_once if purpose == "probe" else self._whole_at_once
 
     def train(
-        self, losses: Sequence[LossPair], *, purpose: str, seed: int, horizon: int, stop: threading.Event
+        self, losses: Sequence[LossPair], *, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
         """Trains from scratch, or from where this very training was paused or interrupted, and evaluates.
 
         Raises:
           Stopped: ``stop`` was set meanwhile.
+          OutOfMemory: the detectors don't fit the device.
         """
+        try:
+            return self._train(losses, purpose, seed, horizon, stop)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemory(
+                f"the device's memory is too small for {len(losses)} training(s) at once with batches of "
+                f"{self._config.batch_size}: lower --config.schedule.at_once, --config.schedule.probe_at_once or "
+                "--config.train.batch_size"
+            ) from error
+
+    def _train(
+        self, losses: Sequence[LossPair], purpose: Purpose, seed: int, horizon: int, stop: threading.Event
+    ) -> list[Training]:
         if purpose == "probe":
-            features, fresh = self._features(stop), self._compiled.init(seed).model
+            features, fresh = self._features, self._compiled.init(seed).model
             many, start = self._heads, functools.partial(self._heads.init, fresh, common=features)
         elif len(losses) == 1 or self.at_once(purpose) == 1:
             return [self._train_one(each, purpose, seed, horizon, stop) for each in losses]
@@ -122,14 +145,27 @@ class DetectorTrainer:
             many, start = self._whole, functools.partial(self._whole.init, self._compiled.init(seed).model)
         return self._train_many(many, start, losses, purpose, seed, horizon, stop)
 
-    def forget(self, losses: LossPair, *, purpose: str, seed: int) -> None:
+    def prepare(self) -> None:
+        """Trains the default losses to the end of the proxy task, and keeps the detector for its features.
+
+        If they diverge nothing is kept; ``train`` says so.
+        """
+        default = self.task.default
+        with self._lock, contextlib.suppress(TrainingDiverged):
+            if checkpoint.exists(self._features_folder):
+                return
+            state = self._fit(default, "proxy", self._seed, self.horizons("proxy")[-1], threading.Event())
+            checkpoint.save(self._partial(default, "proxy", self._seed), state)
+            checkpoint.save(self._features_folder, state.model)
+
+    def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
         """Drops the state of a paused training."""
         self._kept.pop((purpose, losses, seed), None)
         checkpoint.delete(self._partial(losses, purpose, seed))
 
     def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
         """Norms of both losses' gradients in the output layers that the default losses have trained, on one batch."""
-        features = self._features(threading.Event())
+        features = self._features
         batch = next(self._batches("proxy", self._seed, 0))
         count, norms = self._schedule.probe_at_once, []
         for start in range(0, len(losses), count):
@@ -138,33 +174,36 @@ class DetectorTrainer:
             norms += self._heads.gradient(state, batch, chunk, jnp.int32(self._seed)).tolist()[: len(losses) - start]
         return [tuple(pair) for pair in norms]
 
-    def _train_one(self, losses: LossPair, purpose: str, seed: int, horizon: int, stop: threading.Event) -> Training:
-        train_source, eval_source = self._splits[purpose]
-        partial, steps = self._partial(losses, purpose, seed), self.horizons(purpose)[-1]
+    def _fit(self, losses: LossPair, purpose: Purpose, seed: int, horizon: int, stop: threading.Event) -> TrainState:
+        """Trains one detector up to a horizon, from where it was paused or interrupted."""
+        return fit(
+            self._compiled,
+            _terms(losses),
+            self._splits[purpose][0],
+            steps=self.horizons(purpose)[-1],
+            seed=seed,
+            batch_size=self._config.batch_size,
+            flip=self._flip,
+            partial=self._partial(losses, purpose, seed),
+            until=horizon,
+            save_every=self._schedule.save_every,
+            stop=stop,
+        )
+
+    def _train_one(
+        self, losses: LossPair, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
+    ) -> Training:
+        partial = self._partial(losses, purpose, seed)
         try:
-            state = fit(
-                self._compiled,
-                _terms(losses),
-                train_source,
-                steps=steps,
-                seed=seed,
-                batch_size=self._config.batch_size,
-                flip=self._flip,
-                partial=partial,
-                until=horizon,
-                save_every=self._schedule.save_every,
-                stop=stop,
-            )
+            state = self._fit(losses, purpose, seed, horizon, stop)
         except TrainingDiverged as error:
             checkpoint.delete(partial)
             return Training(None, failure=str(error))
         folder = partial.with_suffix("")
         if purpose == "final":
             checkpoint.save(folder, state.model)
-        if self._makes_features(losses, purpose, seed, horizon):
-            checkpoint.save(self._features_folder, state.model)
-        metrics = self._evaluate(state, eval_source)
-        if horizon == steps:
+        metrics = self._evaluate(state, self._splits[purpose][1])
+        if horizon == self.horizons(purpose)[-1]:
             checkpoint.delete(partial)
         described = _plain(metrics) | ({"checkpoint": folder.name} if purpose == "final" else {})
         return Training(metrics.ap, described)
@@ -174,17 +213,17 @@ class DetectorTrainer:
         many: JittedMany,
         start: Callable[[int], ManyState],
         losses: Sequence[LossPair],
-        purpose: str,
+        purpose: Purpose,
         seed: int,
         horizon: int,
         stop: threading.Event,
     ) -> list[Training]:
-        """Trains side by side; what is paused is kept in memory, and begins anew after an interruption."""
+        """Trains side by side; what is paused is kept in memory, and restarts after an interruption."""
         count, steps = self.at_once(purpose), self.horizons(purpose)[-1]
         names = [(purpose, pair, seed) for pair in losses]
         state = start(count)
-        kept = [self._kept.get(name) for name in names]
-        if None not in kept and len({step for step, _ in kept}) == 1:
+        kept = [self._kept[name] for name in names if name in self._kept]
+        if len(kept) == len(names) and len({step for step, _ in kept}) == 1:
             own = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *_filled([own for _, own in kept], count))
             state = state._replace(own=own[0], opt_state=own[1], step=jnp.int32(kept[0][0]))
         chunk, failures = _padded(losses, count), [""] * len(losses)
@@ -226,9 +265,9 @@ class DetectorTrainer:
         if self._schedule.at_once:
             return self._schedule.at_once
         batch = next(self._batches("proxy", self._seed, 0))
-        return fitting_count(self._whole, self._compiled.init(self._seed).model, batch, _terms(self._default))
+        return fitting_count(self._whole, self._compiled.init(self._seed).model, batch, _terms(self.task.default))
 
-    def _batches(self, purpose: str, seed: int, start: int):
+    def _batches(self, purpose: Purpose, seed: int, start: int):
         source = self._splits[purpose][0]
         return train_batches(source, batch_size=self._config.batch_size, seed=seed, flip=self._flip, start_step=start)
 
@@ -236,18 +275,10 @@ class DetectorTrainer:
     def _features_folder(self) -> pathlib.Path:
         return self._checkpoints / "features"
 
-    def _makes_features(self, losses: LossPair, purpose: str, seed: int, horizon: int) -> bool:
-        return (losses, purpose, seed, horizon) == (self._default, "proxy", self._seed, self.horizons("proxy")[-1])
-
-    def _features(self, stop: threading.Event) -> tuple[nnx.State, nnx.State]:
-        """The model that the default losses' proxy training has left."""
-        with self._lock:
-            if not checkpoint.exists(self._features_folder):
-                self._train_one(self._default, "proxy", self._seed, self.horizons("proxy")[-1], stop)
-            return self._restored
-
     @functools.cached_property
-    def _restored(self) -> tuple[nnx.State, nnx.State]:
+    def _features(self) -> tuple[nnx.State, nnx.State]:
+        """The prepared detector."""
+        self.prepare()
         return jax.device_put(checkpoint.restore(self._features_folder, self._compiled.init(self._seed).model))
 
     def _evaluate(self, state: TrainState, source: Source) -> Metrics:
@@ -256,7 +287,7 @@ class DetectorTrainer:
 
         return evaluate_detector(predict, source, batch_size=self._config.batch_size)
 
-    def _partial(self, losses: LossPair, purpose: str, seed: int) -> pathlib.Path:
+    def _partial(self, losses: LossPair, purpose: Purpose, seed: int) -> pathlib.Path:
         pair = [to_authors(losses.cls), losses.cls_weight, to_authors(losses.box), losses.box_weight]
         digest = hashlib.blake2b(json.dumps(pair).encode(), digest_size=6).hexdigest()
         return self._checkpoints / f"{purpose}-seed{seed}-{digest}.partial"

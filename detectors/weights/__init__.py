@@ -1,8 +1,10 @@
-"""Weights of PyTorch's and Keras's files, brought into our detectors; no code in a file is run."""
+"""Reads weights from files of PyTorch and Keras into our detectors, without running any code in a file."""
 
 from detectors.weights.importing import (
     CLASSIFIER,
+    FCOS_TABLE,
     RESNET,
+    MissingWeightsError,
     WeightsError,
     assign,
     faster_rcnn_table,
@@ -16,6 +18,8 @@ from detectors.weights.importing import (
 
 __all__ = [
     "CLASSIFIER",
+    "FCOS_TABLE",
+    "MissingWeightsError",
     "RESNET",
     "WeightsError",
     "assign",

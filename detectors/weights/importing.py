@@ -1,7 +1,7 @@
-"""Takes weights from torchvision and timm into our detectors: tables of names, checked against the parameter tree.
+"""Weights of torchvision and timm for our detectors: tables of names, checked against the parameter tree.
 
-A table says for each of our parameters what it is called elsewhere and how its axes are turned.  Nothing is loaded
-unless everything fits.  Files are looked for where you say; nothing is downloaded.
+A table says for each of our parameters what it is called elsewhere and how its axes are permuted.  Nothing is loaded
+unless everything fits.  Nothing is downloaded; the user gives the path of a file.
 """
 
 import os
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cse_jax.errors import UserError
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
@@ -25,25 +26,33 @@ from detectors.weights.tensor_files import read_tensors
 _TORCHVISION = "https://download.pytorch.org/models/"
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Weights that do not fit a model; the message lists every mismatch."""
 
 
+class MissingWeightsError(UserError, FileNotFoundError):
+    """A file of weights that does not exist; the message says where to get it."""
+
+
 class Row(NamedTuple):
-    """Parameters of ours and where they come from.
+    """Parameters of ours and where their values come from.
 
     Attributes:
-      ours: path with ``*`` for each index.
-      theirs: from these indices to the name, or the names that it has had over the years.
-      turn: from their array to ours.
+      ours: path of a parameter, with ``*`` for each index.
+      theirs: gives for these indices the name elsewhere, or all names that it has had over the years.
+      turn: makes our array from theirs.
     """
 
     ours: str
     theirs: Callable[..., str | tuple[str, ...]]
     turn: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
+    def names(self, *indices: int) -> tuple[str, ...]:
+        """The names elsewhere of the parameter with these indices, the one to prefer first."""
+        return _as_tuple(self.theirs(*indices))
 
-CLASSIFIER = r"(fc\..*|.*\.num_batches_tracked)"  # what a backbone leaves out
+
+CLASSIFIER = r"(fc\..*|.*\.num_batches_tracked)"  # tensors that a backbone does not need
 
 
 def load_resnet(backbone: ResNet, path: str | os.PathLike) -> None:
@@ -54,7 +63,7 @@ def load_resnet(backbone: ResNet, path: str | os.PathLike) -> None:
       path: a .safetensors or .pth file.
 
     Raises:
-      FileNotFoundError: there is no such file; the message says where to get it.
+      MissingWeightsError: there is no such file; the message says where to get it.
       TensorFileError: the file cannot be read.
       WeightsError: names or shapes do not fit.
     """
@@ -63,7 +72,7 @@ def load_resnet(backbone: ResNet, path: str | os.PathLike) -> None:
 
 
 def load_mobilenet(backbone: MobileNetV1, path: str | os.PathLike) -> None:
-    """Fills a MobileNetV1 in place with weights of ImageNet under Keras's names; its last pointwise convolution stays.
+    """Fills a MobileNetV1 in place with Keras's weights of ImageNet, except for its last pointwise convolution.
 
     Args:
       backbone: made or abstract (``nnx.eval_shape``).
@@ -115,11 +124,12 @@ def assign(
       model: made, or abstract (``nnx.eval_shape``).
       tensors: by their names elsewhere.
       table: what each parameter of the model is called there.
-      skip: pattern of names that need no place.
+      skip: pattern of tensors that the model does not need.
       stays: pattern of our parameters that keep their values.
 
     Raises:
-      WeightsError: parameters without tensor, tensors without parameter, or shapes that differ; all in one message.
+      WeightsError: there are parameters without tensor, tensors without parameter, or shapes that differ; one message
+        lists them all.
     """
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     left = {name for name in tensors if not re.fullmatch(skip, name)}
@@ -132,8 +142,7 @@ def assign(
         if row is None:
             problems.append(f"unknown: {name} has no row in the table of names")
             continue
-        names = row.theirs(*indices)
-        names = (names,) if isinstance(names, str) else names
+        names = row.names(*indices)
         found = next((candidate for candidate in names if candidate in tensors), None)
         if found is None:
             problems.append(f"missing: {' or '.join(names)} (for {name})")
@@ -141,7 +150,7 @@ def assign(
         left.discard(found)
         try:
             array = row.turn(tensors[found])
-        except ValueError:  # the shape cannot even be turned
+        except ValueError:  # the array has too few axes to be turned; reported below as a wrong shape
             array = None
         if array is None or array.shape != variable.shape:
             problems.append(
@@ -158,11 +167,15 @@ def assign(
 def _load(model: nnx.Module, path: str | os.PathLike, table: tuple[Row, ...], where: str, **options) -> None:
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; get them from {where}, and give the path of the file")
+        raise MissingWeightsError(f"no weights at {path}; get them from {where}, and give the path of the file")
     try:
         assign(model, read_tensors(path), table, **options)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _find(table: tuple[Row, ...], name: str) -> tuple[Row | None, tuple[int, ...]]:
@@ -173,7 +186,7 @@ def _find(table: tuple[Row, ...], name: str) -> tuple[Row | None, tuple[int, ...
     return None, ()
 
 
-# How axes are turned: PyTorch has outputs first, then inputs, then height and width.
+# How axes are permuted: PyTorch has outputs first, then inputs, then height and width.
 
 
 def _conv(array: np.ndarray) -> np.ndarray:
@@ -181,7 +194,7 @@ def _conv(array: np.ndarray) -> np.ndarray:
 
 
 def _transposed_conv(array: np.ndarray) -> np.ndarray:
-    """Inputs come first, and the kernel is applied the other way round."""
+    """A kernel with inputs first, which PyTorch applies mirrored in height and width."""
     return array.transpose(2, 3, 0, 1)[::-1, ::-1]
 
 
@@ -214,8 +227,7 @@ def _layer(ours: str, theirs: Callable[..., str | tuple[str, ...]], kernel: Call
 
     def named(suffix: str) -> Callable[..., tuple[str, ...]]:
         def names(*indices: int) -> tuple[str, ...]:
-            found = theirs(*indices)
-            return tuple(f"{name}.{suffix}" for name in ((found,) if isinstance(found, str) else found))
+            return tuple(f"{name}.{suffix}" for name in _as_tuple(theirs(*indices)))
 
         return names
 
@@ -233,8 +245,12 @@ def _norm(ours: str, theirs: Callable[..., str], *, statistics: bool = True) -> 
 
 
 def _within(ours: str, theirs: str, table: tuple[Row, ...]) -> tuple[Row, ...]:
-    """A table whose names lie below others."""
-    return tuple(Row(ours + row.ours, lambda *i, row=row: theirs + row.theirs(*i), row.turn) for row in table)
+    """A table with prefixes before the names on both sides."""
+
+    def prefixed(row: Row) -> Row:
+        return Row(ours + row.ours, lambda *i: tuple(theirs + name for name in row.names(*i)), row.turn)
+
+    return tuple(map(prefixed, table))
 
 
 RESNET = (

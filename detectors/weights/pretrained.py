@@ -1,4 +1,4 @@
-"""Detectors whose weights come from elsewhere: what is needed to evaluate them and to predict with them."""
+"""Settings to evaluate torchvision's trained detectors, and to predict with them."""
 
 import dataclasses
 
@@ -28,10 +28,10 @@ class PretrainedFasterRCNN:
     """torchvision's Faster R-CNN with its weights of COCO.
 
     Attributes:
-      name: of the folder that evaluations are written to.
+      name: name of the folder that evaluations are written to.
       detector: its config.
-      data: images to evaluate on; their sizes and normalisation also for prediction.
-      label_names: of the detector's labels; empty where a number is no category.
+      data: images to evaluate on; prediction uses their resizing and normalisation as well.
+      label_names: names of the detector's labels; empty where a number is not used.
     """
 
     name: str = "fasterrcnn_resnet50_fpn"

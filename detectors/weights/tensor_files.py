@@ -12,10 +12,12 @@ import os
 import pathlib
 import pickle
 import zipfile
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from cse_jax.errors import UserError
 
 _SAFETENSORS = {
     "F64": np.float64,
@@ -33,7 +35,7 @@ _STORAGES = {  # by PyTorch's names
     "LongStorage": np.int64,
     "IntStorage": np.int32,
 }
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what PyTorch wrote before its files were zip archives
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # marks PyTorch's files from before they were zip archives
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -46,7 +48,7 @@ _DAMAGE = (
 )
 
 
-class TensorFileError(ValueError):
+class TensorFileError(UserError, ValueError):
     """A file that is damaged, of another format, or holds more than tensors."""
 
 
@@ -58,7 +60,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      TensorFileError: it is none of these formats, is damaged, or holds anything but named tensors.
+      TensorFileError: it has none of these formats, is damaged, or holds anything but named tensors.
     """
     path = pathlib.Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pt", ".npz"):
@@ -119,7 +121,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A tensor whose values are still to be read: sizes and steps in elements."""
+    """A tensor whose values have not been read yet; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -128,14 +130,14 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors' descriptions and dictionaries, and nothing else."""
+    """Makes descriptions of tensors and dictionaries, and nothing else."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         super().__init__(file)
 
-        # Made anew for each file, because a pickle may set attributes of whatever it is given.
+        # A new class for each file, because a pickle may set attributes of whatever it is given.
         class Names(collections.OrderedDict):
-            """A state dictionary; PyTorch hangs its version numbers on it as an attribute."""
+            """A state dictionary; PyTorch sets its version numbers as an attribute of it."""
 
         def describe(storage, offset, shape, strides, *_) -> _Tensor:
             return _Tensor(storage, offset, tuple(shape), tuple(strides))

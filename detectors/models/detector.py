@@ -1,0 +1,57 @@
+"""What training and evaluation need of a detector."""
+
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cse_jax.language.spaces import Space
+from detectors.losses import DetectionLosses
+from detectors.models.backbone import Backbone
+from detectors.structures import AnyArray, Batch, Detections
+
+
+class Detector(nnx.Module):
+    """Base of the detectors.
+
+    Attributes:
+      cls_space: space of the classification loss.
+      box_units: unit of the boxes that the box loss gets, ``"pixels"`` or ``"strides"``.
+      box_weight: usual weight of the box loss.
+      backbone: the network that makes features.
+    """
+
+    cls_space: ClassVar[Space]
+    box_units: ClassVar[str]
+    box_weight: ClassVar[float]
+    backbone: Backbone
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:  # each detector has a config class of its own
+        raise NotImplementedError
+
+    @staticmethod
+    def is_output(path: tuple) -> bool:
+        """Whether a parameter, given by its path, belongs to the last layers."""
+        raise NotImplementedError
+
+    def loss(
+        self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Total loss and its parts, by name.
+
+        Args:
+          batch: images and padded ground truth.
+          losses: classification and box losses of the final head.
+          key: random key of what is sampled.
+        """
+        raise NotImplementedError
+
+    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+        """Detections, best first, in pixels of the padded image.
+
+        Args:
+          image: normalised and zero-padded.
+          image_size: (height, width) inside the padding, pixels.
+        """
+        raise NotImplementedError
