@@ -12,6 +12,7 @@ EXTRAS = {
     "deap": "compare",
     "kozax": "compare",
     "tensorboardX": "tensorboard",
+    "matplotlib": "plot",
 }
 
 

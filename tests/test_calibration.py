@@ -12,10 +12,11 @@ from cse_jax.language import spaces, zoo
 from cse_jax.reporting import calibration_report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.screening import verification
-from cse_jax.search import calibration, run
-from cse_jax.search.calibration import RANKED, SCREEN, CalibrationConfig, Contestant, agreement
+from cse_jax.search import calibration
+from cse_jax.search.calibration import RANKED, SCREEN, JudgedLoss, agreement
+from cse_jax.search.config import CalibrationConfig, SearchConfig
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.trials import Training
+from cse_jax.search.trainer import Training
 
 CONFIG = CalibrationConfig(
     classification=("y * softplus(-x) + 3 * ny * softplus(x)",),
@@ -39,26 +40,23 @@ class Honest(FakeTrainer):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibration")
-    steps = {"probe": 4, "verify": 5, "proxy": 20, "final": 30}
+    steps = {"probe": 4, "overfit": 5, "proxy": 20, "final": 30}
     with (
         Ledger(path / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps=steps) as monitor,
     ):
         return calibration.run(
             CONFIG,
-            run.SearchConfig(),
-            cls_space=spaces.BINARY_CLASS,
-            box_weight=1.0,
-            units="strides",
+            SearchConfig(),
             trainer=Honest(),
             ledger=ledger,
-            monitor=monitor,
+            progress=monitor,
         )
 
 
 def test_good_and_bad_losses_are_drawn_once_each(result):
     for space in (spaces.BINARY_CLASS, spaces.BOX):
-        contestants = result[space.name].contestants
+        contestants = result[space.name].losses
         origins = [c.origin for c in contestants]
         assert origins[: len(zoo.known(space))] == list(zoo.known(space))
         assert origins.count("generated") == 4 and sum(o.startswith("rejected") for o in origins) == 2
@@ -73,17 +71,17 @@ def test_stages_that_agree_with_the_end_are_said_to(result):
     for calibrated in result.values():
         stages = {stage.stage: stage for stage in calibrated.stages}
         assert list(stages) == [
-            *("margin", "prediction", "probe 2", "probe 4", SCREEN, "verify 5"),
+            *("margin", "simulation", "probe 2", "probe 4", SCREEN, "overfit 5"),
             *(RANKED, "proxy 10", "halving at 10", "proxy 20"),
         ]
         halving = stages["halving at 10"]
         assert 0 < halving.rejected <= halving.count // 2 and not stages["proxy 10"].rejected  # ties are kept
-        for contestant in calibrated.contestants:
+        for contestant in calibrated.losses:
             scores = contestant.scores
-            assert scores[SCREEN] == pytest.approx(scores["prediction"] * scores["probe 4"])
-            assert scores[RANKED] == pytest.approx(scores[SCREEN] * scores["verify 5"])
+            assert scores[SCREEN] == pytest.approx(scores["simulation"] * scores["probe 4"])
+            assert scores[RANKED] == pytest.approx(scores[SCREEN] * scores["overfit 5"])
             assert scores["halving at 10"] == pytest.approx(scores[RANKED] * scores["proxy 10"])
-        for name in ("probe 4", "verify 5", "proxy 20"):
+        for name in ("probe 4", "overfit 5", "proxy 20"):
             assert stages[name].tau == pytest.approx(1.0) and stages[name].precision == 1.0
         assert stages["margin"].tau < 0.9
         assert calibrated.ceiling == pytest.approx(1.0)
@@ -94,8 +92,8 @@ def test_the_report_has_every_loss_and_stage(result, tmp_path):
     data = json.loads((tmp_path / "result.json").read_text())
     text = (tmp_path / "report.md").read_text()
     for branch, calibrated in result.items():
-        assert len(data[branch]["losses"]) == len(calibrated.contestants)
-        for contestant in calibrated.contestants:
+        assert len(data[branch]["losses"]) == len(calibrated.losses)
+        for contestant in calibrated.losses:
             assert f"`{contestant.formula}`".replace("|", r"\|") in text
     console = Console(file=io.StringIO(), width=120)
     calibration_report.show(console, result)
@@ -104,7 +102,7 @@ def test_the_report_has_every_loss_and_stage(result, tmp_path):
 
 def contestants(truths, scores, rejected=()):
     formula = zoo.default(spaces.BOX)
-    made = [Contestant(formula, "", final=(t,), scores={"s": s}) for t, s in zip(truths, scores, strict=True)]
+    made = [JudgedLoss(formula, "", final=(t,), scores={"s": s}) for t, s in zip(truths, scores, strict=True)]
     for k in rejected:
         made[k].rejected.append("s")
     return made

@@ -68,8 +68,8 @@ def test_a_config_is_whole(path):
     assert steps >= 1 and epoch == 1000 // config.train.batch_size
 
 
-@pytest.mark.parametrize("name", read(ROOT / "configs" / "train" / "overfit.py").RUNS)
-def test_every_detector_can_learn_by_heart(name):
+@pytest.mark.parametrize("name", read(ROOT / "configs" / "train" / "overfit.py").DETECTORS)
+def test_every_detector_can_overfit(name):
     config = read(ROOT / "configs" / "train" / "overfit.py").get_config(name)
     _, build = build_detector(config.detector)
     nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -505,7 +505,7 @@ def test_launch_data_verifies_and_draws(coco, tmp_path):
 def test_launch_data_fails_with_one_line():
     result = run_data("--config=configs/data/voc.py", "--config.root=/nowhere")
     assert result.returncode == 1
-    assert result.stderr.startswith("The folder /nowhere does not exist.") and result.stderr.count("\n") == 1
+    assert "The folder /nowhere does not exist." in result.stderr and result.stderr.count("\n") == 1
 
 
 # --- real data ---

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from test_data_sets import coco_tree, voc_tree
 
-from cse_jax.search import workdir
+from cse_jax import workdir
 from detectors import checkpoint
 from detectors.data.coco import CocoData
 from detectors.data.datasets import DataConfig, category_names, open_dataset
@@ -23,6 +23,7 @@ from detectors.evaluation.coco import Found, detect, evaluate, evaluate_masks, g
 from detectors.evaluation.results_files import ResultsError, read_reference, read_results, write_results
 from detectors.evaluation.scores import as_json, score, table
 from detectors.models import build_detector
+from detectors.models.atss import atss_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.models.mask_rcnn import mask_rcnn_tiny
 from detectors.structures import Detections
@@ -112,8 +113,8 @@ def test_labels_of_other_numbers_become_the_datas_and_the_others_are_dropped():
 
 
 def test_weights_of_a_detector_that_torchvision_lacks(tmp_path):
-    with pytest.raises(ValueError, match="no weights of Data; they are for FCOS, FasterRCNN, MaskRCNN"):
-        inference.loaded(DataConfig(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="no weights of ATSS; they are for FCOS, FasterRCNN, MaskRCNN"):
+        inference.loaded(atss_tiny(3), tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match="fcos_resnet50_fpn_coco"):
         inference.loaded(fcos_tiny(3), tmp_path / "w.pth")
 

@@ -130,9 +130,9 @@ def test_equals_pycocotools_on_small_and_crowded_cases(seed, images, objects, de
         ("sampled_bbox_gts.json", "sampled_bbox_dets_resfmt.json", "sampled_bbox_expected"),
     ],
 )
-def test_published_reference_evaluations(truth_file, found_file, expected):
+def test_published_reference_evaluations(test_data, truth_file, found_file, expected):
     """Nothing is detected on one image of the first: leaving it out would raise AP by 0.0024."""
-    references = beside("data") / "eval_refs"
+    references = test_data / "eval_refs"
     reference = json.loads((references / truth_file).read_text())
     results = json.loads((references / found_file).read_text())
     figures = list(json.loads((references / "expected.json").read_text())[expected].values())[:6]
@@ -360,8 +360,8 @@ def test_masks_are_needed_on_both_sides():
         evaluate_masks(found, truth._replace(masks=found.masks[:3]), CATEGORIES)
 
 
-def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count():
-    references = beside("data") / "eval_refs"
+def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count(test_data):
+    references = test_data / "eval_refs"
     reference = json.loads((references / "instances_val2014_100_gt.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in reference["images"]}
     index = {category["id"]: label for label, category in enumerate(reference["categories"])}

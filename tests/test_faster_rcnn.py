@@ -158,9 +158,9 @@ def test_images_are_sampled_independently():
 def roi_loss(batch, change=None):
     _, parts = sampled(batch)
     rng = np.random.default_rng(4)
-    features = [rng.normal(size=(2, SIZE // s, SIZE // s, 48)).astype(np.float32) for s in (8, 16)]
+    features = [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
     losses = library_losses(FasterRCNN)
-    return detector()._roi_loss(features, losses, SampledRoIs(*(change(*parts) if change else parts)))
+    return detector()._roi_loss(features, losses, SampledRoIs(*map(jnp.asarray, change(*parts) if change else parts)))
 
 
 def test_padded_rois_have_no_influence():

@@ -1,6 +1,8 @@
 """The loss language against golden values, and the parser against whatever can be typed."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import random
 
@@ -13,15 +15,18 @@ import pytest
 from populations import descendants, random_expressions
 
 import cse_jax
+from cse_jax.errors import InputError
+from cse_jax.language import graph as graphs
+from cse_jax.language import operators, zoo
 from cse_jax.language import program as programs
-from cse_jax.language import zoo
 from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression, arity
-from cse_jax.language.operators import OPERATORS
+from cse_jax.language.operators import OPERATORS, Operator
 from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import SPACES
 from cse_jax.sampling.random_trees import Shape
 from cse_jax.sampling.variation import MUTATIONS, crossover, mutate
+from cse_jax.screening.verification import Property
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 
@@ -32,12 +37,23 @@ def float64():
         yield
 
 
+def pool(space):
+    """Random formulas, the shortest first."""
+    return sorted(random_expressions(space, 4096, shape=Shape(min_height=0, max_height=7)), key=len)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def filled_pools(float64):
+    """Beartype's checks draw random numbers, which hypothesis forbids within strategies."""
+    for space in SPACES.values():
+        pool(space)
+
+
 @st.composite
-def expressions(draw, space=None):
-    """Random formulas with any readable operator of a space."""
-    space = space or draw(st.sampled_from(list(SPACES.values())))
-    pool = random_expressions(space, 4096, shape=Shape(min_height=0, max_height=7))
-    return sorted(pool, key=len)[draw(st.integers(0, len(pool) - 1))]
+def expressions(draw):
+    """Random formulas of any space."""
+    formulas = pool(draw(st.sampled_from(list(SPACES.values()))))
+    return formulas[draw(st.integers(0, len(formulas) - 1))]
 
 
 def inputs_for(space, rng):
@@ -162,7 +178,8 @@ def _near_a_pole(expression, inputs):
         return OPERATORS[name].fn(*operands)
 
     shape = next(iter(inputs.values())).shape
-    expression.fold(lambda token: inputs[token] if token in inputs else np.full((*shape[:-1], 1), float(token)), node)
+    arrays = {name: jnp.asarray(value) for name, value in inputs.items()}
+    expression.fold(lambda token: arrays[token] if token in arrays else jnp.full((*shape[:-1], 1), float(token)), node)
     return any(small)
 
 
@@ -219,7 +236,7 @@ def test_a_formula_of_another_space_is_refused():
 
 @ALL_SPACES
 def test_missing_inputs_are_named(space):
-    with pytest.raises(KeyError, match=space.variables[0].name):
+    with pytest.raises(InputError, match=f"needs the inputs .*'{space.variables[0].symbol}'.*; given were"):
         zoo.default(space).evaluate({})
 
 
@@ -315,7 +332,7 @@ def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch):
 
 @pytest.mark.parametrize("text", ["sqrt(relu(x))", "sqrt(x * y)", "sqrt(ny) + sigmoid(x)", "x * sqrt(ny) / ny"])
 def test_gradients_are_finite_where_the_true_gradient_is(text):
-    """``sqrt`` has an infinite slope at 0, but each formula is constant or smooth in x here."""
+    """``sqrt`` has an infinite gradient at 0, but each formula is constant or smooth in x here."""
     space = cse_jax.spaces.BINARY_CLASS
     inputs = {"X": jnp.array([-1.0, 2.0]), "PY": jnp.array([0.0, 1.0])}
     inputs |= {"Q": inputs["PY"], "NY": jnp.array([1.0, 0.0]) if "/" not in text else jnp.ones(2)}
@@ -324,7 +341,7 @@ def test_gradients_are_finite_where_the_true_gradient_is(text):
 
 
 def test_no_gradient_out_of_masked_infinities():
-    """The slope of sqrt is infinite at 0; a label of 0 in front of it makes the true gradient 0."""
+    """The gradient of sqrt is infinite at 0; a label of 0 in front of it makes the true gradient 0."""
     space = cse_jax.spaces.BINARY_CLASS
     inputs = {"X": jnp.array([-1.0, 2.0]), "PY": jnp.array([0.0, 1.0])}
     inputs |= {"Q": inputs["PY"], "NY": 1.0 - inputs["PY"]}
@@ -346,6 +363,103 @@ def test_a_batch_of_programs_equals_each_alone(space):
     for k, program in enumerate(batch):
         alone = jax.jit(both)(program)
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[k], b), together, alone)
+
+
+def along_classes(name, arity, fn):
+    """A class-axis operator as a user adds it."""
+    return Operator(name, name.lower(), arity, fn, sympy=lambda sp, *operands: 0, code="", class_axis=True)
+
+
+USER_OPERATORS = (
+    along_classes("Lse", 1, lambda x: jax.nn.logsumexp(x, -1, keepdims=True)),
+    along_classes("Top", 1, lambda x: jnp.max(x, -1, keepdims=True)),
+    along_classes("Centred", 1, lambda x: x - jnp.mean(x, -1, keepdims=True)),
+    along_classes("Lsm", 1, lambda x: jax.nn.log_softmax(x, -1)),
+    along_classes("Apart", 2, lambda a, b: jnp.sum((a - b) ** 2, -1, keepdims=True)),
+    along_classes("Shared", 2, lambda a, b: a / (1.0 + jnp.sum(b * b, -1, keepdims=True))),
+)
+
+
+@pytest.fixture
+def class_axis_space():
+    """A space without Add, Sub and Mul, most of whose operators act along the class axis."""
+    before = dict(OPERATORS)
+    for operator in USER_OPERATORS:
+        operators.add(operator)
+    names = ("Neg", "Softmax", "Dot", "Sig", "Tanh", "Softplus", *(operator.name for operator in USER_OPERATORS))
+    yield dataclasses.replace(cse_jax.spaces.MULTI_CLASS, operators=names, further_operators=())
+    OPERATORS.clear()
+    OPERATORS.update(before)
+
+
+def by_engine(formulas, space, inputs, tangent):
+    """Loss per row, and its derivative along a change of X, as three engines have them: traced, program, graph."""
+    run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
+    leaves = graphs.leaf_values(space, np.stack([inputs[v.name] for v in space.variables]))
+    change = np.zeros_like(leaves)
+    change[space.leaves.index("X")] = tangent
+    graph, roots, wide = graphs.from_tokens(encode(formulas, space), space)
+    from_graph = jax.device_get(graphs.evaluate(space, graph, roots, leaves, change))
+    for k, formula in enumerate(formulas):
+        value, derivative = jax.jvp(lambda x, f=formula: f.evaluate(inputs | {"X": x}), (inputs["X"],), (tangent,))
+        program = programs.compile_expression(formula)
+        assert bool(program.wide) == bool(wide[k]) == (value.shape[-1] > 1)
+        losses, gradients = run(program)
+        yield (
+            formula,
+            (value.sum(-1), derivative.sum(-1)),
+            (losses.sum(-1), (gradients["X"] * tangent).sum(-1)),
+            [a[k].sum(-1) if wide[k] else a[k, :, 0] for a in from_graph],
+        )
+
+
+def test_engines_agree_on_operators_along_the_class_axis(class_axis_space):
+    """Operands have a class axis, or none (as a dot product), or are one of each."""
+    space, rng = class_axis_space, np.random.default_rng(0)
+    inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, rng).items()}
+    tangent = jnp.asarray(rng.normal(size=inputs["X"].shape))
+    texts = [
+        f"{row.symbol}({', '.join(operands)})"
+        for row in space.table
+        if row.class_axis
+        for operands in itertools.product(("dot(x, w)", "tanh(x)", "2"), repeat=row.arity)
+    ]
+    formulas = [cse_jax.parse(text, space) for text in (*texts, *(f"dot({text}, x)" for text in texts))]
+    formulas += random_expressions(space, 300, shape=Shape(max_height=5))
+    for formula, traced, *others in by_engine(formulas, space, inputs, tangent):
+        for found, expected in itertools.product(others, [traced]):
+            for ours, theirs in zip(found, expected, strict=True):
+                atol = 1e-12 * (1.0 + np.abs(theirs).max())
+                np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=atol, err_msg=str(formula))
+
+
+def test_operators_of_a_user_reject_what_is_no_loss_of_one_row(class_axis_space):
+    """Over one value per row, a softmax is constant and so is the distance to the mean."""
+    for text in ("softmax(dot(y, x))", "centred(dot(y, x))", "lsm(dot(y, x))", "-top(dot(y, x))"):
+        verdict = cse_jax.verify([cse_jax.parse(text, class_axis_space)], class_axis_space)[0]
+        assert verdict.failed is (Property.RISES if "top" in text else Property.DEPENDS), text
+
+
+def test_no_gradient_out_of_infinities_without_a_class_axis():
+    """A dot product of two dot products is a product: where it holds 0 times an infinite derivative, that is 0."""
+    space = cse_jax.spaces.MULTI_CLASS
+    inputs = {"X": jnp.array([[-1.0, -2.0]]), "Y": jnp.array([[0.0, 1.0]]), "Z": jnp.ones((1, 2))}
+    formula = cse_jax.parse("dot(sqrt(relu(dot(x, w))), relu(dot(x, w)))", space)
+    ((_, _, *others),) = by_engine([formula], space, inputs, jnp.ones((1, 2)))
+    for value, derivative in others:
+        assert value == 0.0 and derivative == 0.0
+
+
+def test_formulas_take_inputs_by_symbol_or_name():
+    space = cse_jax.spaces.BOX
+    formula = cse_jax.parse("1 - i / u", space)
+    by_name, by_symbol = {"I": np.ones(2), "U": np.array([2.0, 4.0])}, {"i": np.ones(2), "u": np.array([2.0, 4.0])}
+    for inputs in (by_name, by_symbol, {"I": np.ones(2), "u": by_symbol["u"]}, by_symbol | {"e": np.ones(2, int)}):
+        np.testing.assert_allclose(formula.evaluate(inputs), [0.5, 0.75])
+    with pytest.raises(InputError, match="'I' is given twice"):
+        formula.evaluate(by_symbol | by_name)
+    with pytest.raises(InputError, match="no input 'v'; it has i, u, e"):
+        formula.evaluate(by_symbol | {"v": np.ones(2)})
 
 
 def test_too_long_a_formula_names_the_capacity():

@@ -56,7 +56,7 @@ def batch_of(*, boxes=2, coarser=1) -> Batch:
 
 def features():
     rng = np.random.default_rng(1)
-    return [rng.normal(size=(2, SIZE // s, SIZE // s, 48)).astype(np.float32) for s in (8, 16)]
+    return [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
 
 
 def sampled_at_truth() -> SampledRoIs:
@@ -181,7 +181,7 @@ def test_coarser_masks_give_nearly_the_same_targets():
 
 
 def test_a_full_mask_pastes_to_its_box():
-    pasted = paste_masks(np.ones((1, 28, 28), np.float32), [[5.0, 3.0, 15.0, 9.0]], (12, 20))
+    pasted = paste_masks(np.ones((1, 28, 28), np.float32), np.float32([[5, 3, 15, 9]]), (12, 20))
     expected = np.zeros((12, 20), bool)
     expected[3:9, 5:15] = True
     assert pasted.shape == (1, 12, 20)

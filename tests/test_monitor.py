@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from cse_jax.reporting.monitor import Monitor, funnel_tables
+from cse_jax.screening.candidate import STAGES
 
 
 def test_the_time_left():
@@ -22,12 +23,11 @@ def test_the_time_left():
 
 
 def test_the_funnel_fits_a_terminal():
-    stages = ("generated", "valid", "verified", "distinct", "simulated", "probed", "optimised", "trained")
-    counts = dict.fromkeys(stages, 20_000)
+    counts = dict.fromkeys(STAGES, 20_000)
     tables = funnel_tables({(branch, k): counts for branch in ("binary_class", "box") for k in range(4)})
     assert len(tables) == 2
     for table in tables:
         console = Console(file=io.StringIO(), width=80)
         console.print(table)
         lines = console.file.getvalue().splitlines()
-        assert len(lines) == 1 + len(stages) and all("20,000" in line for line in lines[1:])
+        assert len(lines) == 1 + len(STAGES) and all("20,000" in line for line in lines[1:])

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from populations import descendants, random_expressions
 
-from cse_jax.atlas.stream import _grow_and_reject, reject, screen_batches
+from cse_jax.atlas.stream import _grow_and_filter, may_pass_finer_grid, screen_batches
 from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors
-from cse_jax.language import graph as dags
+from cse_jax.language import graph as graphs
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.population import PAD, decode, encode, hashes
@@ -33,7 +33,7 @@ ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 
 
 @pytest.fixture(scope="module")
-def graphs():
+def random_graphs():
     """A random graph and the formulas of its candidates, for each space."""
     found = {}
     with jax.enable_x64(True):
@@ -51,8 +51,8 @@ def mixed_population(space, count):
 
 
 @ALL_SPACES
-def test_grown_formulas_are_random_formulas_with_the_prediction(space, graphs):
-    grown, tokens, expressions = graphs[space.name]
+def test_grown_formulas_are_random_formulas_with_the_prediction(space, random_graphs):
+    grown, tokens, expressions = random_graphs[space.name]
     assert len(expressions) > 0.7 * (len(grown.candidate) - len(space.leaves)) * 5 / 6
     assert all(e.variables & set(space.differentiable) for e in expressions)
     assert max(map(len, expressions)) <= 40 and {e.height for e in expressions} >= {2, 3, 4, 5, 6}
@@ -61,24 +61,24 @@ def test_grown_formulas_are_random_formulas_with_the_prediction(space, graphs):
     sizes = np.mean([len(e) for e in expressions]), np.mean([len(e) for e in by_hand])
     assert 0.7 < sizes[0] / sizes[1] < 1.1
     again = grow(jax.random.key(11), space, per_operator=1)
-    np.testing.assert_array_equal(again.dag.left, grown.dag.left)
+    np.testing.assert_array_equal(again.graph.left, grown.graph.left)
     other = grow(jax.random.key(12), space, per_operator=1)
-    assert (np.asarray(other.dag.left) != np.asarray(grown.dag.left)).mean() > 0.3
+    assert (np.asarray(other.graph.left) != np.asarray(grown.graph.left)).mean() > 0.3
 
 
 @ALL_SPACES
-def test_graphs_evaluate_what_formulas_do(space, graphs):
+def test_graphs_evaluate_what_formulas_do(space, random_graphs):
     """As grown, and rebuilt from tokens with equal parts shared: the same values as each formula alone."""
-    grown, tokens, expressions = graphs[space.name]
+    grown, tokens, expressions = random_graphs[space.name]
     grid = trajectories(space)
     points = grid.inputs[:, ::5, ::6].reshape(len(space.variables), -1, *grid.inputs.shape[3:])
     chosen = np.random.default_rng(0).permutation(len(expressions))[:150]
     with jax.enable_x64(True):
-        leaves = dags.leaf_values(space, points)
+        leaves = graphs.leaf_values(space, points)
         rows = np.flatnonzero(grown.candidate)[chosen]
-        (as_grown,) = dags.evaluate(space, grown.dag, rows, leaves)
-        dag, roots, wide = dags.from_tokens(tokens[chosen], space)
-        (rebuilt,) = dags.evaluate(space, dag, roots, leaves)
+        (as_grown,) = graphs.evaluate(space, grown.graph, rows, leaves)
+        graph, roots, wide = graphs.from_tokens(tokens[chosen], space)
+        (rebuilt,) = graphs.evaluate(space, graph, roots, leaves)
         np.testing.assert_array_equal(as_grown, rebuilt)
         np.testing.assert_array_equal(np.asarray(grown.wide)[rows], wide)
         inputs, nearby = (
@@ -93,9 +93,9 @@ def test_graphs_evaluate_what_formulas_do(space, graphs):
         assert checked > 0.7 * len(chosen)
 
 
-def test_tokens_round_trip(graphs):
+def test_tokens_round_trip(random_graphs):
     for space in SPACES.values():
-        _, tokens, expressions = graphs[space.name]
+        _, tokens, expressions = random_graphs[space.name]
         again = encode(expressions, space)
         np.testing.assert_array_equal(again, tokens[:, : again.shape[1]])
     with pytest.raises(ValueError, match="lacks"):
@@ -103,12 +103,12 @@ def test_tokens_round_trip(graphs):
 
 
 @ALL_SPACES
-def test_hashes_tell_formulas_apart_but_not_operand_order(space, graphs):
+def test_hashes_tell_formulas_apart_but_not_operand_order(space, random_graphs):
     def swapped(name, *operands):
         order = operands[::-1] if name in ("Add", "Mul", "Dot") else operands
         return (name, *sum(order, ()))
 
-    _, tokens, expressions = graphs[space.name]
+    _, tokens, expressions = random_graphs[space.name]
     mirrored = [Expression(e.fold(lambda t: (t,), swapped), space) for e in expressions]
     np.testing.assert_array_equal(hashes(tokens, space), hashes(encode(mirrored, space), space))
 
@@ -139,29 +139,29 @@ def _passes(expression):
     if np.isfinite(values).all() and any(np.isnan(g).any() for g in gradients.values()):
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        slopes = sum(gradients[n] * tangents[n] for n in space.differentiable)
+        along = sum(gradients[n] * tangents[n] for n in space.differentiable)
     if space.class_axis:
-        values, slopes = values.sum(-1), slopes.sum(-1)
+        values, along = values.sum(-1), along.sum(-1)
     values = np.broadcast_to(values, grid.inputs.shape[1:3])
     if not (np.abs(values) < LARGEST).all() or not all((np.abs(g) < LARGEST).all() for g in gradients.values()):
         return False
-    return any(_converges(sign * values, sign * slopes, grid) for sign in (1.0, -1.0))
+    return any(_converges(sign * values, sign * along, grid) for sign in (1.0, -1.0))
 
 
-def _converges(values, slopes, grid):
-    steepest = np.abs(slopes).max(1, keepdims=True)
+def _converges(values, along, grid):
+    steepest = np.abs(along).max(1, keepdims=True)
     magnitude = np.abs(values).max(1, keepdims=True)
     if steepest.max() == 0.0:
         return False
     for k in np.flatnonzero(grid.gated):
         noise = 1e-12 * magnitude[k]
-        if (slopes[k] < -1e-6 * steepest[k] - noise).any():
+        if (along[k] < -1e-6 * steepest[k] - noise).any():
             return False
         if (np.diff(values[k]) < -1e-6 * np.ptp(values[k]) - noise).any():
             return False
         if not values[k, -1] - values[k, 0] > MIN_RISE * magnitude[k]:
             return False
-    return all(abs(slopes[k, 0]) <= VANISHED * steepest[k] for k in np.flatnonzero(grid.vanishing))
+    return all(abs(along[k, 0]) <= VANISHED * steepest[k] for k in np.flatnonzero(grid.vanishing))
 
 
 @pytest.mark.slow
@@ -173,11 +173,11 @@ def _converges(values, slopes, grid):
 def test_coarse_to_fine_loses_nothing(space, units):
     """Verdicts of everyone on the full grid, against those of the few that the coarse grids let through."""
     with jax.enable_x64(True):
-        grown, rough = jax.tree.map(lambda a: a[0], _grow_and_reject(space, units, 6, 40, 5, [0]))
+        grown, rough = jax.tree.map(lambda a: a[0], _grow_and_filter(space, units, 6, 40, 5, [0]))
         rows = np.flatnonzero(grown.candidate)
         tokens = tokens_of(grown, rows, space)
         kept = np.asarray(rough)[rows].copy()
-    kept[kept] = reject(tokens[kept], space, units)
+    kept[kept] = may_pass_finer_grid(tokens[kept], space, units)
     passed = judge(tokens, space, units=units).passed(sign_flip=True)
     assert len(tokens) > 90_000 and passed.sum() > 100 and not (passed & ~kept).any()
     assert kept.mean() < 0.1
@@ -186,7 +186,7 @@ def test_coarse_to_fine_loses_nothing(space, units):
 @ALL_SPACES
 def test_coarse_to_fine_keeps_descendants_of_known_losses(space):
     tokens = encode(mixed_population(space, 400), space)
-    kept = reject(tokens, space, "strides")
+    kept = may_pass_finer_grid(tokens, space, "strides")
     passed = judge(tokens, space, units="strides").passed(sign_flip=True)
     assert passed.sum() > 50 and not (passed & ~kept).any()
 
@@ -194,7 +194,7 @@ def test_coarse_to_fine_keeps_descendants_of_known_losses(space):
 def test_coarse_grids_are_part_of_the_full_grid():
     for paths, points in (ROUGH, FINER):
         grid = coarse_grid(MULTI_CLASS, "pixels", paths, points)
-        full = dags.leaf_values(MULTI_CLASS, trajectories(MULTI_CLASS).inputs.reshape(3, -1, 3))
+        full = graphs.leaf_values(MULTI_CLASS, trajectories(MULTI_CLASS).inputs.reshape(3, -1, 3))
         assert grid.leaves.shape == (6, paths * points, 3) and grid.steps[0] == 0 and grid.steps[-1] == 12
         known = {column.tobytes() for column in np.moveaxis(full, 1, 0)}
         assert all(np.ascontiguousarray(column).tobytes() in known for column in np.moveaxis(grid.leaves, 1, 0))
@@ -247,7 +247,7 @@ def test_a_search_begins_with_screened_losses(tmp_path):
     survivors.flush()
     branch = Branch.__new__(Branch)
     branch.name, branch.space, branch.seed, branch.shape = "box", BOX, 0, Shape(max_nodes=12)
-    branch.config = BranchConfig(population=60, screened=str(tmp_path))
+    branch.sizes = BranchConfig(population=60, screened=str(tmp_path))
     population = branch._population(0)
     shortest = [row["authors"] for row in read_survivors(tmp_path, BOX) if row["nodes"] <= 12][:30]
     assert [to_authors(e) for e in decode(population[:30], BOX)] == shortest and len(population) == 60

@@ -12,40 +12,34 @@ import pytest
 from fakes import FakeTrainer
 from rich.console import Console
 
+from cse_jax import search
 from cse_jax.language import spaces, zoo
 from cse_jax.language.expression import to_authors
 from cse_jax.language.population import encode
 from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.screening.funnel import STAGES, screen
+from cse_jax.screening.candidate import STAGES
+from cse_jax.screening.funnel import screen_population
 from cse_jax.screening.simulation import simulate
-from cse_jax.search import run
-from cse_jax.search.branch import BranchConfig
-from cse_jax.search.comparison import FinalConfig, Row, conclusion
+from cse_jax.search.comparison import Role, Row, _mean_std, conclusion
+from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
-from cse_jax.search.racing import FilterConfig
-from cse_jax.search.trials import LossPair, Training, Trials
-from cse_jax.search.workdir import WorkdirError, opened
+from cse_jax.search.task import LossPair
+from cse_jax.search.trainer import OutOfMemory, Training
+from cse_jax.search.trials import Trials
+from cse_jax.workdir import WorkdirError, opened
 
-SIZES = BranchConfig(generations=2, population=400, offspring=200, optimisations=5, proxies=3, parents=2)
-CONFIG = run.SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
+SIZES = BranchConfig(generations=2, population=400, offspring=200, max_overfit=5, max_proxy=3, parents=2)
+CONFIG = SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
 
 
 def run(path, trainer=None, config=CONFIG, identity=None):
     console = Console(file=io.StringIO())
     with (
         Ledger(path / "ledger.sqlite", identity=identity or {"config": 1}) as ledger,
-        Monitor(console, steps={"probe": 4, "verify": 5, "proxy": 20, "final": 30}) as monitor,
+        Monitor(console, steps={"probe": 4, "overfit": 5, "proxy": 20, "final": 30}) as monitor,
     ):
-        return run.run(
-            config,
-            cls_space=spaces.BINARY_CLASS,
-            box_weight=1.0,
-            units="strides",
-            trainer=trainer or FakeTrainer(),
-            ledger=ledger,
-            monitor=monitor,
-        )
+        return search.run(config, trainer=trainer or FakeTrainer(), ledger=ledger, progress=monitor)
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +50,24 @@ def finished(tmp_path_factory):
 
 def test_the_funnel_narrows(finished):
     _, result = finished
-    assert set(result.funnel) == {(branch, g) for branch in ("binary_class", "box") for g in (0, 1)}
-    for (_, generation), counts in result.funnel.items():
+    assert [(branch.name, len(branch.funnel)) for branch in result.branches] == [("binary_class", 2), ("box", 2)]
+    for generation, counts in (row for branch in result.branches for row in enumerate(branch.funnel)):
         assert list(counts) == list(STAGES)
         assert counts["generated"] == (400, 200)[generation]
         assert sorted(counts.values(), reverse=True) == list(counts.values())
-        assert counts["trained"] <= 3 and counts["verified"] > 0
+        assert counts["proxy"] <= 3 and counts["verification"] > 0
 
 
 def test_the_hall_of_fame_is_new_sorted_and_verified(finished):
     import cse_jax
 
     _, result = finished
-    for branch, fame in result.fame.items():
-        space = spaces.SPACES[branch]
-        margin = math.sqrt(2.0) * result.errors[branch]
-        for better, worse in itertools.combinations(fame, 2):
+    for branch in result.branches:
+        space, entries = branch.space, branch.entries
+        margin = math.sqrt(2.0) * branch.standard_error
+        for better, worse in itertools.combinations(entries, 2):
             assert better.ap > worse.ap - margin, "only differences within the noise may be out of order"
-        verdicts = cse_jax.verify([f.formula for f in fame], space, units="strides")
+        verdicts = cse_jax.verify([entry.formula for entry in entries], space, units="strides")
         assert all(v.passed for v in verdicts)
         known = {v.fingerprint for v in cse_jax.verify(list(zoo.known(space).values()), space, units="strides")}
         found = [v.fingerprint for v in verdicts]
@@ -90,8 +84,8 @@ def test_what_passed_the_gate_is_in_the_ledger_with_its_reason(finished):
     assert sum(row["copies"] for row in rows) + rejected == 2 * (400 + 200) and len(rows) > 100
     for row in rows:
         assert row["stage"] in STAGES
-        assert (row["reason"] == "") == (row["stage"] == "trained"), dict(row)
-    assert sum(row["stage"] == "trained" for row in rows) == sum(len(f) for f in result.fame.values())
+        assert (row["reason"] == "") == (row["stage"] == "proxy"), dict(row)
+    assert sum(row["stage"] == "proxy" for row in rows) == sum(len(branch.entries) for branch in result.branches)
 
 
 def test_the_final_table_has_all_rows(finished):
@@ -101,8 +95,8 @@ def test_the_final_table_has_all_rows(finished):
     assert "B_cls + B_reg (published)" in names
     assert all(len(row.aps) == 3 and math.isfinite(row.mean) for row in result.table)
     assert result.table[0].difference == 0.0
-    cls, box = (result.fame[branch][0].formula for branch in ("binary_class", "box"))
-    discovered = {row.name: (row.losses.cls, row.losses.box) for row in result.table if "discovered" in row.name}
+    cls, box = (branch.entries[0].formula for branch in result.branches)
+    discovered = {row.name: (row.losses.cls, row.losses.box) for row in result.table if row.role == Role.DISCOVERED}
     assert discovered == {
         "discovered cls + GIoU": (cls, zoo.default(spaces.BOX)),
         "focal + discovered box": (zoo.default(spaces.BINARY_CLASS), box),
@@ -145,14 +139,39 @@ def test_an_interrupted_search_ends_the_same(finished, tmp_path, at):
 
 
 def test_failing_candidates_are_recorded_and_the_search_goes_on(tmp_path):
-    result = run(tmp_path, FakeTrainer(diverge_every=3, raise_every=2))
+    result = run(tmp_path, FakeTrainer(diverge_every=2))
     assert result.table
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         reasons = [r for (r,) in db.execute("select reason from candidates where reason like '%training:%'")]
         failures = [r for (r,) in db.execute("select failure from trainings where failure != ''")]
     assert any("not finite at step 3" in reason for reason in reasons)
-    assert any("raised RuntimeError: something broke below" in reason for reason in reasons)
     assert len(failures) >= len(reasons) > 0
+
+
+def test_an_error_of_the_program_is_raised_and_no_loss_is_blamed(finished, tmp_path):
+    """Nothing is recorded of the training that met it, so the same command ends as if nothing had happened."""
+    with pytest.raises(RuntimeError, match="something broke below"):
+        run(tmp_path, FakeTrainer(break_at=40))
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("select count(*), max(failure) from trainings").fetchone() == (db_count(db), "")
+    assert run(tmp_path) == finished[1]
+
+
+def db_count(db):
+    (count,) = db.execute("select count(*) from trainings where ap is not null").fetchone()
+    assert count > 0
+    return count
+
+
+def test_what_does_not_fit_the_memory_together_is_trained_one_by_one(finished, tmp_path):
+    assert run(tmp_path, FakeTrainer(most_at_once=1)) == finished[1]
+
+
+def test_what_does_not_fit_the_memory_alone_stops_the_search(tmp_path):
+    with pytest.raises(OutOfMemory, match="1 trainings at once are too many"):
+        run(tmp_path, FakeTrainer(most_at_once=0))
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("select count(*) from trainings").fetchone() == (0,)
 
 
 def candidates_of(path):
@@ -163,13 +182,12 @@ def candidates_of(path):
 
 def test_the_better_half_goes_on_from_each_horizon(finished):
     path, result = finished
-    for branch, fame in result.fame.items():
+    for branch in result.branches:
         for generation in (0, 1):
-            begun = [c for c in candidates_of(path) if (c["branch"], c["generation"]) == (branch, generation)]
+            begun = [c for c in candidates_of(path) if (c["branch"], c["generation"]) == (branch.name, generation)]
             begun = [c for c in begun if json.loads(c["curve"])]
             promise = {
-                c["number"]: c["prediction"] * c["probe"] * c["optimisation"] * json.loads(c["curve"])[0][1]
-                for c in begun
+                c["number"]: c["simulation"] * c["probe"] * c["overfit"] * json.loads(c["curve"])[0][1] for c in begun
             }
             first = sorted(promise.values(), reverse=True)
             half = (len(begun) + 1) // 2
@@ -177,9 +195,9 @@ def test_the_better_half_goes_on_from_each_horizon(finished):
                 curve, aps = json.loads(c["curve"]), json.loads(c["aps"])
                 went_on = promise[c["number"]] in first[:half]
                 assert [step for step, _ in curve] == ([10, 20] if went_on else [10])
-                assert len(aps) == (2 if went_on else 0) and (c["stage"] == "trained") == went_on
+                assert len(aps) == (2 if went_on else 0) and (c["stage"] == "proxy") == went_on
                 assert went_on or "not among the better half" in c["reason"]
-        assert all(len(f.aps) == 2 and f.ap == pytest.approx(sum(f.aps) / 2) for f in fame)
+        assert all(len(f.aps) == 2 and f.ap == pytest.approx(sum(f.aps) / 2) for f in branch.entries)
 
 
 def test_a_finished_generation_leaves_no_paused_training(tmp_path):
@@ -194,9 +212,9 @@ def test_candidates_are_trained_in_the_order_of_their_promise(finished):
     path, _ = finished
     for branch, generation in itertools.product(("binary_class", "box"), (0, 1)):
         rows = [c for c in candidates_of(path) if (c["branch"], c["generation"]) == (branch, generation)]
-        probed = [c for c in rows if STAGES.index(c["stage"]) >= STAGES.index("probed")]
-        trained = [c["prediction"] * c["probe"] for c in probed if c["optimisation"] is not None]
-        others = [c["prediction"] * c["probe"] for c in probed if c["optimisation"] is None]
+        probed = [c for c in rows if STAGES.index(c["stage"]) >= STAGES.index("probe")]
+        trained = [c["simulation"] * c["probe"] for c in probed if c["overfit"] is not None]
+        others = [c["simulation"] * c["probe"] for c in probed if c["overfit"] is None]
         assert len(trained) == min(5, len(probed)) and min(trained) >= max(others, default=0.0)
 
 
@@ -207,23 +225,23 @@ def test_the_weight_that_scores_best_on_fixed_features_is_kept(tmp_path):
             factor = max(losses.cls_weight, losses.box_weight)
             return training._replace(ap=0.5 + 0.01 * min(factor, 10.0)) if purpose == "probe" else training
 
-    small = dataclasses.replace(CONFIG, cascade=FilterConfig(weights=(1.0, 4.0, 0.5), scale="none"))
+    small = dataclasses.replace(CONFIG, filters=FilterConfig(weights=(1.0, 4.0, 0.5), scale="none"))
     result = run(tmp_path, Heavy(), small)
-    assert {famous.weight for fame in result.fame.values() for famous in fame} == {4.0}
+    assert {entry.weight for branch in result.branches for entry in branch.entries} == {4.0}
 
 
 def test_gradients_are_matched_in_the_detector(tmp_path):
-    result = run(tmp_path, config=dataclasses.replace(CONFIG, cascade=FilterConfig(scale="detector")))
+    result = run(tmp_path, config=dataclasses.replace(CONFIG, filters=FilterConfig(scale="detector")))
     default = {"binary_class": 1.0 + len(zoo.default(spaces.BINARY_CLASS)), "box": 2.0 * len(zoo.default(spaces.BOX))}
-    for branch, fame in result.fame.items():
-        for famous in fame:  # FakeTrainer's norms are lengths
-            own = 1.0 + len(famous.formula) if branch == "binary_class" else 2.0 * len(famous.formula)
-            assert famous.weight == pytest.approx(default[branch] / own, rel=1e-3)
+    for branch in result.branches:
+        for entry in branch.entries:  # FakeTrainer's norms are lengths
+            own = 1.0 + len(entry.formula) if branch.plan.part == "cls" else 2.0 * len(entry.formula)
+            assert entry.weight == pytest.approx(default[branch.name] / own, rel=1e-3)
 
 
 def test_an_unknown_scale_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="search.cascade.scale is 'loud'; use 'prediction', 'detector', 'none'"):
-        run(tmp_path, config=dataclasses.replace(CONFIG, cascade=FilterConfig(scale="loud")))
+    with pytest.raises(ValueError, match="search.filters.scale is 'loud'; use 'prediction', 'detector', 'none'"):
+        run(tmp_path, config=dataclasses.replace(CONFIG, filters=FilterConfig(scale="loud")))
 
 
 def test_a_default_that_fails_stops_the_search(tmp_path):
@@ -231,20 +249,20 @@ def test_a_default_that_fails_stops_the_search(tmp_path):
         def train_one(self, losses, purpose, seed, horizon):
             return Training(None, failure="not finite at step 1")
 
-    with pytest.raises(run.SearchFailed, match="default losses failed in the proxy training: not finite at step 1"):
+    with pytest.raises(search.SearchFailed, match="default losses failed in the proxy training: not finite at step 1"):
         run(tmp_path, Broken())
 
 
 def test_a_branch_can_be_left_out(tmp_path):
     config = dataclasses.replace(CONFIG, regression=dataclasses.replace(SIZES, generations=0))
     result = run(tmp_path, config=config)
-    assert result.fame["box"] == [] and result.table[-1].name == "discovered cls + GIoU"
+    assert result.branches[1].entries == () and result.table[-1].name == "discovered cls + GIoU"
 
 
 def test_random_first_population(tmp_path):
     sizes = dataclasses.replace(SIZES, seed_known=False, generations=1, population=600)
     result = run(tmp_path, config=dataclasses.replace(CONFIG, classification=sizes, regression=sizes))
-    assert result.funnel["box", 0]["verified"] > 0
+    assert result.branches[1].funnel[0]["verification"] > 0
 
 
 # The ledger and the folder
@@ -252,17 +270,18 @@ def test_random_first_population(tmp_path):
 
 def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     sizes, final = dataclasses.replace(SIZES, population=1500), FinalConfig(seeds=2, branches=False, random_search=True)
-    config = run.SearchConfig(classification=sizes, regression=sizes, final=final)
+    config = SearchConfig(classification=sizes, regression=sizes, final=final)
     result = run(tmp_path, config=config)
     searched, control = (
-        [counts for (branch, _), counts in result.funnel.items() if branch.endswith(run.RANDOM) == at_random]
-        for at_random in (False, True)
+        [counts for branch in result.branches if branch.plan.control == control for counts in branch.funnel]
+        for control in (False, True)
     )
     assert [c["generated"] for c in searched] == [c["generated"] for c in control] == [1500, 200] * 2
-    assert sum(c["verified"] for c in control) < sum(c["verified"] for c in searched)  # random formulas rarely converge
-    (row,) = (row for row in result.table if row.name == "random search, same budget")
+    converged = [sum(counts["verification"] for counts in funnel) for funnel in (control, searched)]
+    assert converged[0] < converged[1]  # random formulas rarely do
+    (row,) = (row for row in result.table if row.role == Role.RANDOM_SEARCH)
     assert conclusion([*result.table[:1], row]) == "Nothing was discovered: no candidate passed all filters."
-    best = [next(iter(result.fame[space + run.RANDOM]), None) for space in ("binary_class", "box")]
+    best = [next(iter(branch.entries), None) for branch in result.branches if branch.plan.control]
     assert any(best)
     defaults = (zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
     for loss, famous, default in zip((row.losses.cls, row.losses.box), best, defaults, strict=True):
@@ -276,8 +295,17 @@ def test_random_search_with_the_same_budget_is_a_control(tmp_path):
 
 def test_another_config_is_refused_and_named(finished):
     path, _ = finished
-    with pytest.raises(LedgerError, match=r"other settings \(config: 1 -> 2\).*choose another --workdir"):
+    with pytest.raises(LedgerError, match=r"other settings \(config: 1 -> 2\).*choose another work folder"):
         run(path, identity={"config": 2})
+
+
+def test_a_ledger_of_another_version_is_refused(finished, tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes((finished[0] / "ledger.sqlite").read_bytes())
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
+        db.execute("update meta set value = '3' where key = 'format'")
+    for refused in (lambda: run(tmp_path), lambda: read_hall_of_fame(tmp_path / "ledger.sqlite")):
+        with pytest.raises(LedgerError, match="made by another version of cse_jax.*format is 3, this version reads 4"):
+            refused()
 
 
 def test_a_ledger_without_results_takes_other_settings(tmp_path):
@@ -309,9 +337,10 @@ def test_a_full_disk_loses_nothing(tmp_path):
 def test_read_fame(finished, tmp_path):
     path, result = finished
     members = read_hall_of_fame(path / "ledger.sqlite")
-    for branch, fame in result.fame.items():
-        assert [row["authors"] for row in members[branch]] == [to_authors(f.formula) for f in fame]
-        assert [row["proxy"] for row in members[branch]] == [pytest.approx(f.ap) for f in fame]
+    for branch in result.branches:
+        rows = members[branch.name]
+        assert [row["authors"] for row in rows] == [to_authors(entry.formula) for entry in branch.entries]
+        assert [row["proxy"] for row in rows] == [pytest.approx(entry.ap) for entry in branch.entries]
     with pytest.raises(LedgerError, match="is that the folder of a search"):
         read_hall_of_fame(tmp_path / "ledger.sqlite")
 
@@ -323,7 +352,7 @@ def test_one_search_per_folder(tmp_path):
     with opened(tmp_path / "run"):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(WorkdirError, match="choose another --workdir"), opened(tmp_path / "file" / "run"):
+    with pytest.raises(WorkdirError, match="choose another work folder"), opened(tmp_path / "file" / "run"):
         pass
 
 
@@ -342,16 +371,18 @@ def screened(texts, space=spaces.BOX, **changes):
         units="pixels",
         seed=0,
     )
-    return screen(encode([cse_jax.parse(text, space) for text in texts], space), space, **(options | changes))
+    return screen_population(
+        encode([cse_jax.parse(text, space) for text in texts], space), space, **(options | changes)
+    )
 
 
 def test_duplicates_keep_the_shortest_formula():
     found = screened(["3 * (2 - i / u)", "1 - i / u", "-(i / u)", "1 + -(i / u)", "i / u"])
-    kept = [c for c in found.candidates if c.stage == "simulated"]
+    kept = [c for c in found.candidates if c.stage == "simulation"]
     assert [str(c.formula) for c in kept] == ["-(i / u)"] and kept[0].duplicates == 4
     assert all("same gradient as -(i / u)" in c.reason for c in found.candidates if c is not kept[0])
     assert [c.copies for c in found.candidates] == [1, 2, 1, 1]
-    assert found.counts() | {"verified": 5, "distinct": 1, "simulated": 1} == found.counts()
+    assert found.counts() | {"verification": 5, "distinct": 1, "simulation": 1} == found.counts()
 
 
 def test_known_losses_are_not_discoveries():
@@ -359,15 +390,15 @@ def test_known_losses_are_not_discoveries():
 
     fingerprint = cse_jax.verify([zoo.hand_made(spaces.BOX)["IoU"]], spaces.BOX)[0].fingerprint
     (candidate,) = screened(["2 - i / u"], seen={fingerprint: "IoU"}).candidates
-    assert candidate.stage == "verified" and candidate.reason == "same gradient as IoU"
+    assert candidate.stage == "verification" and candidate.reason == "same gradient as IoU"
 
 
 def test_the_sign_flip_is_an_option():
     (flipped,) = screened(["i / e"]).candidates
-    assert flipped.flipped and flipped.stage == "simulated" and str(flipped.formula) == "-(i / e)"
+    assert flipped.flipped and flipped.stage == "simulation" and str(flipped.formula) == "-(i / e)"
     rejected = screened(["i / e", "sqrt(-u)", "i / e"], sign_flip=False)
     assert not rejected.candidates and rejected.rejected == {"monotone": 2, "finite_value": 1}
-    assert rejected.counts() | {"generated": 3, "valid": 2, "verified": 0} == rejected.counts()
+    assert rejected.counts() | {"generated": 3, "valid": 2, "verification": 0} == rejected.counts()
 
 
 def test_matched_weights_ignore_the_scale_of_a_formula():
@@ -420,23 +451,22 @@ def test_the_same_training_is_run_once(tmp_path):
     pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
     with (
         Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
-        Monitor(Console(file=io.StringIO()), steps={"probe": 4, "verify": 5, "proxy": 20}) as monitor,
+        Monitor(Console(file=io.StringIO()), steps={"probe": 4, "overfit": 5, "proxy": 20}) as monitor,
     ):
         trials = Trials(trainer, ledger, monitor, workers=2)
         jobs = [(pair, 0), (pair, 0), (pair, 1)]
         first = list(trials.run(jobs, purpose="proxy", what="test"))
         assert trainer.count == 2 and first[0] == first[1]
         assert list(trials.run(jobs, purpose="proxy", what="test")) == first and trainer.count == 2
-        list(trials.run(jobs[:1], purpose="verify", what="test"))
+        list(trials.run(jobs[:1], purpose="overfit", what="test"))
         assert trainer.count == 3
 
 
-def row(name, aps, default=(0.40, 0.41, 0.42)):
-    from cse_jax.search.comparison import _mean_std
+def row(role, aps, default=(0.40, 0.41, 0.42)):
 
     pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
     paired = [a - b for a, b in zip(aps, default, strict=True)]
-    return Row(name, pair, tuple(aps), *_mean_std(aps), *_mean_std(paired), failures=())
+    return Row(role.value, role, pair, tuple(aps), *_mean_std(aps), *_mean_std(paired), failures=())
 
 
 @pytest.mark.parametrize(
@@ -449,12 +479,12 @@ def row(name, aps, default=(0.40, 0.41, 0.42)):
     ],
 )
 def test_the_conclusion_is_honest(discovered, said):
-    rows = [row("default", (0.40, 0.41, 0.42)), row("discovered cls + discovered box", discovered)]
+    rows = [row(Role.DEFAULT, (0.40, 0.41, 0.42)), row(Role.DISCOVERED, discovered)]
     assert said in conclusion(rows)
 
 
 def test_no_discovery_is_said():
-    assert "Nothing was discovered" in conclusion([row("default", (0.40, 0.41, 0.42))])
+    assert "Nothing was discovered" in conclusion([row(Role.DEFAULT, (0.40, 0.41, 0.42))])
 
 
 def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
@@ -464,7 +494,7 @@ def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
     report.write_result(tmp_path, data)
     assert json.loads((tmp_path / "result.json").read_text())["conclusion"] == conclusion(result.table)
     text = (tmp_path / "report.md").read_text()
-    best = result.fame["box"][0]
+    best = result.branches[1].entries[0]
     assert f"`{best.formula}`" in text and "B_cls + B_reg (published)" in text
     for line in text.splitlines():
         if line.startswith("|"):
@@ -472,7 +502,7 @@ def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
 
 
 def test_thresholds_are_used(tmp_path):
-    strict = dataclasses.replace(CONFIG, cascade=FilterConfig(overfit_tolerance=10.0))
+    strict = dataclasses.replace(CONFIG, filters=FilterConfig(overfit_tolerance=10.0))
     result = run(tmp_path, config=strict)
-    assert all(counts["optimised"] == 0 for counts in result.funnel.values())
+    assert all(counts["overfit"] == 0 for branch in result.branches for counts in branch.funnel)
     assert "Nothing was discovered" in conclusion(result.table)

@@ -72,7 +72,14 @@ def test_a_new_operator_and_new_constants_work_throughout(centreness):
 
 
 def row(**changes):
-    fields = {"name": "Cube", "symbol": "cube", "arity": 1, "fn": lambda x: x**3, "sympy": None, "code": "a**3"}
+    fields = {
+        "name": "Cube",
+        "symbol": "cube",
+        "arity": 1,
+        "fn": lambda x: x**3,
+        "sympy": lambda sp, a: a**3,
+        "code": "a**3",
+    }
     return operators.Operator(**(fields | changes))
 
 
@@ -84,6 +91,8 @@ def row(**changes):
         ({"symbol": "^"}, "is no name; signs can't be added"),
         ({"symbol": "lambda"}, "is no name"),
         ({"arity": 3}, "arity must be 1 or 2"),
+        ({"fn": lambda x: x.sum(-1, keepdims=True)}, r"fn makes shape \(2, 1\).*; it must keep the shape"),
+        ({"fn": lambda x: x.sum(-1), "class_axis": True}, r"fn makes shape \(2,\).*; it must keep the shape"),
     ],
 )
 def test_operators_that_can_t_be_read_are_refused(changes, message, operator_table):

@@ -2,16 +2,12 @@
 
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from micro import QUICK
+from scripts import finish, run, start
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = [
     "--config.steps=30",
     "--config.save_every=10",
@@ -29,26 +25,9 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-def start(*arguments, data_dir="/nonexistent"):
-    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)} | QUICK
-    command = [sys.executable, "launch/train.py", *arguments]
-    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **output)
-
-
-def finish(process, timeout=240):
-    with process:
-        output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
-
-
 def signalled(number, *arguments, workdir, data_dir):
-    """Sends a signal as soon as there is a checkpoint to go on from."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-    try:
-        process = start(*arguments, f"--workdir={workdir}", data_dir=data_dir)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """Sends a signal as soon as there is a checkpoint to resume from."""
+    process = start("train", *arguments, f"--workdir={workdir}", data_dir=data_dir)
     deadline = time.monotonic() + 120.0
     while not (workdir / "partial").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -59,14 +38,14 @@ def signalled(number, *arguments, workdir, data_dir):
 @pytest.mark.slow
 def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, output = finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))
+    code, output = run("train", *SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir)
     assert code == 0, output
     assert "varifocal_loss(alpha=0.5) (weight 1), box diou_loss (weight 2)" in output
     assert "step 30/30: loss " in output and "epoch 6, select split: AP " in output and "test split: AP " in output
 
     code, output = signalled(signal.SIGKILL, *SMALL, *LOSSES, workdir=killed, data_dir=data_dir)
     assert code == -signal.SIGKILL and not (killed / "result.json").exists(), output
-    code, output = finish(start(*SMALL, *LOSSES, f"--workdir={killed}", data_dir=data_dir))
+    code, output = run("train", *SMALL, *LOSSES, f"--workdir={killed}", data_dir=data_dir)
     assert code == 0, output
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
     for result in results:
@@ -84,21 +63,21 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     assert logs[0] == logs[1], "loss for loss and score for score"
     assert [line["step"] for line in logs[0] if "evaluation" in line] == [10, 20, 30]
 
-    assert "is finished" in finish(start(*SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir))[1]
-    code, output = finish(start(*SMALL, *LOSSES, "--config.seed=1", f"--workdir={whole}", data_dir=data_dir))
-    assert code == 1 and "config.seed: 0 -> 1" in output and "another --workdir" in output
+    assert "is finished" in run("train", *SMALL, *LOSSES, f"--workdir={whole}", data_dir=data_dir)[1]
+    code, output = run("train", *SMALL, *LOSSES, "--config.seed=1", f"--workdir={whole}", data_dir=data_dir)
+    assert code == 1 and "config.seed: 0 -> 1" in output and "--workdir" in output
     anew = ["--noresume", "--config.steps=1", "--config.evaluate_epochs=0"]
-    code, output = finish(start(*SMALL, *anew, f"--workdir={killed}", data_dir=data_dir))
+    code, output = run("train", *SMALL, *anew, f"--workdir={killed}", data_dir=data_dir)
     assert code == 0 and json.loads((killed / "result.json").read_text())["steps"] == 1, output
     assert not (killed / "best").exists()
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(tmp_path, data_dir):
+def test_ctrl_c_says_how_to_resume(tmp_path, data_dir):
     """In Faster R-CNN's training under a loss on encoded offsets."""
     options = [*TWO_STAGE, *SMALL, "--config.steps=100000"]
     code, output = signalled(signal.SIGINT, *options, workdir=tmp_path / "run", data_dir=data_dir)
-    assert code == 130 and "The same command goes on" in output and "Traceback" not in output, output
+    assert code == 130 and "The same command resumes" in output and "Traceback" not in output, output
     assert "CEI (weight 1), box l1_loss (weight 1)" in output
 
 
@@ -113,5 +92,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, data_dir):
     ],
 )
 def test_bad_input_is_named(arguments, said):
-    code, output = finish(start(*arguments))
+    code, output = run("train", *arguments)
     assert code != 0 and said in output and "Traceback" not in output, output

@@ -14,8 +14,9 @@ from flax import nnx
 from micro import micro_fcos
 
 import cse_jax
-from cse_jax.language import spaces, zoo
-from cse_jax.search.trials import LossPair, Stopped
+from cse_jax.language import spaces
+from cse_jax.search.task import LossPair
+from cse_jax.search.trainer import OutOfMemory, Stopped
 from detectors import checkpoint
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
@@ -24,10 +25,11 @@ from detectors.models import build_detector
 from detectors.models.fcos import FCOS
 from detectors.training import batched
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms, task_of
 from detectors.training.step import jit_detector, learning_rate, optimiser_for
 
-DEFAULT = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
+TASK = task_of(FCOS)
+DEFAULT = TASK.default
 NEVER = threading.Event()
 BUILD = build_detector(micro_fcos(10))[1]
 TRAIN = training_in_seconds(0.003, warmup_steps=2)
@@ -45,7 +47,7 @@ def compiled():
 
 
 def make(compiled, data, folder, **schedule):
-    lengths = ScheduleConfig(**(dict(probe=(2, 4), probe_at_once=3, verify=4, proxy=(3, 6), final=12) | schedule))
+    lengths = ScheduleConfig(**(dict(probe=(2, 4), probe_at_once=3, overfit=4, proxy=(3, 6), final=12) | schedule))
     return DetectorTrainer(
         compiled,
         BUILD,
@@ -53,7 +55,7 @@ def make(compiled, data, folder, **schedule):
         data,
         lengths,
         is_output=FCOS.is_output,
-        default=DEFAULT,
+        task=TASK,
         flip=0.0,
         seed=0,
         checkpoints=folder,
@@ -109,11 +111,11 @@ def test_purposes_have_their_own_splits(compiled, data, tmp_path):
         seen[purpose] = len(batches)
         return training.ap, training.metrics
 
-    for purpose in ("verify", "proxy", "final"):
+    for purpose in ("overfit", "proxy", "final"):
         ap, metrics = watch(purpose)
         assert 0.0 <= ap <= 1.0 and ("checkpoint" in metrics) == (purpose == "final")
-    assert seen == {"verify": 2, "proxy": 2, "final": 2}  # 10, 10 and 12 images in batches of 8
-    trained_on, evaluated_on = trainer._splits["verify"]
+    assert seen == {"overfit": 2, "proxy": 2, "final": 2}  # 10, 10 and 12 images in batches of 8
+    trained_on, evaluated_on = trainer._splits["overfit"]
     assert trained_on is evaluated_on and len(trained_on) == 10
     assert trainer._splits["proxy"][1] is data.select and trainer._splits["final"][1] is data.test
 
@@ -136,6 +138,42 @@ def test_a_paused_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     assert not list((tmp_path / "paused").iterdir())
 
 
+def test_the_features_are_the_default_losses_proxy_training(compiled, data, tmp_path):
+    """Preparing them costs no training: the proxy task finds itself at its end, with the same score."""
+    taken = []
+
+    def step(*arguments):
+        taken.append(1)
+        return compiled.step(*arguments)
+
+    trainer = make(compiled._replace(step=step), data, tmp_path / "prepared")
+    train(trainer, [DEFAULT], "proxy", horizon=3)
+    trainer.prepare()
+    assert len(taken) == 6
+    found = train(trainer, [DEFAULT], "proxy")
+    trainer.prepare()
+    assert len(taken) == 6 and [path.name for path in (tmp_path / "prepared").iterdir()] == ["features"]
+    assert found == train(make(compiled, data, tmp_path / "plain"), [DEFAULT], "proxy")
+
+
+def test_default_losses_that_diverge_leave_no_features(compiled, data, tmp_path, monkeypatch):
+    bad = LossPair(DEFAULT.cls, cse_jax.parse("log(1 - 2) + i", spaces.BOX))
+    trainer = make(compiled, data, tmp_path)
+    monkeypatch.setattr(trainer, "task", types.SimpleNamespace(default=bad))
+    trainer.prepare()
+    assert not list(tmp_path.iterdir())
+    assert train(trainer, [bad], "proxy")[0].failure
+
+
+def test_a_device_that_is_too_small_is_no_fault_of_the_loss(compiled, data, tmp_path):
+    def step(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    trainer = make(compiled._replace(step=step), data, tmp_path)
+    with pytest.raises(OutOfMemory, match=r"too small for 1 training\(s\) at once.*--config.train.batch_size"):
+        train(trainer, [DEFAULT], "proxy")
+
+
 FORMULAS = ("1 - i / u", "log(1 - 2) + i", "1 - i / e")
 
 
@@ -147,7 +185,7 @@ def prober(compiled, data, tmp_path_factory):
 def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     """A probe is a training of nothing but the output layers: here against one made of jax.grad."""
     pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
-    features, fresh = prober._features(NEVER), prober._compiled.init(0).model
+    features, fresh = prober._features, prober._compiled.init(0).model
     trainings = train(prober, pairs, "probe")
     assert [bool(t.failure) for t in trainings] == [False, True, False]
     assert trainings[1].failure == "not finite at step 1"
@@ -161,7 +199,7 @@ def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     losses = DetectionLosses(*(term(f, w) for f, w in ((pairs[0].cls, 1.0), (pairs[0].box, 1.0))))
 
     @jax.jit
-    def slope(own, batch):
+    def gradient(own, batch):
         def total(own):
             model = nnx.merge(graph, nnx.merge_state(own, shared), features[1])
             return model.loss(batch, losses, key=jax.random.key(0))[0]
@@ -169,7 +207,7 @@ def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
         return jax.grad(total)(own)
 
     for step in range(4):
-        updates, opt_state = optimiser.update(slope(own, next(batches)), opt_state, own)
+        updates, opt_state = optimiser.update(gradient(own, next(batches)), opt_state, own)
         rate = learning_rate(TRAIN, jnp.int32(step), jnp.int32(4))
         own = optax.apply_updates(own, jax.tree.map(lambda u, rate=rate: -rate * u, updates))
     state = prober._heads.init(fresh, 3, features)
@@ -218,10 +256,11 @@ def test_the_memory_of_a_step_grows_with_the_candidates(prober):
 @pytest.mark.parametrize(
     ("limit", "gain", "expected"), [(1000, 0.5, 8), (10**6, 0.5, 64), (1000, 0.95, 1), (200, 0.5, 1)]
 )
-def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, gain, expected):
+def test_as_many_side_by_side_as_fit_and_pay(prober, monkeypatch, limit, gain, expected):
     """A step takes 100 bytes and 80 more for each candidate; doubling their number makes it 2 * gain times as long."""
     seconds = {2**k: (2 * gain) ** k for k in range(8)}
-    monkeypatch.setattr(many, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
-    fake = types.SimpleNamespace(memory=lambda model, count, batch, losses: 100 + 80 * count)
-    assert batched.fitting_count(fake, None, None, None, limit=limit) == expected
-    assert batched.fitting_count(fake, None, None, None) == 1, "on a CPU one after the other"
+    monkeypatch.setattr(batched, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
+    functions = prober._whole._replace(memory=lambda model, count, batch, losses: 100 + 80 * count)
+    step = prober._compiled.init(0).model, next(prober._batches("proxy", 0, 0)), _terms(DEFAULT)
+    assert batched.fitting_count(functions, *step, limit=limit) == expected
+    assert batched.fitting_count(functions, *step) == 1, "on a CPU one after the other"

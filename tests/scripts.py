@@ -1,0 +1,113 @@
+"""Runs the scripts of ``launch/``: in this process where that is enough, else as processes of their own."""
+
+import contextlib
+import io
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from absl import app, flags
+
+_OF_ML_COLLECTIONS = r"the load_module\(\) method"
+_SCRIPT = "<run_path>"  # what absl calls a script that is run here
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> tuple[int, str]:
+    """Runs ``launch/<script>.py`` with these arguments in this process; its exit code and all that it printed."""
+    output = io.StringIO()
+    argv = [f"launch/{script}.py", *map(str, arguments)]
+    printed = contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)
+    with printed[0], printed[1], _own_flags(), _as_from_root(argv, data_dir):
+        code = _main(script)
+    return code, output.getvalue()
+
+
+def functions(script: str) -> dict[str, Any]:
+    """The functions of ``launch/<script>.py``, by name; its flags are forgotten."""
+    with warnings.catch_warnings(), _own_flags():
+        warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
+        return runpy.run_path(str(ROOT / "launch" / f"{script}.py"))
+
+
+def _main(script: str) -> int:
+    """What ``app.run`` does with a main function, but for the end of the process."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
+            main = runpy.run_path(str(ROOT / "launch" / f"{script}.py"))["main"]
+            argv = flags.FLAGS(sys.argv)
+        main(argv)
+    except (app.UsageError, flags.Error) as error:
+        print(f"FATAL Flags parsing error: {error}")
+        return 1
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code)
+            return 1
+        return end.code or 0
+    return 0
+
+
+@contextlib.contextmanager
+def _own_flags() -> Iterator[None]:
+    """Lets a script define and parse its flags, and forgets them; those of libraries that it imports stay."""
+    before = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            if flags.FLAGS.find_module_defining_flag(name) == _SCRIPT or name.startswith("config"):
+                delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+
+@contextlib.contextmanager
+def _as_from_root(argv: list[str], data_dir: pathlib.Path | str) -> Iterator[None]:
+    """The working folder, paths and environment of a script that a user runs; signals are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    environment, path, folder, before = dict(os.environ), list(sys.path), os.getcwd(), sys.argv
+    sys.argv = argv  # where ml_collections looks for overrides
+    os.environ["CSE_JAX_DATA_DIR"] = str(data_dir)
+    sys.path.insert(0, str(ROOT / "launch"))
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        sys.path[:], sys.argv = path, before
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def start(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> subprocess.Popen[str]:
+    """Starts a script as a process that hears interrupts, for tests that end it."""
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        return subprocess.Popen(
+            [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, str]:
+    """Waits for a process; its exit code and what it printed."""
+    with process:
+        output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output

@@ -1,0 +1,93 @@
+"""Each detector has a search config that runs: a few steps of every purpose, from probe to final table."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from micro import FEATURES
+from PIL import Image
+from rich.console import Console
+from scripts import ROOT, functions
+from test_configs import read
+
+from cse_jax import search
+from cse_jax.reporting.monitor import Monitor
+from detectors.models.atss import ATSSConfig
+from detectors.models.cascade_rcnn import CascadeRCNNConfig
+from detectors.models.faster_rcnn import FasterRCNNConfig
+from detectors.models.fcos import FCOSConfig
+from detectors.models.mask_rcnn import MaskRCNNConfig
+from detectors.training.search_trainer import ScheduleConfig
+
+CONFIGS = {
+    "default": FCOSConfig,
+    "atss": ATSSConfig,
+    "faster_rcnn": FasterRCNNConfig,
+    "cascade_rcnn": CascadeRCNNConfig,
+    "mask_rcnn_coco": MaskRCNNConfig,
+}
+
+
+def write_photographs(root, count=16):
+    """A set in COCO's format: noise with a bright square of one of two categories, and its mask."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    images, objects = [], []
+    for number in range(count):
+        x, y, side = (int(n) for n in rng.integers((0, 0, 24), (90, 60, 60)))
+        pixels = rng.integers(0, 90, (128, 160, 3), dtype=np.uint8)
+        pixels[y : y + side, x : x + side, number % 2] = 255
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 128, "width": 160})
+        corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+        about = {"bbox": [x, y, side, side], "area": side * side, "segmentation": [corners], "iscrowd": 0}
+        objects.append({"id": number, "image_id": number, "category_id": 1 + number % 2} | about)
+    content = {
+        "images": images,
+        "annotations": objects,
+        "categories": [{"id": k, "name": f"square {k}"} for k in (1, 2)],
+    }
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def small(config, tmp_path):
+    """The config with the fewest layers, images and steps that make a search."""
+    features = {name: part for name, part in FEATURES.items() if hasattr(config.detector, name)}
+    config.detector = dataclasses.replace(config.detector, **features)
+    if hasattr(config.detector, "towers"):
+        config.detector = dataclasses.replace(config.detector, towers=1, norm_groups=4)
+    config.train.batch_size = 2
+    config.schedule = ScheduleConfig(probe=(1, 2), probe_images=4, probe_at_once=2, overfit=2, proxy=(1, 2), final=2)
+    for branch in (config.search.classification, config.search.regression):
+        branch.generations, branch.population = 0, 10
+    config.search.regression.generations = 1
+    config.search.regression.max_probe = config.search.regression.max_overfit = 1
+    config.search.final = dataclasses.replace(config.search.final, seeds=1, fit_weights=())
+    config.data.data_dir = str(tmp_path / "data")
+    if isinstance(config.detector, MaskRCNNConfig):
+        write_photographs(tmp_path / "photographs")
+        config.detector.classes, config.data.root, config.data.select_images = 2, str(tmp_path / "photographs"), 4
+    else:
+        scenes = config.data.digit_scenes
+        scenes.train_images, scenes.select_images, scenes.test_images = 20, 4, 4
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), CONFIGS.items(), ids=CONFIGS)
+def test_a_search_runs_with_every_detector(name, kind, tmp_path):
+    config = small(read(ROOT / "configs" / "search" / f"{name}.py").get_config(), tmp_path)
+    assert isinstance(config.detector, kind)
+    trainer = functions("search")["_trainer"](config, tmp_path)
+    with (
+        search.Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"probe": 1, "overfit": 2, "proxy": 2, "final": 2}) as monitor,
+    ):
+        result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor)
+    assert [len(branch.funnel) for branch in result.branches] == [0, 1]
+    assert result.branches[0].space == trainer.task.cls_space
+    assert all(0.0 <= row.mean <= 1.0 for row in result.table), result.table
