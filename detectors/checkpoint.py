@@ -3,12 +3,12 @@
 import pathlib
 import shutil
 import threading
+from types import ModuleType
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from orbax.checkpoint import v1 as ocp
 
 from cse_jax.errors import UserError
 from detectors.structures import AnyArray
@@ -35,7 +35,7 @@ def save(path: pathlib.Path, tree: PyTree) -> None:
         with _ONE_AT_A_TIME:
             left_by_a_kill = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
             shutil.rmtree(left_by_a_kill, ignore_errors=True)
-            ocp.save(str(path), arrays, overwrite=True)
+            _orbax().save(str(path), arrays, overwrite=True)
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -56,7 +56,7 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path}")
     with _ONE_AT_A_TIME:
-        stored = ocp.load(str(path))
+        stored = _orbax().load(str(path))
     expected = _named(like)
     problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
     problems += [f"{name} is not part of this model" for name in stored.keys() - expected.keys()]
@@ -72,12 +72,19 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
 
 def exists(path: pathlib.Path) -> bool:
     """Whether a complete checkpoint is there."""
-    return path.is_dir() and ocp.is_orbax_checkpoint(str(path.absolute()))
+    return path.is_dir() and _orbax().is_orbax_checkpoint(str(path.absolute()))
 
 
 def delete(path: pathlib.Path) -> None:
     """Removes a checkpoint if there is one."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _orbax() -> ModuleType:
+    """Imported when it is first used: it takes long."""
+    from orbax.checkpoint import v1
+
+    return v1
 
 
 def _named(tree: PyTree) -> dict[str, AnyArray | jax.ShapeDtypeStruct]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hotcoco import mask as rle
 from PIL import Image
+from scripts import run
 
 from detectors.data.bdd100k import Bdd100kData
 from detectors.data.coco import CocoData, run_lengths
@@ -477,21 +478,14 @@ if __name__ == "__main__":
 # --- launch/data.py ---
 
 
-def run_data(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "launch/data.py", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
-    )
-
-
 def test_launch_data_verifies_and_draws(coco, tmp_path):
-    result = run_data(
-        f"--config.root={coco.root}", f"--config.data_dir={coco.data_dir}", "--draw=2", f"--out={tmp_path}"
+    code, output = run(
+        "data", f"--config.root={coco.root}", f"--config.data_dir={coco.data_dir}", "--draw=2", f"--out={tmp_path}"
     )
-    assert result.returncode == 0, result.stderr
-    assert "train: 3 images, 1 without objects, 3 boxes, 1 most trained boxes in an image, 1 crowds" in result.stdout
-    assert "categories: dog 1, cat 2" in result.stdout
-    assert "1 x image of another size than annotated: 6.jpg is 60x80, annotated 80x60" in result.stdout
+    assert code == 0, output
+    assert "train: 3 images, 1 without objects, 3 boxes, 1 most trained boxes in an image, 1 crowds" in output
+    assert "categories: dog 1, cat 2" in output
+    assert "1 x image of another size than annotated: 6.jpg is 60x80, annotated 80x60" in output
     drawn = sorted(tmp_path.glob("*.png"))
     assert len(drawn) == 4
     for path in drawn:
@@ -503,9 +497,9 @@ def test_launch_data_verifies_and_draws(coco, tmp_path):
 
 
 def test_launch_data_fails_with_one_line():
-    result = run_data("--config=configs/data/voc.py", "--config.root=/nowhere")
-    assert result.returncode == 1
-    assert "The folder /nowhere does not exist." in result.stderr and result.stderr.count("\n") == 1
+    code, output = run("data", "--config=configs/data/voc.py", "--config.root=/nowhere")
+    assert code == 1
+    assert "The folder /nowhere does not exist." in output and output.count("\n") == 1
 
 
 # --- real data ---

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from scripts import run
 from test_data_sets import coco_tree, voc_tree
 
 from cse_jax import workdir
@@ -31,15 +29,6 @@ from detectors.training.run_config import TrainRun
 from detectors.weights.pretrained import COCO_NUMBERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def run(script, *arguments, data_dir="/nonexistent"):
-    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
-    )
-    return done.returncode, done.stdout
 
 
 def leave_training(folder: pathlib.Path, config, name="best") -> None:
@@ -281,7 +270,7 @@ def test_progress_counts_images(coco):
 CONFIG = """
 from detectors.data.voc import VocData
 from detectors.models.fcos import fcos_tiny
-from detectors.run_config import TrainRun
+from detectors.training.run_config import TrainRun
 
 def get_config():
     return TrainRun(name="voc", detector=fcos_tiny(20), data=VocData(short_side=64, long_side=96))

@@ -258,7 +258,7 @@ def test_programs_equal_traced_formulas(space):
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
     run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
-    formulas = random_expressions(space, 400, shape=shape)
+    formulas = random_expressions(space, 200, shape=shape)
     assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
     noise = np.random.default_rng(1)
     off = {
@@ -278,7 +278,7 @@ def test_programs_equal_traced_formulas(space):
             stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
             np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
             checked += stable.mean() / (1 + len(space.differentiable))
-    assert checked > 260
+    assert checked > 130
 
 
 def _traced(expression, inputs):

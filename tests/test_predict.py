@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hotcoco import mask as rle
 from PIL import Image, ImageDraw
-from test_evaluate import leave_training, run
+from scripts import run
+from test_evaluate import leave_training
 
 from detectors.data.drawing import draw_objects
 from detectors.data.records import Annotation

@@ -272,20 +272,16 @@ def survivors_of(folder):
 @pytest.mark.slow
 def test_a_killed_screening_ends_the_same(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ("--count=300000", "--flush_seconds=0.2")
+    flags = ("--count=150000", "--flush_seconds=0.2")
     process = start(*flags, f"--out={whole}")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "behaviours" in out, out
-    for _ in range(2):
-        process = start(*flags, f"--out={killed}")
-        files = len(list(killed.glob("*.parquet"))) if killed.exists() else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if killed.exists() and len(list(killed.glob("*.parquet"))) > files:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    process = start(*flags, f"--out={killed}")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not list(killed.glob("*.parquet")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert list(killed.glob("*.parquet"))
     process = start(*flags, f"--out={killed}")
     out, _ = process.communicate(timeout=300)
@@ -296,27 +292,33 @@ def test_a_killed_screening_ends_the_same(tmp_path):
     assert process.returncode == 1 and "screened with seed=0, not 1" in out
 
 
-@pytest.mark.slow
-def test_three_devices_find_what_one_finds(tmp_path):
-    """Also where the batches do not fill the devices."""
-    for folder, devices in (("one", 1), ("three", 3)):
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        process = start("--batches=4", f"--out={tmp_path / folder}", XLA_FLAGS=flags)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-    assert survivors_of(tmp_path / "three") == survivors_of(tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    process = start("--batches=8", f"--out={alone}")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds on one device in four batches."""
+    folder = tmp_path_factory.mktemp("alone") / "found"
+    process = start("--batches=4", f"--out={folder}")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
+    return folder
+
+
+@pytest.mark.slow
+def test_three_devices_find_what_one_finds(alone, tmp_path):
+    """Also where the batches do not fill the devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
+    process = start("--batches=4", f"--out={tmp_path / 'three'}", XLA_FLAGS=flags)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert survivors_of(tmp_path / "three") == survivors_of(alone)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(alone, tmp_path):
+    together = tmp_path / "together"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = ("--batches=8", f"--out={together}", f"--coordinator={address}", "--processes=2")
+    flags = ("--batches=4", f"--out={together}", f"--coordinator={address}", "--processes=2")
     processes = [start(*flags, f"--process={k}") for k in range(2)]
     for process in processes:
         out, _ = process.communicate(timeout=300)

@@ -130,7 +130,7 @@ def test_a_finished_search_trains_nothing_again(finished):
     assert again == result
 
 
-@pytest.mark.parametrize("at", [1, 2, 9, 17, 26, 35])
+@pytest.mark.parametrize("at", [2, 17, 35])
 def test_an_interrupted_search_ends_the_same(finished, tmp_path, at):
     _, expected = finished
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,7 @@
-"""Each detector has a search config that runs: a few steps of every purpose, from probe to final table."""
+"""Each detector has a search config that runs: a few steps of every purpose, from probe to final table.
+
+That of FCOS is the default one, which test_launch runs.
+"""
 
 import dataclasses
 import io
@@ -17,12 +20,10 @@ from cse_jax.reporting.monitor import Monitor
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.models.fcos import FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.training.search_trainer import ScheduleConfig
 
 CONFIGS = {
-    "default": FCOSConfig,
     "atss": ATSSConfig,
     "faster_rcnn": FasterRCNNConfig,
     "cascade_rcnn": CascadeRCNNConfig,

@@ -5,7 +5,8 @@ grouping of sums and products, ``a + -b`` as ``a - b``, and signs pulled out of 
 Deeper equalities are left to the gate's fingerprint.
 """
 
-from cse_jax.language.expression import Expression, arity
+from cse_jax.language.expression import Expression
+from cse_jax.language.operators import OPERATORS
 
 _Tokens = tuple[str, ...]
 _PULLS_SIGN = {"Mul": (0, 1), "Dot": (0, 1), "Div": (0,)}  # operands whose sign may move out; 1e-20 pins a divisor's
@@ -91,6 +92,6 @@ def _terms(name: str, tokens: _Tokens) -> list[_Tokens]:
 def _end(tokens: _Tokens, start: int) -> int:
     missing = 1
     while missing:
-        missing += arity(tokens[start]) - 1
+        missing += (OPERATORS[tokens[start]].arity if tokens[start] in OPERATORS else 0) - 1
         start += 1
     return start

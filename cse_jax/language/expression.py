@@ -19,12 +19,6 @@ from cse_jax.language.spaces import Space
 T = TypeVar("T")
 
 
-def arity(token: str) -> int:
-    """Number of operands of a token; 0 for variables and constants."""
-    row = OPERATORS.get(token)
-    return row.arity if row else 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Expression:
     """A formula of a search space.
@@ -41,13 +35,13 @@ class Expression:
     space: Space
 
     def __post_init__(self) -> None:
-        missing = 1
+        missing, arities = 1, self.space.arities
         for position, token in enumerate(self.tokens):
             if missing == 0:
                 raise ValueError(f"tokens after the end of the formula: {' '.join(self.tokens[position:])}")
-            if token not in self.space.leaves and token not in self.space.readable:
+            if token not in arities:
                 raise ValueError(f"'{token}' is not part of space {self.space.name}")
-            missing += arity(token) - 1
+            missing += arities[token] - 1
         if missing:
             raise ValueError(f"the formula {' '.join(self.tokens)!r} lacks {missing} operand(s)")
 
@@ -69,15 +63,16 @@ class Expression:
         """Index just past the sub-formula that starts at token ``start``."""
         missing, position = 1, start
         while missing:
-            missing += arity(self.tokens[position]) - 1
+            missing += self.space.arities[self.tokens[position]] - 1
             position += 1
         return position
 
     def fold(self, leaf: Callable[[str], T], node: Callable[..., T]) -> T:
         """Computes bottom-up: ``leaf(token)`` at leaves, ``node(token, *operand_results)`` above them."""
         stack: list[T] = []
+        arities = self.space.arities
         for token in reversed(self.tokens):
-            n = arity(token)
+            n = arities[token]
             if n == 0:
                 stack.append(leaf(token))
             else:

@@ -285,8 +285,8 @@ def _ceiling(losses: Sequence[JudgedLoss]) -> float:
 
 def agreement(losses: Sequence[JudgedLoss], stage: str, seconds: float = math.nan) -> Agreement:
     """Compares a stage's scores with the final AP."""
-    truth = np.array([c.truth for c in losses])
-    scores = np.array([c.scores.get(stage, math.nan) for c in losses])
+    truth = np.array([c.truth for c in losses], float)
+    scores = np.array([c.scores.get(stage, math.nan) for c in losses], float)
     judged = np.flatnonzero(np.isfinite(scores))
     best = set(_best(truth))
     return Agreement(

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
@@ -19,7 +18,7 @@ from detectors.data.building import BuildError, Example
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories
 from detectors.data.pipeline import Layout, Source
-from detectors.data.records import Annotation, BadRecord, BadRecords, decode_image, read_annotation
+from detectors.data.records import Annotation, BadRecord, BadRecords, Records, decode_image, read_annotation
 from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
 
@@ -86,7 +85,7 @@ def open_dataset(config: DataConfig | DiskData) -> Dataset:
         ) from error
 
 
-def _records_of(builder: tfds.core.DatasetBuilder, split: str) -> grain.sources.RandomAccessDataSource[Mapping]:
+def _records_of(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     """The records of a split, with encoded images."""
     decoders = {"image": tfds.decode.SkipDecoding()}
     # A decorator of TFDS hides the parameter split from pyright.
@@ -106,7 +105,7 @@ def category_names(config: DataConfig | DiskData) -> tuple[str, ...]:
 
 
 def open_records(
-    records: Mapping[str, grain.sources.RandomAccessDataSource[Mapping]],
+    records: Mapping[str, Records],
     categories: tuple[str, ...],
     config: BatchConfig,
 ) -> Dataset:
@@ -265,7 +264,7 @@ class _OnDemand(Sequence):
         return resized(image, _target(image_size(image), self._config))
 
 
-def _record_image(records: grain.sources.RandomAccessDataSource[Mapping], index: int) -> tuple[bytes, int]:
+def _record_image(records: Records, index: int) -> tuple[bytes, int]:
     record = records[index]
     return record["image"], int(record["image_id"])
 
@@ -278,6 +277,8 @@ class _StoredImages:
 
     @functools.cached_property
     def _records(self):
+        import grain  # slow to import
+
         return grain.sources.ArrayRecordDataSource(self._paths)
 
     def __getstate__(self):

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from absl import flags
 from jaxtyping import UInt8
@@ -71,7 +70,7 @@ class Source(Sequence[Example]):
 
 def train_batches(
     source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0, workers: int = 0
-) -> grain.DatasetIterator[Batch]:
+) -> Iterator[Batch]:
     """Endless training batches in a new order each epoch; a batch may reach into the next epoch.
 
     Batches of the two orientations take turns in proportion to their numbers of images, each with epochs of its own.
@@ -88,6 +87,8 @@ def train_batches(
       A Grain iterator. ``get_state`` and ``set_state`` save and restore it; its state counts from ``start_step``. With
       workers, ``close`` it when done.
     """
+    import grain  # slow to import, and not needed to evaluate
+
     streams, groups = [], source.orientations()
     for group in groups:
         endless = grain.MapDataset.range(len(group)).seed(seed).repeat()

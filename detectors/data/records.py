@@ -7,13 +7,22 @@ object), as TFDS gives it. A bad record never stops a run: it is counted, report
 import collections
 import io
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from cse_jax.errors import UserError
+
+
+@runtime_checkable
+class Records(Protocol):
+    """The records of a split, by number; a list is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 class Annotation(NamedTuple):

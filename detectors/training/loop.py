@@ -93,8 +93,9 @@ def fit(
             if save:
                 checkpoint.save(partial, state)
     finally:
-        if hasattr(batches, "close"):
-            batches.close()
+        close = getattr(batches, "close", None)  # with workers
+        if close:
+            close()
     return state
 
 

@@ -55,7 +55,7 @@ class TrainRun:
       epochs: length of the training, if ``steps`` is 0.
       steps: length of the training; 0 for ``epochs``.
       evaluate_epochs: epochs between evaluations on the select split; 0 for none.
-      save_every: steps between the checkpoints from which an interrupted training goes on; 0 for none.
+      save_every: steps between the checkpoints from which an interrupted training resumes; 0 for none.
       seed: of weights and batches.
     """
 

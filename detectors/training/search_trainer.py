@@ -41,7 +41,7 @@ class ScheduleConfig:
       final: on the train split, scored on the test split.
       at_once: whole detectors trained side by side; 0 for one on a CPU, and elsewhere for as many as fit the memory and
         make it faster.
-      save_every: steps between checkpoints from which an interrupted training goes on; 0 for none.
+      save_every: steps between checkpoints from which an interrupted training resumes; 0 for none.
     """
 
     probe: tuple[int, ...] = (30, 60)

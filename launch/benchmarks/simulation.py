@@ -169,7 +169,7 @@ class _Bench:
         }
 
     def halving(self, candidates: Sequence[LossPair], whole: dict) -> dict:
-        """The proxy task as a search runs it: the better half goes on from each horizon."""
+        """The proxy task as a search runs it: the better half continues at each horizon."""
         self._train("proxy", candidates[:1], horizon=self.schedule.proxy[0], seed=2)
         started, going = time.perf_counter(), list(candidates)
         for horizon in self.schedule.proxy:
@@ -214,7 +214,7 @@ class _Bench:
 
     def _probe_compiled(self, losses: LossPair) -> float:
         """Likewise, with the heads only."""
-        features, fresh = self.trainer._features(NEVER), self.compiled.init(0).model
+        features, fresh = self.trainer._features, self.compiled.init(0).model
         steps = self.schedule.probe[-1]
         batches = self.trainer._batches("probe", 0, 0)
         many, several = self.trainer._heads, stack_losses([_terms(losses)])

@@ -135,6 +135,11 @@ class Space:
         return tuple(v.name for v in self.variables) + tuple(str(c) for c in self.constants)
 
     @functools.cached_property
+    def arities(self) -> dict[str, int]:
+        """Number of operands of each token; 0 for variables and constants."""
+        return dict.fromkeys(self.leaves, 0) | {name: OPERATORS[name].arity for name in self.readable}
+
+    @functools.cached_property
     def spellings(self) -> dict[str, str]:
         """The name of each variable, by its name and by its symbol."""
         return {spelling: v.name for v in self.variables for spelling in (v.name, v.symbol)}
