@@ -79,7 +79,7 @@ def _verify(builder, role: str) -> None:
     print("categories: " + ", ".join(f"{name} {n}" for name, n in zip(split.categories, counts, strict=True)))
     print("bad records: " + (f"\n{split.report}" if split.report else "none"))
     out = pathlib.Path(_OUT.value)
-    chosen = np.random.default_rng(_SEED.value).permutation(len(annotations))[: _DRAW.value]
+    chosen = np.random.default_rng(_SEED.value).permutation(len(annotations))[: _DRAW.value].tolist()
     for index in chosen:
         out.mkdir(parents=True, exist_ok=True)
         drawn = draw_objects(split.image(index), annotations[index], split.categories)

@@ -18,7 +18,7 @@ _HINTS = {  # the flags that help against an error, by its class, which need not
     "WorkdirError": "The flag --workdir names the folder.",
     "LedgerError": "The flag --workdir names the folder.",
     "SearchFailed": "The flag is --config.train.learning_rate.",
-    "SurvivorsError": "The folders are made by launch/screen.py --out=FOLDER.",
+    "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
 }
 
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 from extras import need
-from scripts import run
+from scripts import finish, start
 
 
 def benchmark(path, *flags):
-    code, output = run("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags)
+    process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags, quick=True)
+    code, output = finish(process, timeout=600)
     return code, output, json.loads(path.read_text())["tables"] if path.exists() else {}
 
 

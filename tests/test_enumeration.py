@@ -7,7 +7,7 @@ import pytest
 
 import cse_jax
 from cse_jax.atlas.enumeration import count_formulas, enumerate_losses
-from cse_jax.language.expression import Expression, arity
+from cse_jax.language.expression import Expression
 from cse_jax.language.spaces import BINARY_CLASS, BOX, MULTI_CLASS
 from cse_jax.screening.verification import verify
 
@@ -26,7 +26,7 @@ def all_formulas(space, nodes):
         return [(leaf,) for leaf in space.leaves]
     found = []
     for name in space.operators:
-        if arity(name) == 1:
+        if space.arities[name] == 1:
             found += [(name, *below) for below in all_formulas(space, nodes - 1)]
             continue
         for left in range(1, nodes - 1):

@@ -20,7 +20,7 @@ from cse_jax.language import graph as graphs
 from cse_jax.language import operators, zoo
 from cse_jax.language import program as programs
 from cse_jax.language.canonical import canonical
-from cse_jax.language.expression import Expression, arity
+from cse_jax.language.expression import Expression
 from cse_jax.language.operators import OPERATORS, Operator
 from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import SPACES
@@ -500,7 +500,7 @@ def _at(tokens, start):
     """The sub-formula that starts at a token."""
     missing, end = 1, start
     while missing:
-        missing += arity(tokens[end]) - 1
+        missing += (OPERATORS[tokens[end]].arity if tokens[end] in OPERATORS else 0) - 1
         end += 1
     return tokens[start:end]
 
@@ -561,7 +561,7 @@ def _grown_by_hand(rng, space, shape):
             tokens.append(rng.choice(space.variables).name if variable else str(rng.choice(space.constants)))
         else:
             tokens.append(rng.choice(space.operators))
-            pending += [left - 1] * arity(tokens[-1])
+            pending += [left - 1] * OPERATORS[tokens[-1]].arity
     return () if pending else tuple(tokens)
 
 

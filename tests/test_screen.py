@@ -231,6 +231,11 @@ def test_survivors_on_disk(tmp_path):
     assert (again.next_batch, again.candidates, again.seen) == (3, survivors.candidates, survivors.seen)
     with pytest.raises(SurvivorsError, match="screened with seed=0, not 1"):
         Survivors(tmp_path, BOX, {"seed": 1})
+    (tmp_path / "settings.json").write_text('{"seed": 0, "space": "box"}')  # as the former version wrote it
+    for refused in (lambda: read_survivors(tmp_path, BOX), lambda: Survivors(tmp_path, BOX, {"seed": 0})):
+        with pytest.raises(SurvivorsError, match="written by another version of cse_jax"):
+            refused()
+    (tmp_path / "settings.json").write_text('{"format": 2, "seed": 0, "space": "box"}')
     next(tmp_path.glob("*.parquet")).write_bytes(b"broken")
     with pytest.raises(SurvivorsError, match="can't be read"):
         Survivors(tmp_path, BOX, {"seed": 0})

@@ -6,10 +6,14 @@ That of FCOS is the default one, which test_launch runs.
 import dataclasses
 import io
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from micro import FEATURES
+from micro import FEATURES, QUICK
 from PIL import Image
 from rich.console import Console
 from scripts import ROOT, functions
@@ -78,17 +82,29 @@ def small(config, tmp_path):
     return config
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), CONFIGS.items(), ids=CONFIGS)
-def test_a_search_runs_with_every_detector(name, kind, tmp_path):
-    config = small(read(ROOT / "configs" / "search" / f"{name}.py").get_config(), tmp_path)
-    assert isinstance(config.detector, kind)
-    trainer = functions("search")["_trainer"](config, tmp_path)
+def search_with(name, folder):
+    """A search with the small config of this name, whose result is checked."""
+    folder = pathlib.Path(folder)
+    config = small(read(ROOT / "configs" / "search" / f"{name}.py").get_config(), folder)
+    assert isinstance(config.detector, CONFIGS[name])
+    trainer = functions("search")["_trainer"](config, folder)
     with (
-        search.Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        search.Ledger(folder / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "overfit": 2, "proxy": 2, "final": 2}) as monitor,
     ):
         result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor)
     assert [len(branch.funnel) for branch in result.branches] == [0, 1]
     assert result.branches[0].space == trainer.task.cls_space
     assert all(0.0 <= row.mean <= 1.0 for row in result.table), result.table
+    print("searched")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_search_runs_with_every_detector(name, tmp_path):
+    """In a process that compiles as fast as can be."""
+    code = "import sys, test_search_configs; test_search_configs.search_with(*sys.argv[1:])"
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "launch", ROOT / "tests")))}
+    command = [sys.executable, "-c", code, name, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | QUICK | paths, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip().endswith("searched"), done.stderr

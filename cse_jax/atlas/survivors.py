@@ -22,6 +22,7 @@ from cse_jax.screening.verification import Property, fingerprint
 
 _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
+FORMAT = 2  # of a folder
 
 
 class SurvivorsError(UserError, RuntimeError):
@@ -180,8 +181,10 @@ def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
 
     paths = list(_parts(folder)) if folder.is_dir() else []
     if not paths:
-        raise SurvivorsError(f"{folder} holds no survivors; run launch/screen.py --out={folder}")
-    screened = json.loads((folder / "settings.json").read_text())["space"]
+        raise SurvivorsError(f"{folder} holds no survivors; screen into that folder first")
+    about = json.loads((folder / "settings.json").read_text())
+    _check_format(folder, about)
+    screened = about["space"]
     if screened != space.name:
         raise SurvivorsError(f"{folder} holds losses of space {screened}, not {space.name}")
     rows = [row for path in paths for row in parquet.read_table(path).to_pylist()]
@@ -202,17 +205,27 @@ def _parts(folder: pathlib.Path, process: int | None = None) -> Iterable[pathlib
     return [path for _, path in found]
 
 
+def _check_format(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    written = settings.get("format", "an earlier one")
+    if written != FORMAT:
+        raise SurvivorsError(
+            f"{folder} was written by another version of cse_jax (its format is {written}, this version reads "
+            f"{FORMAT}); screen again into another folder"
+        )
+
+
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, indent=1, sort_keys=True)
+    text = json.dumps({"format": FORMAT} | settings, indent=1, sort_keys=True)
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(text)
         temporary.replace(path)
     before = json.loads(path.read_text())
+    _check_format(path.parent, before)
     for name, value in json.loads(text).items():
         if before.get(name) != value:
             raise SurvivorsError(
-                f"{path.parent} was screened with {name}={before.get(name)!r}, not {value!r}; use another --out"
+                f"{path.parent} was screened with {name}={before.get(name)!r}, not {value!r}; use another folder"
             )
 
 
