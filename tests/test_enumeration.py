@@ -38,8 +38,8 @@ def all_formulas(space, nodes):
 SMALL_SPACES = [
     (smaller(BOX, "Add Sub Mul Div Neg Log Sqrt"), 5),
     (smaller(BOX, "Sub Div Exp Sig Cos", (1, 2)), 4),
-    (smaller(BINARY_CLASS, "Sub Mul Sig Log Abs"), 4),
-    (smaller(MULTI_CLASS, "Sub Mul Dot Softmax Log"), 4),
+    (smaller(BINARY_CLASS, "Sub Mul Sig Log Abs"), 5),
+    (smaller(MULTI_CLASS, "Sub Mul Dot Softmax Log"), 5),
 ]
 
 
