@@ -362,18 +362,7 @@ def test_one_search_per_folder(tmp_path):
 def screened(texts, space=spaces.BOX, **changes):
     import cse_jax
 
-    options = dict(
-        reference=zoo.default(space),
-        seen={},
-        sign_flip=True,
-        match_gradient=True,
-        simulation_tolerance=0.5,
-        units="pixels",
-        seed=0,
-    )
-    return screen_population(
-        encode([cse_jax.parse(text, space) for text in texts], space), space, **(options | changes)
-    )
+    return screen_population(encode([cse_jax.parse(text, space) for text in texts], space), space, **changes)
 
 
 def test_duplicates_keep_the_shortest_formula():

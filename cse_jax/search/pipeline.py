@@ -105,15 +105,13 @@ def _branch(
 def _contestants(config: SearchConfig, branches: list[BranchResult], *, trials: Trials) -> list[Contestant]:
     """The rows of the final table: controls first, the best discovered pair last."""
     rows = controls(config.final, trials=trials, seed=config.seed)
-    for control in (True, False):
-        found = [branch for branch in branches if branch.plan.control == control]
-        pairs = combined(found, trials=trials, seeds=config.proxy_seeds)
-        if control:
-            name = "random search, same budget"
-            rows += [dataclasses.replace(pair, name=name, role=Role.RANDOM_SEARCH) for pair in pairs[-1:]]
-        else:
-            rows += pairs if config.final.branches else pairs[-1:]
-    return rows
+    at_random, discovered = (
+        combined([b for b in branches if b.plan.control == control], trials=trials, seeds=config.proxy_seeds)
+        for control in (True, False)
+    )
+    name = "random search, same budget"
+    rows += [dataclasses.replace(pair, name=name, role=Role.RANDOM_SEARCH) for pair in at_random[-1:]]
+    return rows + (discovered if config.final.branches else discovered[-1:])
 
 
 def _plans(config: SearchConfig) -> list[Plan]:

@@ -5,7 +5,7 @@ import functools
 from typing import Literal
 
 from cse_jax.language import zoo
-from cse_jax.language.expression import Expression
+from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.spaces import BOX, Space
 
 Part = Literal["cls", "box"]
@@ -19,6 +19,11 @@ class LossPair:
     box: Expression
     cls_weight: float = 1.0
     box_weight: float = 1.0
+
+    @property
+    def key(self) -> list[str | float]:
+        """What tells pairs apart, in plain data: the formulas in the authors' notation, each with its weight."""
+        return [to_authors(self.cls), self.cls_weight, to_authors(self.box), self.box_weight]
 
 
 @dataclasses.dataclass(frozen=True)

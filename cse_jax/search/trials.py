@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cse_jax.language.expression import to_authors
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair
@@ -144,5 +143,4 @@ def _row(
 
 
 def _key(losses: LossPair, purpose: Purpose, seed: int, horizon: int) -> str:
-    pair = [to_authors(losses.cls), losses.cls_weight, to_authors(losses.box), losses.box_weight]
-    return json.dumps([purpose, seed, horizon, *pair])
+    return json.dumps([purpose, seed, horizon, *losses.key])

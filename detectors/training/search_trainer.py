@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cse_jax.language.expression import to_authors
 from cse_jax.search.task import LossPair, Task
 from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
 from detectors import checkpoint
@@ -288,8 +287,7 @@ class DetectorTrainer:
         return evaluate_detector(predict, source, batch_size=self._config.batch_size)
 
     def _partial(self, losses: LossPair, purpose: Purpose, seed: int) -> pathlib.Path:
-        pair = [to_authors(losses.cls), losses.cls_weight, to_authors(losses.box), losses.box_weight]
-        digest = hashlib.blake2b(json.dumps(pair).encode(), digest_size=6).hexdigest()
+        digest = hashlib.blake2b(json.dumps(losses.key).encode(), digest_size=6).hexdigest()
         return self._checkpoints / f"{purpose}-seed{seed}-{digest}.partial"
 
 

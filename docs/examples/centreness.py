@@ -14,8 +14,6 @@ import numpy as np
 import cse_jax
 from cse_jax.language import operators, zoo
 from cse_jax.language.spaces import Path, PredictionTask, Space, Variable
-from cse_jax.sampling.random_trees import Shape, random_population
-from cse_jax.screening.funnel import screen_population
 
 if "Sqr" not in operators.OPERATORS:
     operators.add(
@@ -77,21 +75,10 @@ SPACE = Space(
 def main() -> None:
     for name, verdict in zip(SPACE.losses, cse_jax.verify(list(zoo.known(SPACE).values()), SPACE), strict=True):
         print(f"{name}: {'passes' if verdict.passed else verdict.reason}")
-    population = random_population(jax.random.key(0), SPACE, Shape(), 20_000)
-    screened = screen_population(
-        population,
-        SPACE,
-        reference=zoo.default(SPACE),
-        seen={},
-        sign_flip=True,
-        match_gradient=True,
-        simulation_tolerance=0.5,
-        units="pixels",
-        seed=0,
-    )
-    survivors = [c for c in screened.candidates if c.passed("simulation")]
-    print(f"{len(survivors)} of {len(population)} random formulas converge and improve predictions; the shortest:")
-    for candidate in sorted(survivors, key=lambda c: len(c.formula))[:5]:
+    screened = cse_jax.screen(SPACE, 20_000)
+    survivors = screened.survivors
+    print(f"{len(survivors)} of {screened.generated} random formulas converge and improve predictions; the shortest:")
+    for candidate in survivors[:5]:
         print(f"  {candidate.formula}    gain {candidate.simulation:.2f}, weight {candidate.weight:g}")
 
 
