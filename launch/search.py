@@ -17,17 +17,10 @@ from rich.console import Console
 
 import script
 from cse_jax import search, workdir
-from cse_jax.errors import InputError
-from cse_jax.reporting import calibration_report, report
+from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.search import calibration
 from cse_jax.search.ledger import Ledger
-from detectors.data.datasets import open_dataset
-from detectors.models import build_detector
-from detectors.training.initial_weights import starting_from
-from detectors.training.search_trainer import DetectorTrainer, task_of
-from detectors.training.step import jit_detector
-from search_run import CalibrationRun, SearchRun
+from search_run import SearchRun, build_trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/search/default.py"), "What to search.")
 _SCALES = {
@@ -65,20 +58,12 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     about = workdir.describe(config)
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        trainer = _trainer(config, folder)
+        trainer = build_trainer(config, config.search.seed, folder / "checkpoints")
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
         costs["probe"] /= trainer.at_once("probe")
         with Monitor(console, steps=costs) as monitor:
-            if isinstance(config, CalibrationRun):
-                calibrated = calibration.run(
-                    config.calibration, config.search, trainer=trainer, ledger=ledger, progress=monitor
-                )
-                calibration_report.write(folder, calibrated)
-                calibration_report.show(console, calibrated)
-                console.print(f"Report: {folder / 'report.md'}", markup=False, soft_wrap=True)
-                return
             result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor)
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {
@@ -99,29 +84,6 @@ def _scale(config: SearchRun) -> str:
     factors = ", ".join(f"{weight:g}" for weight in filters.weights)
     tried = f"; the best of the factors {factors} on fixed features" if len(filters.weights) > 1 else ""
     return _SCALES[filters.scale] + tried
-
-
-def _trainer(config: SearchRun, folder: pathlib.Path) -> DetectorTrainer:
-    data = open_dataset(config.data)
-    data.check_classes(config.detector.classes)
-    if data.select is data.test:
-        raise InputError(
-            "The search would select on the split that its final table reports: keep images of train for that, "
-            f"--config.data.select_images={len(data.train) // 10}"
-        )
-    detector, build = build_detector(config.detector)
-    return DetectorTrainer(
-        starting_from(jit_detector(build, config.train), build, config.weights),
-        build,
-        config.train,
-        data,
-        config.schedule,
-        is_output=detector.is_output,
-        task=task_of(detector),
-        flip=config.data.flip,
-        seed=config.search.seed,
-        checkpoints=folder / "checkpoints",
-    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""The configs of a search and of a calibration: a search of ``cse_jax`` with a detector of ``detectors``."""
+"""The configs of a search and of a table of losses: the search of ``cse_jax`` with a detector of ``detectors``."""
 
 import dataclasses
+import pathlib
 
-from cse_jax.search.config import BranchConfig, CalibrationConfig, FilterConfig, FinalConfig, SearchConfig
-from detectors.data.datasets import DataConfig
+from cse_jax.errors import InputError
+from cse_jax.loss_table.config import LossTableConfig
+from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
+from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
-from detectors.models import DetectorConfig
+from detectors.models import DetectorConfig, build_detector
 from detectors.models.fcos import fcos_tiny
-from detectors.training.initial_weights import WeightsConfig
-from detectors.training.search_trainer import ScheduleConfig
-from detectors.training.step import TrainConfig
+from detectors.training.initial_weights import WeightsConfig, starting_from
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.step import TrainConfig, jit_detector
 
 
 def search_in_minutes() -> SearchConfig:
@@ -44,8 +47,58 @@ class SearchRun:
 
 
 @dataclasses.dataclass
-class CalibrationRun(SearchRun):
-    """A calibration of the stages of a search."""
+class LossTableRun:
+    """A table of trained losses of any detector.
 
-    name: str = "calibration"
-    calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+    Attributes:
+      name: of the file.
+      parts: which losses of the detector to vary, ``"cls"`` and ``"box"``.
+      table: which losses, how often.
+      filters: how they are weighted, and the largest formula.
+      detector, train, data: model, optimisation and images.
+      schedule: length of the trainings; ``schedule.table`` has the horizons.
+      weights: what each training starts from.
+    """
+
+    name: str = "loss_table"
+    parts: tuple[str, ...] = ("cls", "box")
+    table: LossTableConfig = dataclasses.field(default_factory=LossTableConfig)
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    detector: DetectorConfig = dataclasses.field(default_factory=fcos_tiny)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    data: BatchConfig = dataclasses.field(default_factory=DataConfig)
+    weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
+
+
+def build_trainer(config: SearchRun | LossTableRun, seed: int, checkpoints: pathlib.Path) -> DetectorTrainer:
+    """The trainer of a run.
+
+    Args:
+      config: of the run.
+      seed: of what all trainings share.
+      checkpoints: folder for models and interrupted trainings.
+
+    Raises:
+      InputError: the data set has no split of its own to select on.
+    """
+    data = open_dataset(config.data)
+    data.check_classes(config.detector.classes)
+    if data.select is data.test:
+        raise InputError(
+            "The search would select on the split that its final table reports: keep images of train for that, "
+            f"--config.data.select_images={len(data.train) // 10}"
+        )
+    detector, build = build_detector(config.detector)
+    return DetectorTrainer(
+        starting_from(jit_detector(build, config.train), build, config.weights),
+        build,
+        config.train,
+        data,
+        config.schedule,
+        is_output=detector.is_output,
+        task=task_of(detector),
+        flip=config.data.flip,
+        seed=seed,
+        checkpoints=checkpoints,
+    )

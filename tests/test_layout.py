@@ -17,6 +17,7 @@ FLOORS = {
         ("screening",),
         ("atlas",),
         ("search",),
+        ("loss_table",),
         ("reporting",),
         ("",),
     ],

@@ -16,7 +16,7 @@ import pytest
 from micro import FEATURES, QUICK
 from PIL import Image
 from rich.console import Console
-from scripts import ROOT, functions
+from scripts import ROOT
 from test_configs import read
 
 from cse_jax import search
@@ -26,6 +26,7 @@ from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.training.search_trainer import ScheduleConfig
+from search_run import build_trainer
 
 CONFIGS = {
     "atss": ATSSConfig,
@@ -87,7 +88,7 @@ def search_with(name, folder):
     folder = pathlib.Path(folder)
     config = small(read(ROOT / "configs" / "search" / f"{name}.py").get_config(), folder)
     assert isinstance(config.detector, CONFIGS[name])
-    trainer = functions("search")["_trainer"](config, folder)
+    trainer = build_trainer(config, config.search.seed, folder / "checkpoints")
     with (
         search.Ledger(folder / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "overfit": 2, "proxy": 2, "final": 2}) as monitor,

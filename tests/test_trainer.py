@@ -95,6 +95,46 @@ def test_an_interrupted_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, final_model(broken, compiled), final_model(whole, compiled))
 
 
+def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):
+    """All but the output layers is what the default losses have learned; those are drawn anew with each seed."""
+    begun = {}
+
+    def step(state, *rest):
+        if not int(state.step):
+            begun.setdefault(int(rest[-1]), []).append(jax.tree.map(np.asarray, state.params))
+        return compiled.step(state, *rest)
+
+    trainer = make(compiled._replace(step=step), data, tmp_path, start=2, table=(1, 2), proxy=(1, 2))
+    (first,) = train(trainer, [DEFAULT], "table", seed=1)
+    (again,) = train(trainer, [DEFAULT], "table", seed=1)
+    assert first == again
+    train(trainer, [DEFAULT], "proxy", seed=2)
+    fresh = {seed: compiled.init(seed).params for seed in (1, 2)}
+    (start,), (one, same), (other,) = begun[0], begun[1], begun[2]
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    jax.tree.map(np.testing.assert_array_equal, start, compiled.init(0).params)
+    kept = checkpoint.restore(tmp_path / "features", compiled.init(0).model)[0]
+    for path, value in nnx.to_flat_state(one):
+        expected = fresh[1] if FCOS.is_output(path) else kept
+        np.testing.assert_array_equal(value[...], dict(nnx.to_flat_state(expected))[path][...], str(path))
+    for path, value in nnx.to_flat_state(other):
+        expected = fresh[2] if FCOS.is_output(path) else kept
+        np.testing.assert_array_equal(value[...], dict(nnx.to_flat_state(expected))[path][...], str(path))
+
+
+def test_a_training_for_the_table_is_scored_on_both_splits(compiled, data, tmp_path):
+    trainer = make(compiled, data, tmp_path, table=(4, 6, 12))
+    (found,) = train(trainer, [DEFAULT], "table", seed=1)
+    (final,) = train(trainer, [DEFAULT], "final", seed=1)
+    curve = found.metrics["curve"]
+    assert [step for step, *_ in curve] == [4, 6, 12]
+    assert (curve[-1][1], curve[-1][2]) == (found.ap, final.ap)
+    many = make(compiled, data, tmp_path / "many", table=(4, 6, 12), at_once=2)
+    (beside, _) = train(many, [DEFAULT, DEFAULT], "table", seed=1)
+    assert [step for step, *_ in beside.metrics["curve"]] == [4, 6, 12]
+    np.testing.assert_allclose(beside.metrics["curve"], curve, atol=0.02)  # sums in another order, twelve steps long
+
+
 def test_purposes_have_their_own_splits(compiled, data, tmp_path):
     trainer = make(compiled, data, tmp_path)
     seen = {}

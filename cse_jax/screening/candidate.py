@@ -50,7 +50,7 @@ class Candidate:
 
     @property
     def promise(self) -> float:
-        """What all stages so far say together: the product of their scores (docs/benchmarks.md, calibration)."""
+        """What all stages so far say together: the product of their scores (docs/benchmarks.md)."""
         return math.prod(filter(math.isfinite, (self.simulation, self.probe, self.overfit, self.proxy)))
 
     def passed(self, stage: str) -> bool:

@@ -167,6 +167,22 @@ def margins(expressions: Sequence[Expression], space: Space, *, units: str = "pi
     return np.where(failed == Property.NONE, slack, failed - float(Property.NONE))
 
 
+def behaviours(expressions: Sequence[Expression], space: Space, *, units: str = "pixels") -> Float[np.ndarray, "n d"]:
+    """What tells losses apart: their gradients along all paths of the grid, up to a positive factor.
+
+    Gradients are in units of the typical steepest gradient of a path, compressed with ``asinh``.  A fingerprint is a
+    projection of this.  What is not finite is 0.
+
+    Args:
+      expressions: formulas of ``space``, each with the sign with which it trains.
+      space: their search space, with ``d`` points on all of its paths together.
+      units: unit of length, one of ``space.units``.
+    """
+    tokens = encode(expressions, space)
+    (found,) = _in_batches(functools.partial(_behaviours, space, units), tokens, space, GRADIENT_BATCH, GRADIENT_TILE)
+    return np.nan_to_num(found, posinf=0.0, neginf=0.0).astype(np.float32)
+
+
 def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels", values_first: bool = True) -> Judged:
     """Judges formulas, given as prefix tokens by number, on the full grid of the space.
 
@@ -236,6 +252,12 @@ def _judge_with_gradients(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _behaviours(space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array) -> tuple[jax.Array]:
+    values, along, _ = _on_grid(space, units, graph, roots, wide, gradients=True)
+    return (jax.vmap(_compressed)(values, along),)
+
+
 def _on_grid(
     space: Space, units: str, graph: Graph, roots: jax.Array, wide: jax.Array, *, gradients: bool
 ) -> list[Float[Array, "n s t"]]:
@@ -299,7 +321,13 @@ def _first(conditions: dict[Property, _Condition], values: jax.Array) -> Int[Arr
 
 
 def _project(values: Float[Array, "s t"], along: Float[Array, "s t"]) -> Float[Array, " k"]:
-    """Random projections of the gradients along the paths, compressed so that no single one dominates.
+    """Random projections of a loss's behaviour."""
+    weights = np.random.default_rng(0).standard_normal((_PROJECTIONS, along.size)) / np.sqrt(along.size)
+    return jnp.asarray(weights) @ _compressed(values, along)
+
+
+def _compressed(values: Float[Array, "s t"], along: Float[Array, "s t"]) -> Float[Array, " d"]:
+    """The gradients along the paths, compressed so that no single one dominates.
 
     The unit is the typical largest gradient of a path.  Paths whose gradients are only rounding don't count for it.
     """
@@ -307,8 +335,7 @@ def _project(values: Float[Array, "s t"], along: Float[Array, "s t"]) -> Float[A
     moves = steepest > _NOISE * jnp.abs(values).max(0)
     logs = jnp.where(moves, jnp.log(jnp.where(moves, steepest, 1.0)), 0.0)
     scale = jnp.exp(logs.sum() / jnp.maximum(moves.sum(), 1))
-    weights = np.random.default_rng(0).standard_normal((_PROJECTIONS, along.size)) / np.sqrt(along.size)
-    return jnp.asarray(weights) @ jnp.arcsinh(along / scale).reshape(-1)
+    return jnp.arcsinh(along / scale).reshape(-1)
 
 
 def fingerprint(judged: Judged, k: int, *, flipped: bool) -> str:

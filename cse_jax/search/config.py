@@ -1,4 +1,4 @@
-"""What to search, and how much: the sizes and thresholds of a search and of a calibration."""
+"""What to search, and how much: the sizes and thresholds of a search."""
 
 import dataclasses
 
@@ -110,24 +110,3 @@ class SearchConfig:
         """Seeds of what is compared across branches on the proxy task: at least two, to know the noise."""
         count = max(2, self.classification.proxy_seeds, self.regression.proxy_seeds)
         return [self.seed + k for k in range(count)]
-
-
-@dataclasses.dataclass
-class CalibrationConfig:
-    """Which losses a calibration trains, in each branch.
-
-    Attributes:
-      classification, regression: formulas written by hand, beside the known losses of the space.
-      generated: losses drawn from a screened population of descendants of the hand-made ones, evenly over the range
-        of what prediction-space simulation says of them, the bad ones included.
-      rejected: formulas drawn from those that the verification rejects although they are finite.
-      population: formulas that they are drawn from.
-      seeds: trainings of each loss to the end.
-    """
-
-    classification: tuple[str, ...] = ()
-    regression: tuple[str, ...] = ()
-    generated: int = 10
-    rejected: int = 2
-    population: int = 20_000
-    seeds: int = 3

@@ -79,7 +79,7 @@ class Race:
         """Trains heads on fixed features; returns who reaches the default loss's share at each horizon, best first.
 
         The AP of the heads tells classification losses apart, the gain in prediction-space simulation regression losses
-        (docs/benchmarks.md, calibration), so they are ranked by the product.
+        (docs/benchmarks.md), so they are ranked by the product.
         """
         waiting = [c for c in screened.candidates if c.stage == "simulation" and not c.reason]
         for candidate in waiting[self.sizes.max_probe :]:

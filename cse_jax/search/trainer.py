@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from cse_jax.errors import UserError
 from cse_jax.search.task import LossPair, Task
 
-Purpose = Literal["probe", "overfit", "proxy", "final"]
+Purpose = Literal["probe", "overfit", "proxy", "final", "table"]
 
 
 class Training(NamedTuple):
@@ -29,7 +29,9 @@ class Trainer(Protocol):
     """Trains one detector under any losses; ``detectors.training.search_trainer`` has one.
 
     The purposes of trainings are ``"probe"`` (output layers on fixed features), ``"overfit"`` (one image per category,
-    scored on the same images), ``"proxy"`` (a short training) and ``"final"``.
+    scored on the same images), ``"proxy"`` (a short training), ``"final"``, and ``"table"`` (for the table of trained
+    losses).  The metrics of the last have a ``curve`` of (step, AP on the select split, AP on the test split) at each
+    horizon; its AP is that on the select split at the end.
     """
 
     @property

@@ -6,10 +6,9 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Purpose, Trainer, Training
@@ -33,10 +32,23 @@ class Outcome:
     seconds: float
 
 
+@runtime_checkable
+class Memory(Protocol):
+    """What remembers trainings: a ledger, or a table of trained losses."""
+
+    def training(self, key: str) -> dict[str, Any] | None:
+        """The recorded training of this key, if any."""
+        ...
+
+    def record_training(self, row: Mapping[str, Any]) -> None:
+        """Stores a finished or failed training."""
+        ...
+
+
 class Trials:
     """Runs trainings, or recalls them."""
 
-    def __init__(self, trainer: Trainer, ledger: Ledger, progress: Progress, *, workers: int = 1) -> None:
+    def __init__(self, trainer: Trainer, ledger: Memory, progress: Progress, *, workers: int = 1) -> None:
         """Prepares trainings; ``workers`` of them (or of groups of them) run at once, in threads."""
         self.trainer, self._ledger, self._progress, self._workers = trainer, ledger, progress, workers
 
@@ -62,7 +74,7 @@ class Trials:
         most = self.trainer.at_once(purpose)
         groups = -(-len(jobs) // most)
         share = min(1.0, len(jobs) / most) / max(1, min(self._workers, groups))  # of the time of a training in many
-        keys = [_key(losses, purpose, seed, horizon) for losses, seed in jobs]
+        keys = [training_key(losses, purpose, seed, horizon) for losses, seed in jobs]
         todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
@@ -142,5 +154,6 @@ def _row(
     }
 
 
-def _key(losses: LossPair, purpose: Purpose, seed: int, horizon: int) -> str:
+def training_key(losses: LossPair, purpose: Purpose, seed: int, horizon: int) -> str:
+    """The name under which a training is remembered."""
     return json.dumps([purpose, seed, horizon, *losses.key])

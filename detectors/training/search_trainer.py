@@ -5,9 +5,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ from detectors.training.batched import JittedMany, ManyState, evaluate_many, fit
 from detectors.training.loop import fit
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
+_Purpose = Purpose | Literal["start"]  # the training with whose features others begin
+
 
 @dataclasses.dataclass
 class ScheduleConfig:
@@ -38,6 +42,10 @@ class ScheduleConfig:
       overfit: of whole detectors on one image per category (model optimization simulation).
       proxy: steps at which trainings on the train split are scored on the select split; the last is the end.
       final: on the train split, scored on the test split.
+      table: steps at which trainings for the table of trained losses are scored on both other splits; the last is the
+        end.
+      start: steps for which the default losses train one detector, with which all trainings on the train split then
+        begin, output layers excepted; 0 for none: they begin from scratch.
       at_once: whole detectors trained side by side; 0 for one on a CPU, and elsewhere for as many as fit the memory and
         make it faster.
       save_every: steps between checkpoints from which an interrupted training resumes; 0 for none.
@@ -49,6 +57,8 @@ class ScheduleConfig:
     overfit: int = 60
     proxy: tuple[int, ...] = (120, 300)
     final: int = 300
+    table: tuple[int, ...] = (300,)
+    start: int = 0
     at_once: int = 0
     save_every: int = 0
 
@@ -84,12 +94,12 @@ class DetectorTrainer:
           data: the splits.
           schedule: lengths.
           is_output: which parameters are trained on fixed features (``Detector.is_output``).
-          task: what the search must know of the detector; its default losses' proxy training makes the fixed features.
+          task: what the search must know of the detector; its default losses make the shared start and the features.
           flip: probability of mirroring a training image.
           seed: of the choice of one image per category, and of the features.
           checkpoints: folder for final models, the features and interrupted trainings.
         """
-        self._compiled, self._config, self._schedule = compiled, config, schedule
+        self._compiled, self._config, self._schedule, self._is_output = compiled, config, schedule, _rule(is_output)
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
@@ -101,9 +111,12 @@ class DetectorTrainer:
             "overfit": (one_each, one_each),
             "proxy": (data.train, data.select),
             "final": (data.train, data.test),
+            "table": (data.train, data.select),
+            "start": (data.train, data.select),
         }
+        self._test = data.test
 
-    def horizons(self, purpose: Purpose) -> tuple[int, ...]:
+    def horizons(self, purpose: _Purpose) -> tuple[int, ...]:
         """Steps at which a training for a purpose is scored."""
         steps = getattr(self._schedule, purpose)
         return steps if isinstance(steps, tuple) else (steps,)
@@ -115,7 +128,7 @@ class DetectorTrainer:
     def train(
         self, losses: Sequence[LossPair], *, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
-        """Trains from scratch, or from where this very training was paused or interrupted, and evaluates.
+        """Trains, from the start or from where this very training was paused or interrupted, and evaluates.
 
         Raises:
           Stopped: ``stop`` was set meanwhile.
@@ -135,26 +148,33 @@ class DetectorTrainer:
     def _train(
         self, losses: Sequence[LossPair], purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
+        if self._schedule.start:
+            self.prepare(stop)
         if purpose == "probe":
             features, fresh = self._features, self._compiled.init(seed).model
             many, start = self._heads, functools.partial(self._heads.init, fresh, common=features)
         elif len(losses) == 1 or self.at_once(purpose) == 1:
             return [self._train_one(each, purpose, seed, horizon, stop) for each in losses]
         else:
-            many, start = self._whole, functools.partial(self._whole.init, self._compiled.init(seed).model)
+            many, start = self._whole, functools.partial(self._whole.init, self._first(purpose, seed).model)
         return self._train_many(many, start, losses, purpose, seed, horizon, stop)
 
-    def prepare(self) -> None:
-        """Trains the default losses to the end of the proxy task, and keeps the detector for its features.
+    def prepare(self, stop: threading.Event | None = None) -> None:
+        """Trains the default losses for the shared start, or else to the end of the proxy task, and keeps the detector.
 
         If they diverge nothing is kept; ``train`` says so.
+
+        Raises:
+          Stopped: ``stop`` was set meanwhile.
         """
         default = self.task.default
+        purpose = "start" if self._schedule.start else "proxy"
         with self._lock, contextlib.suppress(TrainingDiverged):
             if checkpoint.exists(self._features_folder):
                 return
-            state = self._fit(default, "proxy", self._seed, self.horizons("proxy")[-1], threading.Event())
-            checkpoint.save(self._partial(default, "proxy", self._seed), state)
+            state = self._fit(default, purpose, self._seed, self.horizons(purpose)[-1], stop or threading.Event())
+            if purpose == "proxy":
+                checkpoint.save(self._partial(default, purpose, self._seed), state)
             checkpoint.save(self._features_folder, state.model)
 
     def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
@@ -173,10 +193,30 @@ class DetectorTrainer:
             norms += self._heads.gradient(state, batch, chunk, jnp.int32(self._seed)).tolist()[: len(losses) - start]
         return [tuple(pair) for pair in norms]
 
-    def _fit(self, losses: LossPair, purpose: Purpose, seed: int, horizon: int, stop: threading.Event) -> TrainState:
+    def _first(self, purpose: _Purpose, seed: int) -> TrainState:
+        """What a training begins with."""
+        state = self._compiled.init(seed)
+        if not self._schedule.start or purpose in ("start", "overfit"):
+            return state
+        started, rest = self._features
+        fresh, _ = nnx.split_state(state.params, self._is_output, ...)
+        _, kept = nnx.split_state(started, self._is_output, ...)
+        params, rest = jax.tree.map(jnp.copy, (nnx.merge_state(fresh, kept), rest))  # a step donates its state
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return jax.device_put(state._replace(params=params, rest=rest, ema=ema), state.step.sharding)
+
+    def _fit(
+        self,
+        losses: LossPair,
+        purpose: _Purpose,
+        seed: int,
+        horizon: int,
+        stop: threading.Event,
+        **evaluation: Any,
+    ) -> TrainState:
         """Trains one detector up to a horizon, from where it was paused or interrupted."""
         return fit(
-            self._compiled,
+            self._compiled._replace(init=functools.partial(self._first, purpose)),
             _terms(losses),
             self._splits[purpose][0],
             steps=self.horizons(purpose)[-1],
@@ -185,24 +225,37 @@ class DetectorTrainer:
             flip=self._flip,
             partial=self._partial(losses, purpose, seed),
             until=horizon,
-            save_every=self._schedule.save_every,
+            save_every=0 if purpose == "table" else self._schedule.save_every,  # its curve is in no checkpoint
             stop=stop,
+            **evaluation,
         )
 
     def _train_one(
         self, losses: LossPair, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> Training:
         partial = self._partial(losses, purpose, seed)
+        horizons = self.horizons(purpose)
+        curve: list[tuple[int, float, float]] = []
+
+        def score(step: int, state: TrainState) -> None:
+            if step in horizons:
+                select, test = (self._evaluate(state, split).ap for split in (self._splits[purpose][1], self._test))
+                curve.append((step, select, test))
+
+        evaluation = {"evaluate_every": math.gcd(*horizons), "evaluate": score} if purpose == "table" else {}
         try:
-            state = self._fit(losses, purpose, seed, horizon, stop)
+            state = self._fit(losses, purpose, seed, horizon, stop, **evaluation)
         except TrainingDiverged as error:
             checkpoint.delete(partial)
             return Training(None, failure=str(error))
+        if purpose == "table":
+            checkpoint.delete(partial)
+            return Training(curve[-1][1], {"curve": curve})
         folder = partial.with_suffix("")
         if purpose == "final":
             checkpoint.save(folder, state.model)
         metrics = self._evaluate(state, self._splits[purpose][1])
-        if horizon == self.horizons(purpose)[-1]:
+        if horizon == horizons[-1]:
             checkpoint.delete(partial)
         described = _plain(metrics) | ({"checkpoint": folder.name} if purpose == "final" else {})
         return Training(metrics.ap, described)
@@ -226,6 +279,7 @@ class DetectorTrainer:
             own = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *_filled([own for _, own in kept], count))
             state = state._replace(own=own[0], opt_state=own[1], step=jnp.int32(kept[0][0]))
         chunk, failures = _padded(losses, count), [""] * len(losses)
+        curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
         batches = self._batches(purpose, seed, first)
         for done in range(first + 1, horizon + 1):
@@ -235,9 +289,17 @@ class DetectorTrainer:
             finite = np.asarray(metrics["finite"])
             for k in np.flatnonzero(~finite[: len(losses)]):
                 failures[k] = failures[k] or f"not finite at step {done}"
-        scores = evaluate_many(
-            functools.partial(many.predict, state), self._splits[purpose][1], self._config.batch_size
-        )
+            if purpose == "table" and done in self.horizons(purpose):
+                splits = self._splits[purpose][1], self._test
+                both = [self._evaluate_many(many, state, source) for source in splits]
+                for curve, select, test in zip(curves, *both, strict=False):  # without the padding
+                    curve.append((done, *(math.nan if each is None else each.ap for each in (select, test))))
+        if purpose == "table":
+            return [
+                Training(None, failure=failure) if failure else Training(curve[-1][1], {"curve": curve})
+                for failure, curve in zip(failures, curves, strict=True)
+            ]
+        scores = self._evaluate_many(many, state, self._splits[purpose][1])
         if purpose == "final":
             self._save_models(state, losses, seed, failures)
         for k, name in enumerate(names):
@@ -252,6 +314,9 @@ class DetectorTrainer:
             else Training(score.ap, _plain(score))
             for failure, score in zip(failures, scores[: len(losses)], strict=True)
         ]
+
+    def _evaluate_many(self, many: JittedMany, state: ManyState, source: Source) -> list[Metrics | None]:
+        return evaluate_many(functools.partial(many.predict, state), source, self._config.batch_size)
 
     def _save_models(self, state: ManyState, losses: Sequence[LossPair], seed: int, failures: Sequence[str]) -> None:
         for k, pair in enumerate(losses):
@@ -286,9 +351,14 @@ class DetectorTrainer:
 
         return evaluate_detector(predict, source, batch_size=self._config.batch_size)
 
-    def _partial(self, losses: LossPair, purpose: Purpose, seed: int) -> pathlib.Path:
+    def _partial(self, losses: LossPair, purpose: _Purpose, seed: int) -> pathlib.Path:
         digest = hashlib.blake2b(json.dumps(losses.key).encode(), digest_size=6).hexdigest()
         return self._checkpoints / f"{purpose}-seed{seed}-{digest}.partial"
+
+
+def _rule(is_output: Callable[[tuple], bool]) -> Callable[[tuple, Any], bool]:
+    """As Flax wants it."""
+    return lambda path, value: is_output(tuple(path))
 
 
 def _terms(losses: LossPair) -> DetectionLosses:

@@ -1,15 +1,15 @@
-"""Calibration: do the stages of a search predict how well a loss trains a detector in the end?
+"""A table of trained losses: FCOS on digit scenes.
 
-python launch/search.py --config=configs/search/calibration.py
+python launch/loss_table.py --config=configs/loss_table/fcos_digits.py
 
-Good, mediocre and bad losses pass through every stage and train to the end with 3 seeds.  Cost and results are in
-docs/benchmarks.md.
+Hand-made losses, good, mediocre and bad, stand beside the known ones and those drawn from a screened population.  What
+came out is in docs/benchmarks.md.
 """
 
-from cse_jax.search.config import CalibrationConfig
+from cse_jax.loss_table.config import LossTableConfig
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import ScheduleConfig
-from search_run import CalibrationRun, search_in_minutes
+from search_run import LossTableRun
 
 P = "sigmoid(x)"
 CLASSIFICATION = (
@@ -40,11 +40,10 @@ REGRESSION = (
 )
 
 
-def get_config() -> CalibrationRun:
-    return CalibrationRun(
-        name="calibration",
-        calibration=CalibrationConfig(classification=CLASSIFICATION, regression=REGRESSION, generated=7, rejected=2),
-        search=search_in_minutes(),
+def get_config() -> LossTableRun:
+    return LossTableRun(
+        name="fcos_digits",
+        table=LossTableConfig(classification=CLASSIFICATION, regression=REGRESSION),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(overfit=80, proxy=(200, 550), final=700),
+        schedule=ScheduleConfig(overfit=80, table=(100, 200, 400), start=2000),
     )

@@ -1,0 +1,28 @@
+"""Tables of trained losses: what hundreds of different losses reach, with every stage's score of each.
+
+``load`` reads one that comes with the package, ``read`` any other; ``making.make`` makes one.
+"""
+
+import pathlib
+
+from cse_jax.loss_table.table import Curve, LossTable, LossTableError, TableLoss, read
+
+__all__ = ["Curve", "LossTable", "LossTableError", "TableLoss", "available", "load", "read"]
+
+_FOLDER = pathlib.Path(__file__).parent / "tables"
+
+
+def available() -> list[str]:
+    """The names of the tables that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.parquet"))
+
+
+def load(name: str = "fcos_digits") -> LossTable:
+    """A table that comes with the package, by its name.
+
+    Raises:
+      LossTableError: there is none of this name.
+    """
+    if name not in available():
+        raise LossTableError(f"there is no table {name!r}; there are {', '.join(available()) or 'none'}")
+    return read(_FOLDER / f"{name}.parquet")

@@ -1,0 +1,215 @@
+"""What a table says: how noisy its trainings are, which stages predict their outcome, how good the best losses are."""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from cse_jax.language import zoo
+from cse_jax.loss_table.table import LossTable, TableLoss
+from cse_jax.search.config import FilterConfig
+from cse_jax.search.statistics import seed_noise
+from cse_jax.search.task import Part
+
+TOP = 5
+SCREEN = "simulation x probe"  # by which candidates are ranked before a whole detector is trained
+RANKED = "simulation x probe x overfit"  # by which they are ranked before the proxy task
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How well trainings of a length tell losses apart; APs are those of the test split.
+
+    Attributes:
+      steps: length of the training.
+      default: mean AP of the default loss.
+      noise: standard deviation of one training's AP that neither loss nor seed explains.
+      signal: standard deviation between the losses' true APs, of those within ``NEAR`` AP of the default loss.
+      spread: that of all losses.
+      tau: Kendall's tau of one training's AP on the select split with the mean on the test split at the last horizon,
+        taken over the other seeds; of the losses near the default.
+    """
+
+    steps: int
+    default: float
+    noise: float
+    signal: float
+    spread: float
+    tau: float
+
+
+NEAR = 0.1  # AP: losses that are further below the default loss are told apart by any training
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How well a stage's scores agree with the AP that trainings reach.
+
+    Attributes:
+      stage: whose scores.
+      count: losses that the stage judged.
+      tau: Kendall's tau-b over them.
+      near_tau: the same over the losses within ``NEAR`` AP of the default loss.
+      precision: share of the stage's best five among the true best five.
+      lost: how many of the true best five the stage would have thrown out.
+      rejected: how many of all losses it would have thrown out.
+    """
+
+    stage: str
+    count: int
+    tau: float
+    near_tau: float
+    precision: float
+    lost: int
+    rejected: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The loss that one half of the evidence finds best, judged by the other half.
+
+    Attributes:
+      loss: the loss with the best mean over all seeds and both splits' select part.
+      selected: mean difference to the default loss on the select split, by which it was chosen.
+      judged: mean difference to the default loss on the test split of the losses that each seed alone would choose,
+        with the other seeds: what selection among all losses of the table is worth.
+      error: standard error of ``judged`` from the noise between seeds.
+    """
+
+    loss: TableLoss
+    selected: float
+    judged: float
+    error: float
+
+
+def default_place(table: LossTable, part: Part) -> int:
+    """The number of the default loss among the trained losses of a part; -1 if it is not there."""
+    return _place(table.of(part))
+
+
+def _place(losses: list[TableLoss]) -> int:
+    for place, loss in enumerate(losses):
+        if loss.formula == zoo.default(loss.formula.space) and loss.weight == 1.0:
+            return place
+    return -1
+
+
+def noise_by_length(table: LossTable, part: Part) -> list[Noise]:
+    """One entry for each horizon."""
+    seeds = table.seeds(part)
+    test, select = (table.aps(part, seeds, split=split) for split in ("test", "select"))
+    keep = np.flatnonzero(np.isfinite(test).all((1, 2)))
+    test, select, losses = test[keep], select[keep], table.of(part)
+    truth = test[:, :, -1].mean(1)
+    place = _place([losses[k] for k in keep])
+    near = truth >= truth[place] - NEAR
+    found = []
+    for k, steps in enumerate(table.horizons):
+        at = test[:, :, k]
+        noise = seed_noise(at[near].tolist())
+        signal, spread = (math.sqrt(max(0.0, a.mean(1).var(ddof=1) - noise**2 / len(seeds))) for a in (at[near], at))
+        tau = _tau_with_others(select[near, :, k], test[near, :, -1])
+        found.append(Noise(steps, float(at[place].mean()), noise, signal, spread, tau))
+    return found
+
+
+def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agreement]:
+    """One entry for each stage of a search; the trainings' own horizons are stages of the proxy task."""
+    losses, seeds = table.of(part), table.seeds(part)
+    keep = np.flatnonzero(np.isfinite(table.aps(part, seeds)).all((1, 2)))
+    losses = [losses[k] for k in keep]
+    test, select = (table.aps(part, seeds, split=split)[keep] for split in ("test", "select"))
+    truth = test[:, :, -1].mean(1)
+    place = _place(losses)
+    near = truth >= truth[place] - NEAR
+    scores = {stage: np.array([loss.scores.get(stage, math.nan) for loss in losses]) for stage in losses[place].scores}
+    bars = {stage: _bar(stage, list(scores), values[place], filters) for stage, values in scores.items()}
+    probes = [stage for stage in scores if stage.startswith("probe")]
+    if probes:
+        scores[SCREEN] = np.nan_to_num(scores["simulation"]) * np.nan_to_num(scores[probes[-1]])
+        overfits = [stage for stage in scores if stage.startswith("overfit")]
+        if overfits:
+            scores[RANKED] = scores[SCREEN] * np.nan_to_num(scores[overfits[-1]])
+    found = [
+        _agreement(stage, values, truth, near, values < bars.get(stage, -math.inf)) for stage, values in scores.items()
+    ]
+    if len(seeds) > 1:
+        others = test[:, 1:, -1].mean(1)
+        for k, steps in enumerate(table.horizons):
+            nobody = np.zeros(len(truth), bool)
+            found.append(_agreement(f"training {steps}, one seed", select[:, 0, k], others, near, nobody))
+    return found
+
+
+def best(table: LossTable, part: Part) -> Best:
+    """How far the best loss is beyond the default one."""
+    losses, seeds = table.of(part), table.seeds(part)
+    test, select = (np.nan_to_num(table.aps(part, seeds, split=split)[:, :, -1]) for split in ("test", "select"))
+    place = default_place(table, part)
+    test, select = test - test[place], select - select[place]
+    winner = int(select.mean(1).argmax())
+    judged = []
+    for k in range(len(seeds)):
+        others = [n for n in range(len(seeds)) if n != k]
+        judged.append(test[select[:, k].argmax(), others].mean() if others else math.nan)
+    noise = seed_noise(_whole(table.aps(part, seeds))[:, :, -1].tolist())
+    error = math.sqrt(2.0) * noise / math.sqrt(max(1, len(seeds)))
+    return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error)
+
+
+def kendall_tau(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Kendall's tau-b; NaN for fewer than two values, or where all are the same."""
+    from scipy import stats  # which takes long to import
+
+    return float(stats.kendalltau(a, b).statistic) if len(a) > 1 else math.nan  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _whole(aps: Float[np.ndarray, "n s h"]) -> Float[np.ndarray, "m s h"]:
+    """The losses that were trained with all seeds."""
+    return aps[np.isfinite(aps).all((1, 2))]
+
+
+def _tau_with_others(select: Float[np.ndarray, "n s"], test: Float[np.ndarray, "n s"]) -> float:
+    """Kendall's tau of one seed on the select split with the mean of the others on the test split."""
+    seeds = select.shape[1]
+    if seeds < 2:
+        return math.nan
+    return float(np.mean([kendall_tau(select[:, k], np.delete(test, k, 1).mean(1)) for k in range(seeds)]))
+
+
+def _bar(stage: str, stages: list[str], default: float, filters: FilterConfig) -> float:
+    """The score below which a search would drop a loss."""
+    if stage == "margin":
+        return 0.0
+    if stage == "simulation":
+        return filters.simulation_tolerance
+    if stage.startswith("overfit"):
+        return filters.overfit_tolerance * default
+    last = stage == [other for other in stages if other.startswith("probe")][-1]
+    return (filters.probe_tolerance if last else filters.early_probe_tolerance) * default
+
+
+def _agreement(
+    stage: str,
+    scores: Float[np.ndarray, " n"],
+    truth: Float[np.ndarray, " n"],
+    near: np.ndarray,
+    rejected: np.ndarray,
+) -> Agreement:
+    judged = np.isfinite(scores)
+    top = set(_best(truth))
+    own = np.flatnonzero(judged)[_best(scores[judged])].tolist()
+    return Agreement(
+        stage,
+        int(judged.sum()),
+        kendall_tau(scores[judged], truth[judged]),
+        kendall_tau(scores[judged & near], truth[judged & near]),
+        len(top & set(own)) / TOP,
+        int(sum(bool(rejected[k]) for k in top)),
+        int(rejected.sum()),
+    )
+
+
+def _best(values: Float[np.ndarray, " n"]) -> list[int]:
+    return np.argsort(-values, kind="stable")[:TOP].tolist()

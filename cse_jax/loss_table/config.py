@@ -1,0 +1,31 @@
+"""Which losses a table holds, and how often each is trained."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class LossTableConfig:
+    """A table of trained losses.
+
+    Attributes:
+      classification, regression: formulas written by hand, beside the known losses of the space.
+      generated: losses of each part drawn from a screened population, spread evenly over its behaviours.
+      rejected: losses of each part that the verification rejects although they are finite.
+      population: formulas that they are drawn from.
+      seeds: trainings of each loss.
+      first_seed: the first of these seeds; searches use smaller ones.
+      seed: of the draws, of probes and of trainings on one image per category.
+      workers: trainings that run at once, in threads.
+      stages: whether the stages of a search score each loss as well, by training heads and on one image per category.
+    """
+
+    classification: tuple[str, ...] = ()
+    regression: tuple[str, ...] = ()
+    generated: int = 400
+    rejected: int = 20
+    population: int = 1_000_000
+    seeds: int = 2
+    first_seed: int = 1_000
+    seed: int = 0
+    workers: int = 2
+    stages: bool = True

@@ -1,0 +1,80 @@
+"""A table of trained losses in words and tables of Markdown."""
+
+import math
+from collections.abc import Iterator
+
+from cse_jax.language.expression import to_infix
+from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, default_place, noise_by_length
+from cse_jax.loss_table.table import LossTable
+from cse_jax.reporting.report import markdown_table
+from cse_jax.search.config import FilterConfig
+from cse_jax.search.task import Part
+
+SHOWN = 10  # losses of each part
+
+
+def sections(table: LossTable, filters: FilterConfig) -> Iterator[str]:
+    """The report, one part of the detector after the other.
+
+    Args:
+      table: the losses.
+      filters: the thresholds of the search whose stages are judged.
+    """
+    parts: tuple[Part, ...] = ("cls", "box")
+    for part in parts:
+        losses, seeds = table.of(part), table.seeds(part)
+        if not losses or default_place(table, part) < 0:
+            continue
+        name = losses[0].formula.space.name
+        lines = [f"## {name}: {len(losses)} losses, {len(seeds)} seeds", ""]
+        rows = [
+            (str(n.steps), *(f"{value:.4f}" for value in (n.default, n.noise, n.signal, n.spread)),
+             f"{n.signal / n.noise:.1f}" if n.noise else "-", _figure(n.tau))
+            for n in noise_by_length(table, part)
+        ]  # fmt: skip
+        near = f"within {NEAR:g} AP of the default"
+        header = (
+            "steps",
+            "default AP",
+            "noise",
+            f"signal, {near}",
+            "signal, all",
+            "signal / noise",
+            "tau with the end",
+        )
+        lines += [*markdown_table(header, rows), ""]
+        rows = [
+            (a.stage, str(a.count), *map(_figure, (a.tau, a.near_tau, a.precision)), str(a.lost), str(a.rejected))
+            for a in agreements(table, part, filters)
+        ]  # fmt: skip
+        header = (
+            "stage", "losses", "Kendall's tau", f"tau, {near}", f"precision at {TOP}",
+            f"of the best {TOP} rejected", "rejected",
+        )  # fmt: skip
+        lines += [*markdown_table(header, rows), ""]
+        if len(seeds) > 1:
+            found = best(table, part)
+            lines += [
+                f"The loss that does best on the select split is {found.selected:+.4f} AP from the default there. What "
+                f"one seed alone chooses is {found.judged:+.4f} ± {found.error:.4f} AP (standard error) from it on the "
+                "test split with the other seeds.",
+                "",
+            ]
+        lines += [*markdown_table(("test AP", "select AP", "origin", "weight", "formula"), _ranked(table, part)), ""]
+        yield "\n".join(lines)
+
+
+def _ranked(table: LossTable, part: Part) -> list[tuple[str, ...]]:
+    losses, seeds = table.of(part), table.seeds(part)
+    test, select = (table.aps(part, seeds, split=split)[:, :, -1].mean(1) for split in ("test", "select"))
+    order = sorted(range(len(losses)), key=lambda k: -select[k] if math.isfinite(select[k]) else 1.0)
+    rows = []
+    for k in order[:SHOWN]:
+        loss = losses[k]
+        figures = f"{test[k]:.4f}", f"{select[k]:.4f}", loss.origin, f"{loss.weight:g}"
+        rows.append((*figures, f"`{to_infix(loss.formula)}`"))
+    return rows
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"

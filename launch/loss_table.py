@@ -1,0 +1,85 @@
+"""Makes a table of trained losses: many different losses, each trained to the end, with every stage's score of it.
+
+    python launch/loss_table.py --config=configs/loss_table/fcos_digits.py
+    python launch/loss_table.py --config=configs/loss_table/fcos_digits.py --config.table.seeds=4
+    python launch/loss_table.py --report=runs/fcos_digits.parquet
+
+The file is written every few seconds, and after an interruption, on another machine too, the same command goes on with
+it.  The report says how noisy the trainings are, which stages predict their outcome, and how good the best losses are.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+
+import script
+from cse_jax import loss_table, workdir
+from cse_jax.errors import InputError
+from cse_jax.loss_table.making import make
+from cse_jax.reporting import loss_table_report
+from cse_jax.reporting.monitor import Monitor
+from search_run import LossTableRun, build_trainer
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(script.ROOT / "configs/loss_table/fcos_digits.py"), "Which losses, detector and data."
+)
+_FILE = flags.DEFINE_string("file", None, "The table; runs/<config.name>.parquet by default.")
+_REPORT = flags.DEFINE_string("report", None, "Only report on this table, and train nothing.")
+_TASK = ("detector", "train", "schedule", "data", "weights")  # what a training depends on, beside its losses
+
+
+def main(argv: list[str]) -> None:
+    script.start(argv)
+    config: LossTableRun = _CONFIG.value
+    console = Console(file=sys.stdout)
+    if _REPORT.value:
+        _show(loss_table.read(pathlib.Path(_REPORT.value)), config, console)
+        return
+    path = pathlib.Path(_FILE.value or pathlib.Path("runs") / f"{config.name}.parquet")
+    folder = path.with_suffix("")
+
+    def say(message: str) -> None:
+        console.print(f"\n{message}", style="red", markup=False, soft_wrap=True)
+
+    with (
+        script.ending(
+            "The table",
+            interrupted=f"What is finished is in {path}; the same command goes on with it.",
+            folder=folder,
+            say=say,
+            kept=f"What was finished is in {path}.",
+        ),
+        workdir.opened(folder),
+    ):
+        _show(_make(config, path, folder, console), config, console)
+
+
+def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, console: Console) -> loss_table.LossTable:
+    parts = [part for part in ("cls", "box") if part in config.parts]
+    if len(parts) != len(config.parts):
+        raise InputError(f"config.parts is {config.parts}; use ('cls',), ('box',) or ('cls', 'box')")
+    trainer = build_trainer(config, config.table.seed, folder / "checkpoints")
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    task = {name: plain[name] for name in _TASK}
+    task["data"].pop("data_dir", None)
+    about = {"task": task, "versions": workdir.versions(), "device": workdir.device()}
+    costs = {purpose: float(trainer.horizons(purpose)[-1]) for purpose in ("probe", "overfit", "table")}
+    costs["probe"] /= trainer.at_once("probe")
+    with Monitor(console, steps=costs) as monitor:
+        return make(
+            config.table, config.filters, parts=parts, trainer=trainer, progress=monitor, path=path, about=about
+        )
+
+
+def _show(table: loss_table.LossTable, config: LossTableRun, console: Console) -> None:
+    for text in loss_table_report.sections(table, config.filters):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
