@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cse_jax.language.expression import to_authors, to_infix
-from cse_jax.reporting.report import markdown_table
+from cse_jax.reporting.final_table import markdown_table
 from cse_jax.search.calibration import TOP, Agreement, Calibration
 from cse_jax.workdir import write_whole
 

@@ -7,7 +7,7 @@ import statistics
 from cse_jax.errors import UserError
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
-from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows
+from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
 from cse_jax.search.config import SearchConfig
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
@@ -60,9 +60,11 @@ def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Pro
     contestants = _contestants(config, branches, trials=trials)
     budget.done("controls")
     progress.expect({"final": len(contestants) * config.final.seeds})
-    table = compare(contestants, [config.seed + k for k in range(config.final.seeds)], trials=trials)
-    discovered = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
-    return SearchResult(branches, default_ap, discovered[-1] if discovered else None, table)
+    found = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
+    discovered = found[-1] if found else None
+    signal = prior_variance(branches, default_ap, discovered, trainer.task) if discovered else math.nan
+    table = compare(contestants, config.final_seeds, trials=trials, signal=signal)
+    return SearchResult(branches, default_ap, discovered, table)
 
 
 def train_default(config: SearchConfig, *, trials: Trials) -> float:
