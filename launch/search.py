@@ -3,8 +3,10 @@
     python launch/search.py
     python launch/search.py --config=configs/search/faster_rcnn.py --workdir=runs/two_stage
     python launch/search.py --config.search.classification.generations=5
+    python launch/search.py --confirm=10
 
-After an interruption the same command resumes the search.
+After an interruption the same command resumes the search.  With --confirm the losses of the final table are then
+trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
 """
 
 import pathlib
@@ -16,18 +18,13 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import script
+from confirming import confirm
 from cse_jax import search, workdir
-from cse_jax.errors import InputError
 from cse_jax.reporting import calibration_report, report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search import calibration
 from cse_jax.search.ledger import Ledger
-from detectors.data.datasets import open_dataset
-from detectors.models import build_detector
-from detectors.training.initial_weights import starting_from
-from detectors.training.search_trainer import DetectorTrainer, task_of
-from detectors.training.step import jit_detector
-from search_run import CalibrationRun, SearchRun
+from search_run import CalibrationRun, SearchRun, trainer_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/search/default.py"), "What to search.")
 _SCALES = {
@@ -36,11 +33,16 @@ _SCALES = {
     "none": "raw",
 }
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<config.name> by default.")
+_CONFIRM = flags.DEFINE_integer(
+    "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0
+)
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
     config: SearchRun = _CONFIG.value
+    if _CONFIRM.value and isinstance(config, CalibrationRun):
+        raise app.UsageError("a calibration has no result that --confirm could confirm")
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     console = Console(file=sys.stdout)
@@ -59,13 +61,15 @@ def main(argv: list[str]) -> None:
         workdir.opened(folder),
     ):
         _search(config, folder, console, started)
+        if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
+            confirm(config, folder, _CONFIRM.value, console)
 
 
 def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: float) -> None:
     about = workdir.describe(config)
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        trainer = _trainer(config, folder)
+        trainer = trainer_of(config, folder)
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
@@ -90,7 +94,8 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     data = report.result_dict(result, about=about)
     report.write_result(folder, data)
     report.show(console, result)
-    console.print(f"{data['conclusion']}\nReport: {folder / 'report.md'}", markup=False, soft_wrap=True)
+    text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _scale(config: SearchRun) -> str:
@@ -99,29 +104,6 @@ def _scale(config: SearchRun) -> str:
     factors = ", ".join(f"{weight:g}" for weight in filters.weights)
     tried = f"; the best of the factors {factors} on fixed features" if len(filters.weights) > 1 else ""
     return _SCALES[filters.scale] + tried
-
-
-def _trainer(config: SearchRun, folder: pathlib.Path) -> DetectorTrainer:
-    data = open_dataset(config.data)
-    data.check_classes(config.detector.classes)
-    if data.select is data.test:
-        raise InputError(
-            "The search would select on the split that its final table reports: keep images of train for that, "
-            f"--config.data.select_images={len(data.train) // 10}"
-        )
-    detector, build = build_detector(config.detector)
-    return DetectorTrainer(
-        starting_from(jit_detector(build, config.train), build, config.weights),
-        build,
-        config.train,
-        data,
-        config.schedule,
-        is_output=detector.is_output,
-        task=task_of(detector),
-        flip=config.data.flip,
-        seed=config.search.seed,
-        checkpoints=folder / "checkpoints",
-    )
 
 
 if __name__ == "__main__":

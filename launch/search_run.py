@@ -1,15 +1,17 @@
-"""The configs of a search and of a calibration: a search of ``cse_jax`` with a detector of ``detectors``."""
+"""The configs of a search and of a calibration, and the trainer of ``detectors`` that they make for ``cse_jax``."""
 
 import dataclasses
+import pathlib
 
+from cse_jax.errors import InputError
 from cse_jax.search.config import BranchConfig, CalibrationConfig, FilterConfig, FinalConfig, SearchConfig
-from detectors.data.datasets import DataConfig
+from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
-from detectors.models import DetectorConfig
+from detectors.models import DetectorConfig, build_detector
 from detectors.models.fcos import fcos_tiny
-from detectors.training.initial_weights import WeightsConfig
-from detectors.training.search_trainer import ScheduleConfig
-from detectors.training.step import TrainConfig
+from detectors.training.initial_weights import WeightsConfig, starting_from
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.step import TrainConfig, jit_detector
 
 
 def search_in_minutes() -> SearchConfig:
@@ -49,3 +51,36 @@ class CalibrationRun(SearchRun):
 
     name: str = "calibration"
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+
+
+def trainer_of(config: SearchRun, folder: pathlib.Path, *, selects: bool = True) -> DetectorTrainer:
+    """The trainer of a search or of its confirmation; its models go to ``checkpoints`` in the folder.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      selects: whether it selects among losses, which takes a split of its own.
+
+    Raises:
+      InputError: the data doesn't fit the detector, or has no split to select on.
+    """
+    data = open_dataset(config.data)
+    data.check_classes(config.detector.classes)
+    if selects and data.select is data.test:
+        raise InputError(
+            "The search would select on the split that its final table reports: keep images of train for that, "
+            f"--config.data.select_images={len(data.train) // 10}"
+        )
+    detector, build = build_detector(config.detector)
+    return DetectorTrainer(
+        starting_from(jit_detector(build, config.train), build, config.weights),
+        build,
+        config.train,
+        data,
+        config.schedule,
+        is_output=detector.is_output,
+        task=task_of(detector),
+        flip=config.data.flip,
+        seed=config.search.seed,
+        checkpoints=folder / "checkpoints",
+    )

@@ -17,7 +17,7 @@ from cse_jax.reporting.final_table import (
     terminal_table,
 )
 from cse_jax.reporting.monitor import funnel_tables, hall_of_fame_table
-from cse_jax.search.comparison import Role
+from cse_jax.search.comparison import Role, prior_variance
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.pipeline import SearchResult
@@ -43,6 +43,9 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         },
         "default_proxy_ap": result.default_proxy_ap,
         "discovered": pair_as_data(result.discovered) if result.discovered else None,
+        "prior_variance": number(
+            prior_variance(result.branches, result.default_proxy_ap, result.discovered, result.table[0].losses)
+        ),
         "table": rows_as_data(result.table),
         "conclusion": conclusion(result.table),
         "scope": scope(result.table),

@@ -146,19 +146,21 @@ def compare(
     return judged(rows, signal=signal)
 
 
-def prior_variance(branches: Sequence[BranchResult], default_ap: float, losses: LossPair, task: Task) -> float:
+def prior_variance(
+    branches: Sequence[BranchResult], default_ap: float, losses: LossPair | None, default: LossPair
+) -> float:
     """Variance of true differences between pairs like this one and the default losses, from the halls of fame.
 
     Those of a pair's two losses add up.  The figures are of the proxy task, where differences may be larger or smaller
-    than at the end; NaN if a hall of fame has fewer than two losses.
+    than at the end; NaN if a hall of fame has fewer than two losses, or nothing was discovered.
 
     Args:
       branches: of the search that found the pair.
       default_ap: of the default losses on the proxy task.
       losses: the pair.
-      task: whose default losses they are compared with.
+      default: the default losses.
     """
-    parts = [part for part in PARTS if getattr(losses, part) != getattr(task.default, part)]
+    parts = [part for part in PARTS if losses and getattr(losses, part) != getattr(default, part)]
     of_part = [
         signal_variance([entry.ap - default_ap for entry in branch.entries], math.sqrt(2.0) * branch.standard_error)
         for branch in branches
