@@ -178,6 +178,8 @@ def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir):
     folder = workdir / "confirm" / result["config"]["name"]
     confirmed = json.loads((folder / "confirm.json").read_text())
     assert confirmed["config"] == result["config"] and len(confirmed["seeds"]) == 2
+    assert all(row["image_error"] >= 0.0 for row in confirmed["table"])
+    assert "over images" in (folder / "confirm.md").read_text()
     assert [row["name"] for row in confirmed["table"]] == [row["name"] for row in result["table"]]
     assert confirmed["conclusion"] in output and str(folder / "confirm.md") in output
     written = (folder / "confirm.json").read_bytes()

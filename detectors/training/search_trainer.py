@@ -19,7 +19,8 @@ from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, Trai
 from detectors import checkpoint
 from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
-from detectors.evaluation.coco import Metrics, evaluate_detector
+from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground_truth
+from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, term
 from detectors.models.detector import Detector
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
@@ -172,6 +173,19 @@ class DetectorTrainer:
             state = self._heads.init(features, count)
             norms += self._heads.gradient(state, batch, chunk, jnp.int32(self._seed)).tolist()[: len(losses) - start]
         return [tuple(pair) for pair in norms]
+
+    def matches(self, losses: LossPair, *, seed: int) -> list[Matches]:
+        """Which objects of the test split a final training's model finds, by category.
+
+        Raises:
+          CheckpointError: it has no model.
+        """
+        state, source = self._compiled.init(self._seed), self._splits["final"][1]
+        stored = checkpoint.restore(self._partial(losses, "final", seed).with_suffix(""), state.model)
+        params, rest = jax.device_put(stored)
+        predict = functools.partial(self._compiled.predict, state._replace(params=params, rest=rest, ema=None))
+        found = detect(predict, source, batch_size=self._config.batch_size)
+        return all_matches(found, ground_truth(source.annotations), source.categories)
 
     def _fit(self, losses: LossPair, purpose: Purpose, seed: int, horizon: int, stop: threading.Event) -> TrainState:
         """Trains one detector up to a horizon, from where it was paused or interrupted."""
