@@ -21,7 +21,7 @@ from cse_jax.errors import UserError
 
 _DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
 _AGAIN_SECONDS = 0.05
-RESULT_FORMAT = 2  # of a search's result.json
+RESULT_FORMAT = 3  # of a search's result.json
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 

@@ -23,7 +23,7 @@ from cse_jax.errors import InputError
 from cse_jax.loss_table.making import make
 from cse_jax.reporting import loss_table_report
 from cse_jax.reporting.monitor import Monitor
-from search_run import LossTableRun, build_trainer
+from search_run import LossTableRun, trainer_of
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", str(script.ROOT / "configs/loss_table/fcos_digits.py"), "Which losses, detector and data."
@@ -63,7 +63,7 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
     parts = [part for part in ("cls", "box") if part in config.parts]
     if len(parts) != len(config.parts):
         raise InputError(f"config.parts is {config.parts}; use ('cls',), ('box',) or ('cls', 'box')")
-    trainer = build_trainer(config, config.table.seed, folder / "checkpoints")
+    trainer = trainer_of(config, folder)
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     task = {name: plain[name] for name in _TASK}
     task["data"].pop("data_dir", None)

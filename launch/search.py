@@ -3,8 +3,10 @@
     python launch/search.py
     python launch/search.py --config=configs/search/faster_rcnn.py --workdir=runs/two_stage
     python launch/search.py --config.search.classification.generations=5
+    python launch/search.py --confirm=10
 
-After an interruption the same command resumes the search.
+After an interruption the same command resumes the search.  With --confirm the losses of the final table are then
+trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
 """
 
 import pathlib
@@ -16,11 +18,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import script
+from confirming import confirm
 from cse_jax import search, workdir
 from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ledger import Ledger
-from search_run import SearchRun, build_trainer
+from search_run import SearchRun, trainer_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/search/default.py"), "What to search.")
 _SCALES = {
@@ -29,6 +32,9 @@ _SCALES = {
     "none": "raw",
 }
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<config.name> by default.")
+_CONFIRM = flags.DEFINE_integer(
+    "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0
+)
 
 
 def main(argv: list[str]) -> None:
@@ -52,13 +58,15 @@ def main(argv: list[str]) -> None:
         workdir.opened(folder),
     ):
         _search(config, folder, console, started)
+        if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
+            confirm(config, folder, _CONFIRM.value, console)
 
 
 def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: float) -> None:
     about = workdir.describe(config)
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        trainer = build_trainer(config, config.search.seed, folder / "checkpoints")
+        trainer = trainer_of(config, folder)
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
@@ -75,7 +83,8 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     data = report.result_dict(result, about=about)
     report.write_result(folder, data)
     report.show(console, result)
-    console.print(f"{data['conclusion']}\nReport: {folder / 'report.md'}", markup=False, soft_wrap=True)
+    text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _scale(config: SearchRun) -> str:

@@ -71,20 +71,20 @@ class LossTableRun:
     weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
 
 
-def build_trainer(config: SearchRun | LossTableRun, seed: int, checkpoints: pathlib.Path) -> DetectorTrainer:
-    """The trainer of a run.
+def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, selects: bool = True) -> DetectorTrainer:
+    """The trainer of a run; its models go to ``checkpoints`` in the folder.
 
     Args:
       config: of the run.
-      seed: of what all trainings share.
-      checkpoints: folder for models and interrupted trainings.
+      folder: of the run.
+      selects: whether it selects among losses, which takes a split of its own.
 
     Raises:
-      InputError: the data set has no split of its own to select on.
+      InputError: the data doesn't fit the detector, or has no split to select on.
     """
     data = open_dataset(config.data)
     data.check_classes(config.detector.classes)
-    if data.select is data.test:
+    if selects and data.select is data.test:
         raise InputError(
             "The search would select on the split that its final table reports: keep images of train for that, "
             f"--config.data.select_images={len(data.train) // 10}"
@@ -99,6 +99,6 @@ def build_trainer(config: SearchRun | LossTableRun, seed: int, checkpoints: path
         is_output=detector.is_output,
         task=task_of(detector),
         flip=config.data.flip,
-        seed=seed,
-        checkpoints=checkpoints,
+        seed=config.search.seed if isinstance(config, SearchRun) else config.table.seed,
+        checkpoints=folder / "checkpoints",
     )

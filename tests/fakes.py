@@ -10,6 +10,7 @@ from cse_jax.search.trainer import OutOfMemory, Training
 class FakeTrainer:
     """Scores losses by a hash; diverges, runs out of memory, breaks, or interrupts the search at chosen trainings."""
 
+    shared_start = False
     task = Task(spaces.BINARY_CLASS, "strides")
 
     def __init__(

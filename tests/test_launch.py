@@ -166,6 +166,31 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
 
 
 @pytest.mark.slow
+def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir):
+    """By a script of its own, with the search's own config; the search's flag then finds nothing left to train."""
+    workdir, _ = finished
+    result = json.loads((workdir / "result.json").read_text())
+    code, output = run("confirm", f"--workdir={workdir}", "--seeds=2", data_dir=data_dir)
+    if not result["discovered"]:
+        assert code == 1 and "discovered no losses: there is nothing to confirm" in output
+        return
+    assert code == 0, output
+    folder = workdir / "confirm" / result["config"]["name"]
+    confirmed = json.loads((folder / "confirm.json").read_text())
+    assert confirmed["config"] == result["config"] and len(confirmed["seeds"]) == 2
+    assert all(row["image_error"] >= 0.0 for row in confirmed["table"])
+    assert "over images" in (folder / "confirm.md").read_text()
+    assert [row["name"] for row in confirmed["table"]] == [row["name"] for row in result["table"]]
+    assert confirmed["conclusion"] in output and str(folder / "confirm.md") in output
+    written = (folder / "confirm.json").read_bytes()
+    code, output = run("search", *SMALL, "--confirm=2", f"--workdir={workdir}", data_dir=data_dir)
+    assert code == 0 and confirmed["conclusion"] in output, output
+    assert (folder / "confirm.json").read_bytes() == written
+    code, output = run("confirm", f"--workdir={workdir}", "--config=configs/search/faster_rcnn.py", data_dir=data_dir)
+    assert code == 1 and "was for the space binary_class; this detector takes multi_class" in output, output
+
+
+@pytest.mark.slow
 def test_a_search_on_real_images_keeps_the_test_split_apart(test_data, tmp_path, data_dir):
     real = ["--config=configs/search/fcos_bccd.py", f"--config.data.root={test_data / 'bccd'}"]
     for changed, said in (
@@ -187,6 +212,9 @@ def test_a_search_on_real_images_keeps_the_test_split_apart(test_data, tmp_path,
         ("export", [], "give either --workdir or --formula"),
         ("export", ["--workdir=/nonexistent"], "there is no ledger at /nonexistent"),
         ("train", ["--search=/nonexistent"], "there is no /nonexistent/result.json"),
+        ("confirm", [], "--workdir names the folder of a finished search"),
+        ("confirm", ["--workdir=/nonexistent"], "there is no /nonexistent/result.json"),
+        ("search", ["--config=configs/search/calibration.py", "--confirm=2"], "a calibration has no result"),
     ],
 )
 def test_bad_input_is_named(script, arguments, said):

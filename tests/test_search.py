@@ -21,7 +21,8 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.screening.candidate import STAGES
 from cse_jax.screening.funnel import screen_population
 from cse_jax.screening.simulation import simulate
-from cse_jax.search.comparison import Role, Row, _mean_std, conclusion
+from cse_jax.search.comparison import Role, Row, judged, mean_std
+from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
 from cse_jax.search.task import LossPair
@@ -94,7 +95,9 @@ def test_the_final_table_has_all_rows(finished):
     assert names[0] == "focal + GIoU (default)" and "fitted" in names[1]
     assert "B_cls + B_reg (published)" in names
     assert all(len(row.aps) == 3 and math.isfinite(row.mean) for row in result.table)
-    assert result.table[0].difference == 0.0
+    rivals = [row for row in result.table if row.role != Role.DISCOVERED]
+    assert all(row.against.seeds == 3 and math.isfinite(row.against.high) for row in rivals)
+    assert all(row.against is None for row in result.table[-3:])
     cls, box = (branch.entries[0].formula for branch in result.branches)
     discovered = {row.name: (row.losses.cls, row.losses.box) for row in result.table if row.role == Role.DISCOVERED}
     assert discovered == {
@@ -451,25 +454,61 @@ def test_the_same_training_is_run_once(tmp_path):
         assert trainer.count == 3
 
 
-def row(role, aps, default=(0.40, 0.41, 0.42)):
+def test_the_final_table_has_seeds_that_nothing_else_has(finished):
+    path, _ = finished
+    with contextlib.closing(sqlite3.connect(path / "ledger.sqlite")) as db:
+        rows = db.execute("select distinct purpose, seed from trainings").fetchall()
+    seeds = {purpose: {seed for p, seed in rows if p == purpose} for purpose, _ in rows}
+    final = seeds.pop("final")
+    assert set(seeds) == {"probe", "overfit", "proxy"} and final == set(CONFIG.final_seeds) and len(final) == 3
+    assert not final & set().union(*seeds.values())
+    assert not set(CONFIG.confirmation_seeds(50)) & final.union(*seeds.values())
 
-    pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX))
-    paired = [a - b for a, b in zip(aps, default, strict=True)]
-    return Row(role.value, role, pair, tuple(aps), *_mean_std(aps), *_mean_std(paired), failures=())
+
+def row(role, aps, weight=1.0, failures=()):
+    pair = LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX), weight)
+    return Row(role.value, role, pair, tuple(aps), *mean_std(aps), failures=failures)
 
 
 @pytest.mark.parametrize(
     ("discovered", "said"),
     [
-        ((0.45, 0.46, 0.475), "is better than"),
-        ((0.42, 0.40, 0.43), "within the noise"),
-        ((0.38, 0.39, 0.40), "is not better"),
-        ((0.38, math.nan, 0.40), "failed in training"),
+        ((0.45, 0.46, 0.475), "is better than the best other row (default): paired difference +0.052 AP (corrected"),
+        ((0.44, 0.40, 0.46), "is not shown to be better or worse"),
+        ((0.43, 0.39, 0.45), "seeds would show a difference of 0.013 AP (80 % power)."),
+        ((0.35, 0.36, 0.375), "is worse than"),
+        ((0.38, math.nan, 0.40), "failed in training and is not compared"),
     ],
 )
 def test_the_conclusion_is_honest(discovered, said):
-    rows = [row(Role.DEFAULT, (0.40, 0.41, 0.42)), row(Role.DISCOVERED, discovered)]
+    rows = judged([row(Role.DEFAULT, (0.40, 0.41, 0.42)), row(Role.DISCOVERED, discovered, 2.0)])
     assert said in conclusion(rows)
+    assert "says nothing of longer trainings" in scope(rows)
+
+
+def test_one_seed_gives_no_verdict():
+    rows = judged([row(Role.DEFAULT, (0.40,)), row(Role.DISCOVERED, (0.60,), 2.0)])
+    assert "No verdict" in conclusion(rows) and "+0.200 AP to the best other row" in conclusion(rows)
+    assert rows[0].against.verdict == "noise unknown"
+
+
+def test_rows_whose_trainings_failed_are_named_and_not_compared():
+    failed = row(Role.PUBLISHED, (0.9, math.nan, 0.9), 3.0, failures=("seed 1001: not finite at step 3",))
+    rows = [row(Role.DEFAULT, (0.40, 0.41, 0.42)), failed, row(Role.DISCOVERED, (0.45, 0.46, 0.475), 2.0)]
+    compared = judged(rows)
+    assert compared[0].against == judged([rows[0], rows[2]])[0].against
+    assert compared[1].against.verdict == "not compared"
+    assert "is better than the best other row (default)" in conclusion(compared)
+    assert "Not compared, because trainings failed: published (seed 1001: not finite at step 3)" in conclusion(compared)
+    alone = judged([failed, rows[2]])
+    assert "is compared with nothing" in conclusion(alone) and "noise" not in scope(alone)
+
+
+def test_rows_of_the_same_losses_count_once():
+    """A fitted weight that is the default one is the same trainings: it must not make the noise look small."""
+    rows = [row(Role.DEFAULT, (0.40, 0.41, 0.42)), row(Role.DISCOVERED, (0.45, 0.46, 0.475), 2.0)]
+    doubled = judged([rows[0], row(Role.FITTED, rows[0].aps), *rows[1:]])
+    assert doubled[0].against == doubled[1].against == judged(rows)[0].against
 
 
 def test_no_discovery_is_said():
@@ -483,6 +522,8 @@ def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
     report.write_result(tmp_path, data)
     assert json.loads((tmp_path / "result.json").read_text())["conclusion"] == conclusion(result.table)
     text = (tmp_path / "report.md").read_text()
+    (low, high), verdict = (data["table"][0]["against"][name] for name in ("interval", "verdict"))
+    assert f"{low:+.3f} to {high:+.3f} | {verdict}" in text and data["conclusion"] in text and data["scope"] in text
     best = result.branches[1].entries[0]
     assert f"`{best.formula}`" in text and "B_cls + B_reg (published)" in text
     for line in text.splitlines():

@@ -17,16 +17,18 @@ from micro import FEATURES, QUICK
 from PIL import Image
 from rich.console import Console
 from scripts import ROOT
-from test_configs import read
+from test_configs import SEARCHES, read
 
+import recorded
 from cse_jax import search
+from cse_jax.errors import InputError
 from cse_jax.reporting.monitor import Monitor
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.training.search_trainer import ScheduleConfig
-from search_run import build_trainer
+from search_run import trainer_of
 
 CONFIGS = {
     "atss": ATSSConfig,
@@ -88,7 +90,7 @@ def search_with(name, folder):
     folder = pathlib.Path(folder)
     config = small(read(ROOT / "configs" / "search" / f"{name}.py").get_config(), folder)
     assert isinstance(config.detector, CONFIGS[name])
-    trainer = build_trainer(config, config.search.seed, folder / "checkpoints")
+    trainer = trainer_of(config, folder)
     with (
         search.Ledger(folder / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "overfit": 2, "proxy": 2, "final": 2}) as monitor,
@@ -98,6 +100,18 @@ def search_with(name, folder):
     assert result.branches[0].space == trainer.task.cls_space
     assert all(0.0 <= row.mean <= 1.0 for row in result.table), result.table
     print("searched")
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_a_config_is_made_again_from_a_result(path):
+    config = read(path).get_config()
+    assert recorded.search_run(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_a_config_of_no_known_class_is_refused():
+    plain = json.loads(json.dumps(dataclasses.asdict(read(SEARCHES[0]).get_config())))
+    with pytest.raises(InputError, match="0 classes have the fields mystery.*give the same --config"):
+        recorded.search_run(plain | {"detector": {"mystery": 1}})
 
 
 @pytest.mark.slow

@@ -118,6 +118,9 @@ def make(
         {purpose: everyone * len(trainer.horizons(purpose)) for purpose in STAGES if config.stages}
         | {"table": everyone * len(seeds)}
     )
+    if config.stages or trainer.shared_start:
+        progress.activity("default losses, the start of all trainings")
+        trainer.prepare()
     try:
         for block in _blocks(table, parts):
             pairs = [pair(loss, task) for loss in block]

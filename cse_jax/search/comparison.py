@@ -6,10 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+
 from cse_jax.language import zoo
 from cse_jax.language.spaces import BOX
 from cse_jax.search.branch import BranchResult
 from cse_jax.search.config import FinalConfig
+from cse_jax.search.statistics import Comparison, against_each, signal_variance
 from cse_jax.search.task import LossPair, Part, Task
 from cse_jax.search.trials import Outcome, Trials
 
@@ -37,7 +40,15 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the final table: AP on the test split over the seeds, and the paired difference to the first row."""
+    """One line of the final table: AP on the test split.
+
+    Attributes:
+      name, role, losses: of the contestant.
+      aps: by seed; NaN where the training failed.
+      mean, std: over the seeds; NaN if a training failed.
+      failures: why, each with its seed.
+      against: the discovered pair's difference to this row; None for what was discovered, or if nothing was.
+    """
 
     name: str
     role: Role
@@ -45,9 +56,8 @@ class Row:
     aps: tuple[float, ...]
     mean: float
     std: float
-    difference: float
-    difference_std: float
     failures: tuple[str, ...]
+    against: Comparison | None = None
 
 
 def most_rows(config: FinalConfig, task: Task) -> int:
@@ -118,51 +128,81 @@ def combined(branches: Sequence[BranchResult], *, trials: Trials, seeds: Sequenc
     return [contestant for _, contestant in ranked]
 
 
-def compare(contestants: Sequence[Contestant], seeds: Sequence[int], *, trials: Trials) -> list[Row]:
-    """Trains every contestant with every seed and compares each with the first."""
+def compare(
+    contestants: Sequence[Contestant], seeds: Sequence[int], *, trials: Trials, signal: float = math.nan
+) -> list[Row]:
+    """Trains every contestant with every seed and compares the discovered pair, which is the last, with the others.
+
+    Args:
+      contestants: the rows.
+      seeds: fresh ones, which no selection has used.
+      trials: trains them.
+      signal: ``prior_variance`` of the discovered pair.
+    """
     jobs = [(contestant.losses, seed) for seed in seeds for contestant in contestants]
     outcomes = list(trials.run(jobs, purpose="final", what="final comparison on the test split"))
     of_row = [outcomes[k :: len(contestants)] for k in range(len(contestants))]
-    default = [outcome.ap for outcome in of_row[0]]
-    return [_row(contestant, own, default, seeds) for contestant, own in zip(contestants, of_row, strict=True)]
+    rows = [_row(contestant, own, seeds) for contestant, own in zip(contestants, of_row, strict=True)]
+    return judged(rows, signal=signal)
 
 
-def _row(contestant: Contestant, outcomes: Sequence[Outcome], default: Sequence[float], seeds: Sequence[int]) -> Row:
+def prior_variance(
+    branches: Sequence[BranchResult], default_ap: float, losses: LossPair | None, default: LossPair
+) -> float:
+    """Variance of true differences between pairs like this one and the default losses, from the halls of fame.
+
+    Those of a pair's two losses add up.  The figures are of the proxy task, where differences may be larger or smaller
+    than at the end; NaN if a hall of fame has fewer than two losses, or nothing was discovered.
+
+    Args:
+      branches: of the search that found the pair.
+      default_ap: of the default losses on the proxy task.
+      losses: the pair.
+      default: the default losses.
+    """
+    parts = [part for part in PARTS if losses and getattr(losses, part) != getattr(default, part)]
+    of_part = [
+        signal_variance([entry.ap - default_ap for entry in branch.entries], math.sqrt(2.0) * branch.standard_error)
+        for branch in branches
+        if branch.plan.part in parts and not branch.plan.control
+    ]
+    return sum(of_part) if of_part else math.nan
+
+
+def judged(rows: Sequence[Row], *, signal: float = math.nan) -> list[Row]:
+    """The rows with the discovered pair's difference to each.
+
+    Rows of the same losses (a fitted weight may be the default one) are the same trainings, and count once.
+    """
+    discovered = [row for row in rows if row.role == Role.DISCOVERED]
+    if not discovered:
+        return list(rows)
+    keys = [tuple(row.losses.key) for row in rows]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    aps = dict(zip(keys, (row.aps for row in rows), strict=True))
+    table = np.array([aps[key] for key in places], np.float64)
+    pair = tuple(discovered[-1].losses.key)
+    rivals = {key for key, row in zip(keys, rows, strict=True) if row.role != Role.DISCOVERED} - {pair}
+    rivals = [key for key in places if key in rivals]
+    found = against_each(table, places[pair], [places[key] for key in rivals], signal=signal)
+    of_rival = dict(zip(rivals, found, strict=True))
+    return [
+        row if row.role == Role.DISCOVERED else dataclasses.replace(row, against=of_rival.get(key))
+        for key, row in zip(keys, rows, strict=True)
+    ]
+
+
+def _row(contestant: Contestant, outcomes: Sequence[Outcome], seeds: Sequence[int]) -> Row:
     aps = tuple(outcome.ap for outcome in outcomes)
-    paired = [ap - other for ap, other in zip(aps, default, strict=True)]
     failures = (
         f"seed {seed}: {outcome.failure}" for seed, outcome in zip(seeds, outcomes, strict=True) if outcome.failure
     )
-    about = contestant.name, contestant.role, contestant.losses
-    return Row(*about, aps, *_mean_std(aps), *_mean_std(paired), failures=tuple(failures))
+    mean, std = mean_std(aps)
+    return Row(contestant.name, contestant.role, contestant.losses, aps, mean, std, tuple(failures))
 
 
-def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds; NaN if one is not finite, and the deviation of one alone."""
     if not all(map(math.isfinite, values)):
         return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def conclusion(rows: Sequence[Row]) -> str:
-    """One honest sentence on whether the search beat the default losses and the controls."""
-    discovered = [row for row in rows if row.role == Role.DISCOVERED]
-    if not discovered:
-        return "Nothing was discovered: no candidate passed all filters."
-    row = discovered[-1]
-    if not math.isfinite(row.mean):
-        return f"The discovered loss failed in training ({'; '.join(row.failures)})."
-    rivals = [other for other in rows if other.role != Role.DISCOVERED and math.isfinite(other.mean)]
-    best = max(rivals, key=lambda other: other.mean)
-    differences = [a - b for a, b in zip(row.aps, best.aps, strict=True)]
-    mean, std = _mean_std(differences)
-    error = std / math.sqrt(len(differences)) if math.isfinite(std) else math.inf
-    noise = (
-        f"standard error {error:.4f}, {len(differences)} seeds" if math.isfinite(error) else "one seed, noise unknown"
-    )
-    figures = f"paired difference {mean:+.4f} AP, {noise}"
-    against = f"the best other row ({best.name}): {figures}"
-    if mean > 2 * error:
-        return f"The discovered loss ({row.name}) is better than {against}."
-    if mean > 0:
-        return f"The discovered loss ({row.name}) is ahead of {against}: within the noise."
-    return f"The discovered loss ({row.name}) is not better than {against}."

@@ -3,6 +3,7 @@
 import dataclasses
 
 SCALES = ("prediction", "detector", "none")
+_FINAL, _CONFIRMATION = 1_000, 1_000_000  # where their seeds begin, above a search's own seed
 
 
 @dataclasses.dataclass
@@ -73,7 +74,7 @@ class FinalConfig:
     """The final comparison.
 
     Attributes:
-      seeds: trainings of each row.
+      seeds: trainings of each row, with fresh seeds.
       fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
       branches: whether what the branches' winners make together and alone is all shown, not only the best.
       random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
@@ -110,3 +111,12 @@ class SearchConfig:
         """Seeds of what is compared across branches on the proxy task: at least two, to know the noise."""
         count = max(2, self.classification.proxy_seeds, self.regression.proxy_seeds)
         return [self.seed + k for k in range(count)]
+
+    @property
+    def final_seeds(self) -> list[int]:
+        """Seeds of the final table, which no selection has used: those of selections are a few from ``seed`` on."""
+        return [self.seed + _FINAL + k for k in range(self.final.seeds)]
+
+    def confirmation_seeds(self, count: int) -> list[int]:
+        """Further fresh seeds, of a confirmation: neither of a selection nor of the final table."""
+        return [self.seed + _CONFIRMATION + k for k in range(count)]

@@ -7,7 +7,7 @@ import statistics
 from cse_jax.errors import UserError
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
-from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows
+from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
 from cse_jax.search.config import SearchConfig
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
@@ -54,24 +54,29 @@ def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Pro
     trials = Trials(trainer, ledger, progress, workers=config.workers)
     plans = _plans(config)
     budget = Budget(_trainings(config, plans, trainer.task), progress)
-    default_ap = train_default(config, trials=trials)
+    default_ap = _train_default(config, trials=trials, progress=progress)
     budget.done("default losses")
     branches = [_branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress) for plan in plans]
     contestants = _contestants(config, branches, trials=trials)
     budget.done("controls")
     progress.expect({"final": len(contestants) * config.final.seeds})
-    table = compare(contestants, [config.seed + k for k in range(config.final.seeds)], trials=trials)
-    discovered = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
-    return SearchResult(branches, default_ap, discovered[-1] if discovered else None, table)
+    found = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
+    discovered = found[-1] if found else None
+    signal = prior_variance(branches, default_ap, discovered, trainer.task.default)
+    table = compare(contestants, config.final_seeds, trials=trials, signal=signal)
+    return SearchResult(branches, default_ap, discovered, table)
 
 
-def train_default(config: SearchConfig, *, trials: Trials) -> float:
+def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) -> float:
     """Trains the default losses for every purpose, by which candidates are measured; their AP on the proxy task.
 
     Raises:
       SearchFailed: they can't be trained, which would make every comparison void.
     """
     trainer, default = trials.trainer, trials.trainer.task.default
+    if trainer.shared_start:
+        progress.activity("default losses, the start of all trainings")
+        trainer.prepare()
     aps: dict[Purpose, list[float]] = {}
     purposes: tuple[Purpose, ...] = ("proxy", "probe", "overfit")
     for purpose in purposes:

@@ -39,6 +39,11 @@ class Trainer(Protocol):
         """What the search must know of the detector."""
         ...
 
+    @property
+    def shared_start(self) -> bool:
+        """Whether whole trainings begin with what ``prepare`` makes."""
+        ...
+
     def horizons(self, purpose: Purpose) -> tuple[int, ...]:
         """Steps at which a training for a purpose is scored, ascending; the last is its end."""
         ...
@@ -64,7 +69,8 @@ class Trainer(Protocol):
     def prepare(self) -> None:
         """Makes what probes and gradients need, unless it is there: a detector that the default losses have trained.
 
-        It brings their proxy training with the first seed to its end, from where it was paused.
+        With a shared start that is a training of its own.  Otherwise it brings the default losses' proxy training with
+        the first seed to its end, from where it was paused.
         """
         ...
 

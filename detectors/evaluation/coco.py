@@ -5,7 +5,7 @@ images, not of those that the detector saw.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hotcoco
 import jax
@@ -68,11 +68,27 @@ def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Met
     """
     if not len(truth.labels):
         return _undefined(categories)
+    return _metrics(_box_evaluator(found, truth, categories), categories)
+
+
+def matched(found: Found, truth: GroundTruth, categories: Sequence[str]) -> list[dict[str, Any]]:
+    """Which boxes find which objects: a row for each image and category, as pycocotools' ``evalImgs``, of any size.
+
+    Raises:
+      InputError: as ``evaluate``.
+    """
+    evaluator = _box_evaluator(found, truth, categories)
+    evaluator.evaluate()
+    everything = evaluator.params.area_rng[0]
+    return [row for row in evaluator.eval_imgs if row and list(row["aRng"]) == list(everything)]
+
+
+def _box_evaluator(found: Found, truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCOeval:
     _check(found, truth)
     reference = _reference(truth, categories)
     columns = (found.image_of[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
     results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
-    return _metrics(hotcoco.COCOeval(reference, results, "bbox"), categories)
+    return hotcoco.COCOeval(reference, results, "bbox")
 
 
 def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Metrics:

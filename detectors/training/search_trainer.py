@@ -21,7 +21,8 @@ from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, Trai
 from detectors import checkpoint
 from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
-from detectors.evaluation.coco import Metrics, evaluate_detector
+from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground_truth
+from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, term
 from detectors.models.detector import Detector
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
@@ -116,6 +117,11 @@ class DetectorTrainer:
         }
         self._test = data.test
 
+    @property
+    def shared_start(self) -> bool:
+        """Whether trainings on the train split begin with a detector that the default losses have trained."""
+        return self._schedule.start > 0
+
     def horizons(self, purpose: _Purpose) -> tuple[int, ...]:
         """Steps at which a training for a purpose is scored."""
         steps = getattr(self._schedule, purpose)
@@ -192,6 +198,19 @@ class DetectorTrainer:
             state = self._heads.init(features, count)
             norms += self._heads.gradient(state, batch, chunk, jnp.int32(self._seed)).tolist()[: len(losses) - start]
         return [tuple(pair) for pair in norms]
+
+    def matches(self, losses: LossPair, *, seed: int) -> list[Matches]:
+        """Which objects of the test split a final training's model finds, by category.
+
+        Raises:
+          CheckpointError: it has no model.
+        """
+        state, source = self._compiled.init(self._seed), self._splits["final"][1]
+        stored = checkpoint.restore(self._partial(losses, "final", seed).with_suffix(""), state.model)
+        params, rest = jax.device_put(stored)
+        predict = functools.partial(self._compiled.predict, state._replace(params=params, rest=rest, ema=None))
+        found = detect(predict, source, batch_size=self._config.batch_size)
+        return all_matches(found, ground_truth(source.annotations), source.categories)
 
     def _first(self, purpose: _Purpose, seed: int) -> TrainState:
         """What a training begins with."""

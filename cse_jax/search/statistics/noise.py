@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 T = TypeVar("T")
 
@@ -23,8 +24,23 @@ def seed_noise(aps: Sequence[Sequence[float]]) -> float:
     table = np.array([row for row in whole if len(row) == seeds])
     if len(table) == 1:
         return float(table.std(ddof=1))
+    return pooled_noise(table)
+
+
+def pooled_noise(table: Float[np.ndarray, "rows seeds"]) -> float:
+    """Standard deviation of one training, from what is left of a table without the means of its rows and columns.
+
+    The model is additive: a training's AP is the sum of its loss's share, its seed's share and noise of one size.  The
+    residuals have (rows - 1) * (seeds - 1) degrees of freedom.  Source: Scheffe, The Analysis of Variance (1959),
+    section 4.2.
+
+    Args:
+      table: AP of each loss with each seed, all finite, at least two of either.  A loss that stands twice in it would
+        make the noise look small.
+    """
+    rows, seeds = table.shape
     residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    return float(math.sqrt((residuals**2).sum() / ((len(table) - 1) * (seeds - 1))))
+    return float(math.sqrt((residuals**2).sum() / ((rows - 1) * (seeds - 1))))
 
 
 def standard_error(noise: float, seeds: int) -> float:

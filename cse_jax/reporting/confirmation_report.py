@@ -1,0 +1,106 @@
+"""What a confirmation leaves behind to be read: ``confirm.json``, ``confirm.md`` and a table on the terminal."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from cse_jax.reporting.final_table import (
+    EXPLANATION,
+    markdown_rows,
+    markdown_table,
+    number,
+    rows_as_data,
+    terminal_table,
+)
+from cse_jax.search.conclusion import conclusion, scope
+from cse_jax.search.confirmation import Confirmation
+from cse_jax.workdir import RESULT_FORMAT, write_whole
+
+
+def confirmation_dict(
+    found: Confirmation, *, about: dict[str, Any], image_errors: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """The confirmation as plain data.
+
+    Args:
+      found: the confirmation.
+      about: the search's folder, config, versions and device.
+      image_errors: of each row, the standard error over images of the pair's difference to it, in AP; NaN if unknown.
+    """
+    errors = image_errors or [math.nan] * len(found.table)
+    rows = [row | {"image_error": number(e)} for row, e in zip(rows_as_data(found.table), errors, strict=True)]
+    return {
+        "format": RESULT_FORMAT,
+        "seeds": list(found.seeds),
+        "table": rows,
+        "conclusion": conclusion(found.table),
+        "scope": scope(found.table),
+    } | about
+
+
+def write(folder: pathlib.Path, data: dict[str, Any]) -> None:
+    """Writes ``confirm.json`` and ``confirm.md``, each complete or not at all."""
+    for name, text in (("confirm.json", json.dumps(data, indent=2)), ("confirm.md", markdown(data))):
+        write_whole(folder / name, text)
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """The report."""
+    seeds = data["seeds"]
+    return "\n".join(
+        [
+            f"# Confirmation of the search in {data['search']}",
+            "",
+            data["conclusion"],
+            "",
+            data["scope"],
+            "",
+            f"## Test split, {len(seeds)} seeds from {seeds[0]} on",
+            "",
+            EXPLANATION,
+            "",
+            *markdown_rows(data["table"]),
+            "",
+            *_over_images(data["table"]),
+            "No selection and no final table has used these seeds.",
+            "",
+            "## How it was run",
+            "",
+            f"- device: {data['device']}",
+            *(f"- {name} {version}" for name, version in data["versions"].items()),
+            "",
+            "```json",
+            json.dumps(data["config"], indent=2),
+            "```",
+        ]
+    )
+
+
+def _over_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines on what the choice of test images adds to the noise of the trainings."""
+    known = [row for row in rows if row["against"] and row["image_error"] is not None]
+    if not known:
+        return []
+    cells = [
+        (row["name"], *(_error(e) for e in (row["against"]["standard_error"], row["image_error"]))) for row in known
+    ]
+    return [
+        "The intervals are about other seeds on the same test images. Over other images the differences vary, too. "
+        "Standard errors over seeds, and over images for these very trainings (a bootstrap of the test split):",
+        "",
+        *markdown_table(("losses", "over seeds", "over images"), cells),
+        "",
+    ]
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def show(console: Console, found: Confirmation) -> None:
+    """Prints the table."""
+    console.print(terminal_table(found.table))

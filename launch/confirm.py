@@ -1,0 +1,40 @@
+"""Confirms a search: trains its result and the rivals of its final table again, with fresh seeds.
+
+    python launch/confirm.py --workdir=runs/default --seeds=10
+    python launch/confirm.py --workdir=runs/default --seeds=10 --config=configs/search/atss.py
+
+The second command trains another detector than the search did; the data may be others, too.  After an interruption the
+same command resumes; with more seeds it adds to those that are done.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+
+import recorded
+import script
+from confirming import confirm
+from cse_jax import workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config of a search; that of the search in --workdir if none."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished search.")
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    script.start(argv)
+    if _WORKDIR.value is None:
+        raise app.UsageError("--workdir names the folder of a finished search")
+    search = pathlib.Path(_WORKDIR.value)
+    with script.ending("The confirmation", interrupted="Nothing finished is lost: the same command resumes."):
+        config = _CONFIG.value or recorded.search_run(workdir.read_result(search)["config"])
+        confirm(config, search, _SEEDS.value, Console(file=sys.stdout))
+
+
+if __name__ == "__main__":
+    app.run(main)

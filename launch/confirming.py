@@ -1,0 +1,81 @@
+"""What ``search.py --confirm`` and ``confirm.py`` share: the trainings of a confirmation, in a folder of their own."""
+
+import functools
+import math
+import pathlib
+
+import numpy as np
+from rich.console import Console
+
+from cse_jax import workdir
+from cse_jax.reporting import confirmation_report
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.search import confirmation
+from cse_jax.search.comparison import Row
+from cse_jax.search.confirmation import Confirmation
+from cse_jax.search.ledger import Ledger
+from cse_jax.search.task import LossPair
+from detectors.checkpoint import CheckpointError
+from detectors.evaluation.resampling import draws, resampled_ap
+from detectors.models import build_detector
+from detectors.training.search_trainer import DetectorTrainer, task_of
+from search_run import SearchRun, trainer_of
+
+
+def folder_of(config: SearchRun, search: pathlib.Path) -> pathlib.Path:
+    """Where the confirmation of a search by a config goes."""
+    return search / "confirm" / config.name
+
+
+def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Console) -> None:
+    """Retrains the rows of a search's final table with fresh seeds and says what they show.
+
+    Args:
+      config: of detector, data and schedule, the search's own or another.
+      search: folder of the finished search.
+      seeds: how many.
+      console: where to show the work and the table.
+
+    Raises:
+      InputError: nothing was discovered, or the detector takes other losses.
+      WorkdirError: there is no finished search, or the folder holds a confirmation by another config of this name.
+    """
+    result = workdir.read_result(search)
+    confirmation.contestants(result, task_of(build_detector(config.detector)[0]))  # before any work
+    about = workdir.describe(config)
+    with workdir.opened(folder_of(config, search)) as folder:
+        workdir.check_same_config(folder, about["config"])
+        with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+            workdir.write_description(folder, about)
+            trainer = trainer_of(config, folder, selects=False)
+            with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:
+                found = confirmation.run(
+                    result, seeds, trainer=trainer, ledger=ledger, progress=monitor, workers=config.search.workers
+                )
+                monitor.activity("the same models over other images")
+                errors = _image_errors(trainer, found)
+        data = confirmation_report.confirmation_dict(found, image_errors=errors, about={"search": str(search), **about})
+        confirmation_report.write(folder, data)
+    confirmation_report.show(console, found)
+    text = f"{data['conclusion']}\n{data['scope']}\nConfirmation: {folder / 'confirm.md'}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _image_errors(trainer: DetectorTrainer, found: Confirmation) -> list[float]:
+    """Standard errors over images of the pair's difference to each row; NaN where a training left no whole model."""
+    pair = found.table[-1]
+
+    @functools.cache
+    def resampled(losses: LossPair) -> np.ndarray:
+        of_seeds = [trainer.matches(losses, seed=seed) for seed in found.seeds]
+        return np.mean([resampled_ap(matches, draws(len(matches[0].objects))) for matches in of_seeds], axis=0)
+
+    def error(row: Row) -> float:
+        if pair.failures or row.failures:
+            return math.nan
+        try:
+            return float(np.nanstd(resampled(pair.losses) - resampled(row.losses), ddof=1))
+        except CheckpointError:
+            return math.nan
+
+    return [error(row) for row in found.table]

@@ -1,0 +1,62 @@
+"""The config of a finished search, made again from the plain data of its ``result.json``."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cse_jax.errors import InputError
+from detectors.data import bdd100k, coco, voc  # noqa: F401  (all data sets that a config can have)
+from search_run import SearchRun
+
+
+def search_run(plain: Mapping[str, Any]) -> SearchRun:
+    """The config that ``dataclasses.asdict`` and JSON have made plain.
+
+    Raises:
+      InputError: it is of no known class; the search's own config file must be given then.
+    """
+    try:
+        return _made(SearchRun, plain)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the config that the search was run with is not to be read back ({error}): give the same --config and "
+            "fields as for the search"
+        ) from error
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """A value of a type, from plain data."""
+    if isinstance(value, Mapping):
+        return _dataclass(kind, value)
+    if isinstance(value, list):
+        return tuple(_made(Any, item) for item in value)
+    return value
+
+
+def _dataclass(kind: Any, value: Mapping[str, Any]) -> Any:
+    """The one dataclass of a type, a subclass or a member of a union, whose fields are those of the value."""
+    fitting = []
+    for each in dict.fromkeys(_classes(kind)):
+        if {field.name for field in dataclasses.fields(each)} == value.keys():
+            hints = typing.get_type_hints(each)
+            made = each(**{name: _made(hints[name], part) for name, part in value.items()})
+            if json.loads(json.dumps(dataclasses.asdict(made))) == value:
+                fitting.append(made)
+    if len(fitting) != 1:
+        raise ValueError(f"{len(fitting)} classes have the fields {', '.join(list(value)[:4])}, ...")
+    return fitting[0]
+
+
+def _classes(kind: Any) -> Iterator[type]:
+    """The dataclasses that a value of a type can have."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        for member in typing.get_args(kind):
+            yield from _classes(member)
+    elif isinstance(kind, type):
+        if dataclasses.is_dataclass(kind):
+            yield kind
+        for below in kind.__subclasses__():
+            yield from _classes(below)
