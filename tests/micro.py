@@ -13,6 +13,14 @@ FEATURES = dict(
     backbone=tiny(depths=(1, 1), widths=(8, 16), stem_width=8, outputs=(1, 2)), fpn=FPNConfig(channels=16, extra="none")
 )
 
+FLAGS = [  # of a script that trains a small detector
+    "--config.detector.backbone.depths=(1, 1)",
+    "--config.detector.backbone.widths=(8, 16)",
+    "--config.detector.backbone.stem_width=8",
+    "--config.detector.backbone.outputs=(1, 2)",
+    "--config.detector.fpn.channels=16",
+]
+
 
 def micro_fcos(classes: int):
     return dataclasses.replace(fcos_tiny(classes), **FEATURES, towers=1, norm_groups=4)
