@@ -147,8 +147,8 @@ def test_export_prints_the_winner(finished):
 def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
     workdir, _ = finished
     found = json.loads((workdir / "result.json").read_text())["discovered"]
-    options = [*FLAGS, f"--search={workdir}", "--config.steps=2", "--config.evaluate_epochs=0", f"--workdir={tmp_path / 'run'}"]
-    code, output = run("train", *SMALL[-3:], *options, data_dir=data_dir)
+    options = [f"--search={workdir}", "--config.steps=2", "--config.evaluate_epochs=0", f"--workdir={tmp_path / 'run'}"]
+    code, output = run("train", *FLAGS, *SMALL[-3:], *options, data_dir=data_dir)
     if not found:
         assert code == 1 and "discovered no losses" in output
         return
