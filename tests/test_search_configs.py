@@ -64,6 +64,9 @@ def small(config, tmp_path):
     config.detector = dataclasses.replace(config.detector, **features)
     if hasattr(config.detector, "towers"):
         config.detector = dataclasses.replace(config.detector, towers=1, norm_groups=4)
+    if isinstance(config.detector, CascadeRCNNConfig):
+        stages = ("stage_ious", "stage_stds", "stage_weights")
+        config.detector = dataclasses.replace(config.detector, **{s: getattr(config.detector, s)[:2] for s in stages})
     config.train.batch_size = 2
     config.schedule = ScheduleConfig(probe=(1, 2), probe_images=4, probe_at_once=2, overfit=2, proxy=(1, 2), final=2)
     for branch in (config.search.classification, config.search.regression):
