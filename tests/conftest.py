@@ -58,9 +58,16 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_compiled_functions():
-    """Keeps the memory of a run bounded: modules share few compiled functions."""
-    yield
+def compiled_functions(request):
+    """Compiles as fast as can be, also in processes that are started, unless a module computes more than it compiles.
+
+    Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
+    """
+    quick = request.node.get_closest_marker("computes") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+        jax.config.update("jax_disable_most_optimizations", quick)
+        yield
     jax.clear_caches()
 
 

@@ -1,7 +1,6 @@
 """Detectors with few layers and losses that aren't data, for tests that compile much and compute little."""
 
 import dataclasses
-import os
 
 from cse_jax.language import spaces
 from detectors.losses import DetectionLosses, resolve_pair
@@ -10,11 +9,17 @@ from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import tiny
 
-# The environment of a script: it compiles even more and computes even less than a test.
-QUICK = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0"}
 FEATURES = dict(
     backbone=tiny(depths=(1, 1), widths=(8, 16), stem_width=8, outputs=(1, 2)), fpn=FPNConfig(channels=16, extra="none")
 )
+
+FLAGS = [  # of a script that trains a small detector
+    "--config.detector.backbone.depths=(1, 1)",
+    "--config.detector.backbone.widths=(8, 16)",
+    "--config.detector.backbone.stem_width=8",
+    "--config.detector.backbone.outputs=(1, 2)",
+    "--config.detector.fpn.channels=16",
+]
 
 
 def micro_fcos(classes: int):

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from absl import app, flags
-from micro import QUICK
 
 _OF_ML_COLLECTIONS = r"the load_module\(\) method"
 _SCRIPT = "<run_path>"  # what absl calls a script that is run here
@@ -89,14 +88,9 @@ def _as_from_root(argv: list[str], data_dir: pathlib.Path | str) -> Iterator[Non
             signal.signal(number, handler)
 
 
-def start(
-    script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent", quick: bool = False
-) -> subprocess.Popen[str]:
-    """Starts a script as a process that hears interrupts, for tests that end it.
-
-    With ``quick`` it compiles faster and computes slower than a test, so its figures differ in their last digits.
-    """
-    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)} | (QUICK if quick else {})
+def start(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> subprocess.Popen[str]:
+    """Starts a script as a process that hears interrupts, for tests that end it."""
+    environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     try:
         return subprocess.Popen(

@@ -8,7 +8,7 @@ from scripts import finish, start
 
 
 def benchmark(path, *flags):
-    process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags, quick=True)
+    process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags)
     code, output = finish(process, timeout=600)
     return code, output, json.loads(path.read_text())["tables"] if path.exists() else {}
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from micro import library_losses
+from micro import FEATURES, library_losses
 
 from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, _handed_on, _refined, cascade_rcnn_tiny
 from detectors.models.faster_rcnn import FasterRCNN
@@ -18,7 +18,7 @@ from detectors.ops.boxes import encode_deltas
 from detectors.structures import Batch
 
 SIZE = 64
-TINY = cascade_rcnn_tiny(3)
+TINY = dataclasses.replace(cascade_rcnn_tiny(3), **FEATURES)
 LOSSES = library_losses(CascadeRCNN)
 
 

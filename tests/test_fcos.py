@@ -1,5 +1,6 @@
 """FCOS's masks and its published optimisation: what is frozen, which biases differ, what padding may not change."""
 
+import dataclasses
 import functools
 import types
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from micro import library_losses
+from micro import library_losses, micro_fcos
 
 import cse_jax
 from cse_jax.language import spaces
@@ -171,7 +172,8 @@ def test_bias_factors_spare_the_biases_of_norms():
 
 
 def test_frozen_parameters_have_no_part_in_the_gradient_norm():
-    config = fcos_tiny(3)
+    config = micro_fcos(3)
+    config.backbone = dataclasses.replace(config.backbone, frozen_stages=1)
     batch = batch_of([[10.0, 10.0, 30.0, 34.0]])
     model = FCOS(config, rngs=nnx.Rngs(jax.random.key(0)))
     graph, params = nnx.split(model)
@@ -181,7 +183,6 @@ def test_frozen_parameters_have_no_part_in_the_gradient_norm():
     def gradient(params):
         return nnx.merge(graph, params).loss(batch, LOSSES, key=jax.random.key(0))[0]
 
-    config.backbone.frozen_stages = 1
     trained = [
         np.square(g[...]).sum()
         for path, g in nnx.to_flat_state(gradient(params))

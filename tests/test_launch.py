@@ -7,13 +7,16 @@ import signal
 import time
 
 import pytest
+from micro import FLAGS
 from scripts import run, start
 
 SMALL = [
     "--config=configs/search/default.py",
+    *FLAGS,
     "--config.search.classification.generations=0",
     "--config.search.regression.generations=1",
     "--config.search.regression.population=300",
+    "--config.search.regression.max_probe=8",
     "--config.search.regression.max_overfit=2",
     "--config.search.regression.max_proxy=2",
     "--config.search.regression.proxy_seeds=1",
@@ -22,7 +25,9 @@ SMALL = [
     "--config.search.final.fit_weights=(2.0,)",
     "--config.train.warmup_steps=2",
     "--config.schedule.probe_images=12",
+    "--config.schedule.probe_at_once=4",
     "--config.detector.towers=1",
+    "--config.detector.norm_groups=4",
     "--config.schedule.overfit=8",
     "--config.schedule.probe=(4, 8)",
     "--config.schedule.proxy=(6, 12)",
@@ -143,7 +148,7 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
     workdir, _ = finished
     found = json.loads((workdir / "result.json").read_text())["discovered"]
     options = [f"--search={workdir}", "--config.steps=2", "--config.evaluate_epochs=0", f"--workdir={tmp_path / 'run'}"]
-    code, output = run("train", *SMALL[-3:], *options, data_dir=data_dir)
+    code, output = run("train", *FLAGS, *SMALL[-3:], *options, data_dir=data_dir)
     if not found:
         assert code == 1 and "discovered no losses" in output
         return

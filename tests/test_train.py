@@ -6,9 +6,11 @@ import signal
 import time
 
 import pytest
+from micro import FLAGS
 from scripts import finish, run, start
 
 SMALL = [
+    *FLAGS,
     "--config.steps=30",
     "--config.save_every=10",
     "--config.evaluate_epochs=2",

@@ -37,7 +37,7 @@ TRAIN = training_in_seconds(0.003, warmup_steps=2)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    scenes = DigitScenesConfig(train_images=60, select_images=10, test_images=12)
+    scenes = DigitScenesConfig(train_images=30, select_images=10, test_images=12)
     return open_dataset(DataConfig(digit_scenes=scenes, data_dir=str(tmp_path_factory.mktemp("data"))))
 
 
@@ -289,8 +289,8 @@ def test_detectors_side_by_side_learn_what_they_learn_alone(compiled, data, tmp_
 
 def test_the_memory_of_a_step_grows_with_the_candidates(prober):
     batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
-    two, four = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (2, 4))
-    assert 0 < two < four < 2 * two
+    three, six = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (3, 6))
+    assert 0 < three < six < 2 * three
 
 
 @pytest.mark.parametrize(

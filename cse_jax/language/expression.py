@@ -17,6 +17,7 @@ from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space
 
 T = TypeVar("T")
+_TIGHTEST = 9  # precedence of what never needs parentheses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,7 @@ class Expression:
                 return jnp.broadcast_to(jnp.asarray(by_name[token], dtype), shape)
             return jnp.full(narrow, float(token), dtype)
 
-        def node(name: str, *operands: jax.Array) -> jax.Array:
-            return OPERATORS[name].fn(*jnp.broadcast_arrays(*operands))
-
-        return self.fold(leaf, node)
+        return self.fold(leaf, lambda name, *operands: OPERATORS[name].fn(*jnp.broadcast_arrays(*operands)))
 
     def _by_name(self, inputs: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
         """Inputs by the authors' names."""
@@ -141,22 +139,19 @@ def to_authors(expression: Expression) -> str:
 def to_infix(expression: Expression) -> str:
     """The formula in infix, with no more parentheses than reading it back exactly needs."""
     symbols = {v.name: v.symbol for v in expression.space.variables}
-    tightest = 9
+    return expression.fold(lambda token: (symbols.get(token, token), _TIGHTEST), _infix)[0]
 
-    def leaf(token: str) -> tuple[str, int]:
-        return symbols.get(token, token), tightest
 
-    def node(name: str, *operands: tuple[str, int]) -> tuple[str, int]:
-        row = OPERATORS[name]
-        if row.precedence is None:
-            return f"{row.symbol}({', '.join(text for text, _ in operands)})", tightest
-        if row.arity == 1:
-            return row.symbol + _wrap(operands[0], row.precedence), row.precedence
-        left = _wrap(operands[0], row.precedence)
-        right = _wrap(operands[1], row.precedence + 1)
-        return f"{left} {row.symbol} {right}", row.precedence
-
-    return expression.fold(leaf, node)[0]
+def _infix(name: str, *operands: tuple[str, int]) -> tuple[str, int]:
+    """The text of an operator over texts, and its precedence."""
+    row = OPERATORS[name]
+    if row.precedence is None:
+        return f"{row.symbol}({', '.join(text for text, _ in operands)})", _TIGHTEST
+    if row.arity == 1:
+        return row.symbol + _wrap(operands[0], row.precedence), row.precedence
+    left = _wrap(operands[0], row.precedence)
+    right = _wrap(operands[1], row.precedence + 1)
+    return f"{left} {row.symbol} {right}", row.precedence
 
 
 def _wrap(operand: tuple[str, int], at_least: int) -> str:

@@ -3,7 +3,10 @@
 import dataclasses
 
 SCALES = ("prediction", "detector", "none")
-_FINAL, _CONFIRMATION = 10_000, 1_000_000  # where their seeds begin, above a search's own; tables of losses use 1,000 on
+_FINAL, _CONFIRMATION = (
+    10_000,
+    1_000_000,
+)  # where their seeds begin, above a search's own; tables of losses use 1,000 on
 
 
 @dataclasses.dataclass
