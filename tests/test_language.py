@@ -37,6 +37,7 @@ def float64():
         yield
 
 
+@functools.cache
 def pool(space):
     """Random formulas, the shortest first."""
     return sorted(random_expressions(space, 4096, shape=Shape(min_height=0, max_height=7)), key=len)
@@ -258,7 +259,7 @@ def test_programs_equal_traced_formulas(space):
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
     run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
-    formulas = random_expressions(space, 200, shape=shape)
+    formulas = sorted(random_expressions(space, 200, shape=shape), key=len)[1::2]
     assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
     noise = np.random.default_rng(1)
     off = {
@@ -278,7 +279,7 @@ def test_programs_equal_traced_formulas(space):
             stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
             np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
             checked += stable.mean() / (1 + len(space.differentiable))
-    assert checked > 130
+    assert checked > 65
 
 
 def _traced(expression, inputs):
@@ -425,7 +426,7 @@ def test_engines_agree_on_operators_along_the_class_axis(class_axis_space):
         for operands in itertools.product(("dot(x, w)", "tanh(x)", "2"), repeat=row.arity)
     ]
     formulas = [cse_jax.parse(text, space) for text in (*texts, *(f"dot({text}, x)" for text in texts))]
-    formulas += random_expressions(space, 300, shape=Shape(max_height=5))
+    formulas += random_expressions(space, 100, shape=Shape(max_height=5))
     for formula, traced, *others in by_engine(formulas, space, inputs, tangent):
         for found, expected in itertools.product(others, [traced]):
             for ours, theirs in zip(found, expected, strict=True):
@@ -485,9 +486,10 @@ def test_crossover_and_mutation_change_the_parent(space):
     mothers, fathers = (np.repeat(encode([parent], space), 400, axis=0) for parent in (mother, father))
     crossed = decode(crossover(jax.random.key(3), mothers, fathers, space, Shape()), space)
     assert mother not in crossed and len(set(crossed)) > 20
-    for child in crossed:  # what differs is one sub-formula of the father, unless the mother was mutated
+    parts = _parts(father)
+    for child in set(crossed):  # what differs is one sub-formula of the father, unless the mother was mutated
         head = next(k for k, (a, b) in enumerate(zip(child.tokens, mother.tokens, strict=False)) if a != b)
-        assert any(_at(child.tokens, start) in _parts(father) for start in range(head + 1))
+        assert any(_at(child.tokens, start) in parts for start in range(head + 1))
     mutated = decode(mutate(jax.random.key(3), mothers, space, Shape()), space)
     assert mother not in mutated and len(set(mutated)) > 100
 
@@ -568,7 +570,7 @@ def _grown_by_hand(rng, space, shape):
 @ALL_SPACES
 def test_hashes_are_those_of_the_canonical_form(space):
     """Joined are only formulas whose canonical forms differ by a sign below ``abs`` or in a product."""
-    formulas = random_expressions(space, 20_000)[:6000]
+    formulas = random_expressions(space, 20_000)[:2000]
     forms = [canonical(e) for e in formulas]
     of_formulas, of_forms = (hashes(encode(each, space), space).tolist() for each in (formulas, forms))
     assert of_formulas == of_forms
@@ -576,7 +578,7 @@ def test_hashes_are_those_of_the_canonical_form(space):
     for value, form in zip(of_forms, forms, strict=True):
         by_hash.setdefault(value, set()).add(form)
     joined = [group for group in by_hash.values() if len(group) > 1]
-    assert len(by_hash) > 3000 and len(joined) < 10
+    assert len(by_hash) > 1000 and len(joined) < 10
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
     for group in joined:
         values = [np.asarray(e.evaluate(inputs)) for e in group]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import detectors.losses
+from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from benchmarks.timing import alternate, milliseconds, ratio
 from cse_jax.language import program, spaces, zoo
 from cse_jax.language.expression import Expression
@@ -28,6 +29,11 @@ _HEADS = {  # rows, classes
     "smallest": {"binary_class": (256, 8), "multi_class": (64, 9)},
     "small": {"binary_class": (2 * 22_400, 80), "multi_class": (1024, 81)},
     "full": {"binary_class": (2 * 22_400, 80), "multi_class": (1024, 81)},
+}
+_DETECTORS = {
+    "smallest": {"binary_class": fcos_smallest, "multi_class": faster_rcnn_smallest},
+    "small": {"binary_class": fcos_tiny, "multi_class": faster_rcnn_tiny},
+    "full": {"binary_class": FCOSConfig, "multi_class": FasterRCNNConfig},
 }
 
 
@@ -137,11 +143,8 @@ def _head(space: Space, name: str, cls: Expression, box: Expression, size: str, 
 
 def _detector(space: Space, size: str):
     """A detector's functions and a batch for it."""
-    if space == spaces.BINARY_CLASS:
-        config = FCOSConfig() if size == "full" else fcos_tiny()
-    else:
-        config = FasterRCNNConfig() if size == "full" else faster_rcnn_tiny()
-    images, height, width = {"full": (2, 800, 1344), "small": (8, 96, 96), "smallest": (1, 96, 96)}[size]
+    config = _DETECTORS[size][space.name]()
+    images, height, width = {"full": (2, 800, 1344), "small": (8, 96, 96), "smallest": (1, 64, 64)}[size]
     rng = np.random.default_rng(0)
     low = rng.uniform(0.0, 0.6, (images, 8, 2))
     high = low + rng.uniform(0.1, 0.4, (images, 8, 2))

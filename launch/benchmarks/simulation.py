@@ -1,7 +1,6 @@
 """Candidates tried per minute: with one compiled step for all of them, beside one at a time, compiled for each."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import pathlib
 import resource
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.losses import traced
+from benchmarks.smallest import fcos_smallest
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression
 from cse_jax.language.population import decode
@@ -111,10 +111,10 @@ class _Bench:
     """A small FCOS on digit scenes, and every way to try losses with it."""
 
     def __init__(self, size: str, folder: pathlib.Path) -> None:
-        scenes = dict(train_images=60, select_images=10, test_images=12) if size == "smallest" else {}
+        scenes = dict(train_images=20, select_images=8, test_images=8) if size == "smallest" else {}
         self.data = open_dataset(DataConfig(digit_scenes=DigitScenesConfig(**scenes)))
         self.folder, self.schedule = folder, _SCHEDULES[size]
-        self._detector = dataclasses.replace(fcos_tiny(), towers=1) if size == "smallest" else fcos_tiny()
+        self._detector = fcos_smallest() if size == "smallest" else fcos_tiny()
         self.task = task_of(FCOS)
         self.compiled = self._compile()
         self.trainer = DetectorTrainer(
