@@ -21,7 +21,7 @@ def search_in_minutes() -> SearchConfig:
         classification=BranchConfig(generations=2, population=20_000, offspring=5_000, max_overfit=8, max_proxy=4),
         regression=BranchConfig(generations=2, population=10_000, offspring=3_000, max_overfit=6, max_proxy=4),
         filters=FilterConfig(later_overfit_tolerance=0.9),
-        final=FinalConfig(seeds=3, branches=False),
+        final=FinalConfig(seeds=5, branches=False),
     )
 
 

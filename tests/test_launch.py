@@ -28,6 +28,7 @@ SMALL = [
     "--config.schedule.probe_at_once=4",
     "--config.detector.towers=1",
     "--config.detector.norm_groups=4",
+    "--config.schedule.start=6",
     "--config.schedule.overfit=8",
     "--config.schedule.probe=(4, 8)",
     "--config.schedule.proxy=(6, 12)",

@@ -3,10 +3,8 @@
 import dataclasses
 
 SCALES = ("prediction", "detector", "none")
-_FINAL, _CONFIRMATION = (
-    10_000,
-    1_000_000,
-)  # where their seeds begin, above a search's own; tables of losses use 1,000 on
+# Where their seeds begin, above a search's own; those of tables of losses begin at 1,000.
+_FINAL, _CONFIRMATION = 10_000, 1_000_000
 
 
 @dataclasses.dataclass
