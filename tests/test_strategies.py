@@ -13,6 +13,9 @@ from cse_jax.language.parsing import parse
 from cse_jax.loss_table import Curve, LossTable, LossTableError, TableLoss, replay
 from cse_jax.loss_table.replay import Case
 from cse_jax.loss_table.table import save
+from cse_jax.screening.candidate import Candidate
+from cse_jax.search import choosing
+from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.strategies import STRATEGIES, Observation, Pool, Prior, compress, named
 from cse_jax.search.strategies.surrogate import log_expected_improvement
 
@@ -117,6 +120,22 @@ def test_a_prior_of_a_similar_run_saves_trainings():
             order = replay.replay(named("surrogate", **settings), known, 0, np.random.default_rng(0), most=40)
             needed.append(known.truth[0, order[:5]].max())
     assert np.mean(with_prior) > np.mean(without) + 0.005
+
+
+@pytest.mark.parametrize("name", ["evolution", "surrogate"])
+def test_a_search_asks_for_candidates_beside_its_hall_of_fame(name):
+    rng = np.random.default_rng(0)
+    formulas = [parse(f"1 - i / u + {1 + n % 3} * (e - u) / {'eu'[n % 2]}", spaces.BOX) for n in range(24)]
+    candidates = [Candidate(each, simulation=rng.random(), probe=rng.random()) for each in formulas[:12]]
+    entries = [Entry(each, 1.0, (rng.random(), 0.5), 0.5, 0, (), 1.0, 0.5) for each in formulas[12:]]
+
+    def choose(count):
+        keywords = {"space": spaces.BOX, "units": "strides", "rng": choosing.generator(0, "box", 1)}
+        return choosing.choose(named(name), candidates, entries, count, **keywords)
+
+    chosen = choose(5)
+    assert len(set(chosen)) == 5 and set(chosen) < set(candidates) and choose(5) == chosen
+    assert choose(12) == candidates
 
 
 def test_expected_improvement_is_right_and_never_ends():
