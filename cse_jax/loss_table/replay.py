@@ -33,7 +33,8 @@ class Case:
     Attributes:
       pool: the losses.
       told: AP on the select split that a training with each of the ``s`` seeds has reached.
-      truth: by the seed that is told, the mean AP of the other seeds on the test split, less the default loss's.
+      truth: by the seed that is told, the mean AP of the other seeds on the test split, less the default loss's; of the
+        same seed if there is only one.
       noise: standard deviation of one training's AP, NaN if it is unknown.
       prior: what a table of another run has found.
     """
