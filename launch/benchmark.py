@@ -5,6 +5,7 @@
     python launch/benchmark.py --suite=screening
     python launch/benchmark.py --suite=simulation
     python launch/benchmark.py --suite=detectors
+    python launch/benchmark.py --suite=strategies --table=runs/fcos_digits.parquet
 
 Medians over alternating rounds; ratios are what to compare between machines.
 """
@@ -27,13 +28,15 @@ from rich.console import Console
 from rich.table import Table
 
 import script
-from benchmarks import detectors, losses, screening, simulation
+from benchmarks import detectors, losses, screening, simulation, strategies
+from cse_jax.errors import UserError
 
 SUITES = {
     "losses": losses.measure,
     "screening": screening.measure,
     "simulation": simulation.measure,
     "detectors": detectors.measure,
+    "strategies": lambda **keywords: strategies.measure(table=_TABLE.value, prior=_PRIOR.value, **keywords),
 }
 
 _SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.", required=True)
@@ -45,6 +48,12 @@ _SIZE = flags.DEFINE_enum(
     "full: R50 at 800 x 1344 (default elsewhere); smallest: only to see that it runs.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1)
+_TABLE = flags.DEFINE_string(
+    "table", None, "Table of trained losses of the suite of strategies; the package's by default."
+)
+_PRIOR = flags.DEFINE_string(
+    "prior", None, "Table of another task, from which the strategy surrogate may start as well."
+)
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
@@ -54,7 +63,12 @@ def main(argv: list[str]) -> None:
     size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
     device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
     console.print(f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}", markup=False)
-    tables = SUITES[_SUITE.value](size=size, rounds=_ROUNDS.value, say=lambda text: console.print(text, markup=False))
+    try:
+        tables = SUITES[_SUITE.value](
+            size=size, rounds=_ROUNDS.value, say=lambda text: console.print(text, markup=False)
+        )
+    except UserError as error:
+        sys.exit(str(error))
     for title, rows in tables.items():
         table = Table(title=title, title_justify="left")
         for column in rows[0]:

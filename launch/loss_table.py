@@ -68,6 +68,7 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
     task = {name: plain[name] for name in _TASK}
     task["data"].pop("data_dir", None)
     about = {"task": task, "versions": workdir.versions(), "device": workdir.device()}
+    about["box_units"] = trainer.task.box_units
     costs = {purpose: float(trainer.horizons(purpose)[-1]) for purpose in ("probe", "overfit", "table")}
     costs["probe"] /= trainer.at_once("probe")
     with Monitor(console, steps=costs) as monitor:

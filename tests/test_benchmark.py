@@ -73,6 +73,12 @@ def test_detectors(tmp_path):
     assert {row["part"] for row in shares} >= {"NMS", "RoIAlign", "assignment", "loss"}
 
 
+@pytest.mark.slow
+def test_strategies(tmp_path):
+    code, output, _ = benchmark(tmp_path / "out.json", "--suite=strategies", f"--table={tmp_path / 'none.parquet'}")
+    assert code == 1 and "none.parquet is not a table" in output and "Traceback" not in output
+
+
 def test_unknown_suites_are_refused(tmp_path):
     code, output, _ = benchmark(tmp_path / "out.json", "--suite=speed")
     assert code != 0 and "losses" in output

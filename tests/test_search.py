@@ -229,6 +229,36 @@ def test_candidates_are_trained_in_the_order_of_their_promise(finished):
         assert len(trained) == min(5, len(probed)) and min(trained) >= max(others, default=0.0)
 
 
+@pytest.mark.slow
+def test_a_strategy_chooses_who_trains(tmp_path):
+    """Both generations; an interrupted search asks it the same again."""
+    none, sizes = dataclasses.replace(SIZES, generations=0), dataclasses.replace(SIZES, max_overfit=3)
+    evolved = dataclasses.replace(sizes, strategy="evolution")
+    config = dataclasses.replace(CONFIG, classification=none, regression=evolved, workers=1)
+    (tmp_path / "whole").mkdir()
+    result = run(tmp_path / "whole", config=config)
+    bold = 0
+    for generation in (0, 1):
+        rows = [c for c in candidates_of(tmp_path / "whole") if c["generation"] == generation]
+        probed = [c for c in rows if STAGES.index(c["stage"]) >= STAGES.index("probe")]
+        trained = [c["simulation"] * c["probe"] for c in probed if c["overfit"] is not None]
+        others = [c for c in probed if c["overfit"] is None]
+        assert len(trained) == min(3, len(probed))
+        assert all(c["reason"].startswith("not among the 3 that the strategy 'evolution' chose") for c in others)
+        bold += bool(others) and min(trained) < max(c["simulation"] * c["probe"] for c in others)
+    assert bold
+    (tmp_path / "again").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", FakeTrainer(interrupt_at=40), config)
+    assert run(tmp_path / "again", config=config) == result
+
+
+def test_an_unknown_strategy_is_refused(tmp_path):
+    branch = dataclasses.replace(SIZES, strategy="annealing")
+    with pytest.raises(ValueError, match="there is no strategy 'annealing'; use 'random', 'cascade'"):
+        run(tmp_path, config=dataclasses.replace(CONFIG, classification=branch))
+
+
 def test_the_weight_that_scores_best_on_fixed_features_is_kept(tmp_path):
     class Heavy(FakeTrainer):
         def train_one(self, losses, purpose, seed, horizon):

@@ -146,7 +146,7 @@ class Branch:
         for candidate in screened.candidates:
             candidate.seconds = each
         self.progress.counts(self.name, generation, screened.counts())
-        self.race.run(generation, screened, self.entries[0].overfit if self.entries else None)
+        self.race.run(generation, screened, self.entries)
         counts, candidates = screened.counts(), screened.candidates
         result = {
             "hall_of_fame": [hall_of_fame.to_row(c, generation) for c in candidates if c.passed("proxy")],

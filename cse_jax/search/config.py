@@ -20,6 +20,9 @@ class BranchConfig:
       max_proxy: K, most candidates of a generation that begin the proxy task; the better half of them continues at each
         of its horizons.
       proxy_seeds: trainings of each candidate that reaches the end of the proxy task.
+      strategy: name of what chooses, among the candidates that pass the probe, the ``max_overfit`` that train whole
+        detectors: ``"cascade"`` takes the most promising ones, whatever the trainings before have said; see
+        ``cse_jax.search.strategies``.
       parents: P, members of the hall of fame that breed.
       crossover, mutation: shares of offspring made by each; the rest is new random formulas.
       seed_known: whether hand-made losses are the parents of a part of the first population.
@@ -33,6 +36,7 @@ class BranchConfig:
     max_overfit: int = 10
     max_proxy: int = 5
     proxy_seeds: int = 2
+    strategy: str = "cascade"
     parents: int = 3
     crossover: float = 0.3
     mutation: float = 0.3

@@ -1,6 +1,7 @@
 """The hall of fame: what reached the end of the proxy task, best first, and differences within the noise by size."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ class Entry:
     Attributes:
       formula, weight: the loss.
       aps: on the select split at the end of the proxy task, by seed.
-      overfit: AP on one image per category.
+      simulation, probe, overfit: its scores in these stages.
       generation: where it was found.
       curve: (steps, AP of the first seed) at each horizon of the proxy task.
     """
@@ -30,6 +31,8 @@ class Entry:
     overfit: float
     generation: int
     curve: tuple[tuple[int, float], ...] = ()
+    simulation: float = math.nan
+    probe: float = math.nan
 
     @property
     def ap(self) -> float:
@@ -46,6 +49,8 @@ def to_row(candidate: Candidate, generation: int) -> dict[str, Any]:
         "overfit": candidate.overfit,
         "generation": generation,
         "curve": candidate.curve,
+        "simulation": candidate.simulation,
+        "probe": candidate.probe,
     }
 
 
@@ -53,7 +58,16 @@ def from_row(row: Mapping[str, Any], space: Space) -> Entry:
     """The entry that ``to_row`` wrote."""
     curve = tuple((int(step), float(ap)) for step, ap in row["curve"])
     formula = parse(row["formula"], space)
-    return Entry(formula, row["weight"], tuple(row["aps"]), row["overfit"], row["generation"], curve)
+    return Entry(
+        formula,
+        row["weight"],
+        tuple(row["aps"]),
+        row["overfit"],
+        row["generation"],
+        curve,
+        row["simulation"],
+        row["probe"],
+    )
 
 
 def in_order(entries: Sequence[Entry], standard_error: float) -> list[Entry]:

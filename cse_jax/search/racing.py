@@ -6,17 +6,22 @@ proxy task, which is successive halving over its horizons.
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cse_jax.errors import InputError
 from cse_jax.language.expression import to_authors
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened
+from cse_jax.search.choosing import choose, generator
 from cse_jax.search.config import SCALES, BranchConfig, SearchConfig
+from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
+from cse_jax.search.strategies import named
 from cse_jax.search.task import LossPair, Part
 from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Outcome, Trials
+
+RANKED = "cascade"  # the strategy that is the rank by promise: it needs neither behaviours nor random numbers
 
 
 class Race:
@@ -39,22 +44,24 @@ class Race:
         if self.filters.scale not in SCALES:
             raise InputError(f"search.filters.scale is {self.filters.scale!r}; use {', '.join(map(repr, SCALES))}")
         self.name, self.sizes = name, sizes
+        self.strategy = named(sizes.strategy)
         self.part: Part = part
         self.seed, self.default_seeds = config.seed, config.proxy_seeds
         self.trials, self.progress, self.task = trials, progress, trials.trainer.task
 
-    def run(self, generation: int, screened: Screened, best_overfit: float | None) -> None:
+    def run(self, generation: int, screened: Screened, entries: Sequence[Entry]) -> None:
         """Weights and trains the candidates that were simulated; the last stage of each says how far it came.
 
         Args:
           generation: its number.
           screened: the candidates, changed in place.
-          best_overfit: AP of the best loss so far on one image per category; None before there is one.
+          entries: the hall of fame so far, best first.
         """
         if self.filters.scale == "detector":
             self._match(screened)
         probed = self._probe(generation, screened)
-        overfitted = self._overfit(generation, probed, screened, best_overfit)
+        drawn = self._drawn(generation, probed, entries)
+        overfitted = self._overfit(generation, drawn, screened, entries[0].overfit if entries else None)
         self._proxy(generation, overfitted, screened)
 
     def default(self, purpose: Purpose, horizon: int | None = None) -> list[Outcome]:
@@ -117,8 +124,23 @@ class Race:
         self.progress.counts(self.name, generation, screened.counts())
         return sorted(passed, key=_by_promise)
 
+    def _drawn(self, generation: int, probed: list[Candidate], entries: Sequence[Entry]) -> list[Candidate]:
+        """Who trains whole detectors, of candidates that are ranked by promise; the others leave."""
+        most, strategy = self.sizes.max_overfit, self.sizes.strategy
+        if strategy == RANKED:
+            drawn, reason = probed[:most], f"not among the best {most} of its generation on fixed features"
+        else:
+            space, units = self.task.space(self.part), self.task.box_units
+            rng = generator(self.seed, self.name, generation)
+            drawn = choose(self.strategy, probed, entries, most, space=space, units=units, rng=rng)
+            reason = f"not among the {most} that the strategy {strategy!r} chose of its generation"
+        for candidate in probed:
+            if candidate not in drawn:
+                candidate.reason = reason
+        return drawn
+
     def _overfit(
-        self, generation: int, probed: list[Candidate], screened: Screened, best_overfit: float | None
+        self, generation: int, drawn: list[Candidate], screened: Screened, best_overfit: float | None
     ) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
         if best_overfit is None:
@@ -127,9 +149,6 @@ class Race:
         else:
             tolerance, whose = self.filters.later_overfit_tolerance, "the best loss so far"
         bar = tolerance * best_overfit
-        for candidate in probed[self.sizes.max_overfit :]:
-            candidate.reason = f"not among the best {self.sizes.max_overfit} of its generation on fixed features"
-        drawn = probed[: self.sizes.max_overfit]
         what = f"{self.name} generation {generation}: one image per category"
         for candidate, outcome in self._trained(drawn, "overfit", what):
             candidate.overfit = outcome.ap
