@@ -198,6 +198,15 @@ def test_a_strategy_is_told_one_seed_and_judged_by_the_others():
         replay.case(LossTable((10, 20), trained().losses[3:]), "box", units="strides")
 
 
+def test_a_table_may_start_from_another():
+    known = replay.case(trained(), "box", units="strides", prior=trained(12, seeds=2))
+    assert known.pool.features.shape == (22, 16) and known.prior.pool.features.shape == (10, 16)
+    assert known.prior.pool.features[:2] == pytest.approx(known.pool.features[:2])  # the same formulas
+    assert [each.ap for each in known.prior.told] == pytest.approx(0.4005 + 0.01 * np.arange(10))
+    runs = replay.replays(lambda: named("surrogate", prior=known.prior), known, count=3, most=7)
+    assert runs.values.shape == (3, 7) and runs.values.mean() > 0.1
+
+
 def test_the_value_is_that_of_the_loss_that_seems_best():
     told, truth = np.array([[0.1, 0.5, 0.3, 0.5]]), np.array([[4.0, 1.0, 9.0, 2.0]])
     known = Case(pool(np.zeros((4, 1))), told, truth, 0.0)

@@ -74,7 +74,8 @@ def _part(
 def _curves(samples: dict[str, np.ndarray]) -> list[dict]:
     """A row for so many losses trained: mean and 95 % interval of each strategy."""
     found = {strategy: replay.interval(each) for strategy, each in samples.items()}
-    trained = [m for m in replay.TRAINED if m <= min(each.shape[1] for each in samples.values())]
+    last = min(each.shape[1] for each in samples.values())
+    trained = sorted({*(m for m in replay.TRAINED if m < last), last})
     return [
         {"trained": m}
         | {s: f"{mean[m - 1]:+.4f} ({low[m - 1]:+.4f}, {high[m - 1]:+.4f})" for s, (mean, (low, high)) in found.items()}
