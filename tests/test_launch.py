@@ -220,7 +220,6 @@ def test_a_search_on_real_images_keeps_the_test_split_apart(test_data, tmp_path,
         ("train", ["--search=/nonexistent"], "there is no /nonexistent/result.json"),
         ("confirm", [], "--workdir names the folder of a finished search"),
         ("confirm", ["--workdir=/nonexistent"], "there is no /nonexistent/result.json"),
-        ("search", ["--config=configs/search/calibration.py", "--confirm=2"], "a calibration has no result"),
     ],
 )
 def test_bad_input_is_named(script, arguments, said):

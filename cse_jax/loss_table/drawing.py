@@ -97,11 +97,12 @@ def spread(formulas: Sequence[Expression], count: int, *, units: str, seed: int)
     features = behaviours(formulas, formulas[0].space, units=units)
     places = PCA(min(_COMPONENTS, len(features)), random_state=seed).fit_transform(features)
     places = np.arcsinh(places / places.std())  # or a few extreme losses would be most of the strata
-    found = KMeans(count, random_state=seed, n_init=1).fit(places)
-    distances = np.linalg.norm(places - found.cluster_centers_[found.labels_], axis=1)
+    clusters = KMeans(count, random_state=seed)
+    strata = clusters.fit_predict(places)
+    distances = clusters.transform(places).min(1)
     chosen = []
-    for stratum in np.random.default_rng(seed).permutation(np.unique(found.labels_)):
-        members = np.flatnonzero(found.labels_ == stratum)
+    for stratum in np.random.default_rng(seed).permutation(np.unique(strata)):
+        members = np.flatnonzero(strata == stratum)
         near = members[distances[members] <= np.quantile(distances[members], 0.25)]
         chosen.append(int(min(near, key=lambda k: (len(formulas[k]), distances[k]))))
     return chosen
