@@ -224,6 +224,13 @@ def test_the_report_has_noise_stages_and_formulas(path):
     assert "nan" not in text
 
 
+def test_a_table_of_one_seed_knows_no_noise():
+    table, _ = simulated(seeds=1)
+    (*_, late) = analysis.noise_by_length(table, "box")
+    assert np.isnan([late.noise, late.signal, late.tau]).all()
+    assert "nan" not in "".join(loss_table_report.sections(table, FilterConfig()))
+
+
 def test_what_comes_with_the_package_can_be_read():
     for name in loss_table.available():
         table = loss_table.load(name)

@@ -108,7 +108,7 @@ def noise_by_length(table: LossTable, part: Part) -> list[Noise]:
     for k, steps in enumerate(table.horizons):
         at = test[:, :, k]
         noise = seed_noise(at[near].tolist())
-        signal, spread = (math.sqrt(max(0.0, a.mean(1).var(ddof=1) - noise**2 / len(seeds))) for a in (at[near], at))
+        signal, spread = (_deviation(aps.mean(1), noise / math.sqrt(len(seeds))) for aps in (at[near], at))
         tau = _tau_with_others(select[near, :, k], test[near, :, -1])
         found.append(Noise(steps, float(at[place].mean()), noise, signal, spread, tau))
     return found
@@ -163,6 +163,13 @@ def kendall_tau(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
     from scipy import stats  # which takes long to import
 
     return float(stats.kendalltau(a, b).statistic) if len(a) > 1 else math.nan  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _deviation(means: Float[np.ndarray, " n"], error: float) -> float:
+    """Standard deviation between means beyond their standard error; NaN where either is unknown."""
+    if math.isnan(error) or len(means) < 2:
+        return math.nan
+    return math.sqrt(max(0.0, float(means.var(ddof=1)) - error**2))
 
 
 def _whole(aps: Float[np.ndarray, "n s h"]) -> Float[np.ndarray, "m s h"]:

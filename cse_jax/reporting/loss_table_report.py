@@ -26,10 +26,10 @@ def sections(table: LossTable, filters: FilterConfig) -> Iterator[str]:
         if not losses or default_place(table, part) < 0:
             continue
         name = losses[0].formula.space.name
-        lines = [f"## {name}: {len(losses)} losses, {len(seeds)} seeds", ""]
+        lines = [f"## {name}: {len(losses)} losses, {len(seeds)} seed{'s'[: len(seeds) > 1]}", ""]
         rows = [
-            (str(n.steps), *(f"{value:.4f}" for value in (n.default, n.noise, n.signal, n.spread)),
-             f"{n.signal / n.noise:.1f}" if n.noise else "-", _figure(n.tau))
+            (str(n.steps), *(_figure(value, 4) for value in (n.default, n.noise, n.signal, n.spread)),
+             _figure(n.signal / n.noise, 1) if n.noise else "-", _figure(n.tau))
             for n in noise_by_length(table, part)
         ]  # fmt: skip
         near = f"within {NEAR:g} AP of the default"
@@ -76,5 +76,5 @@ def _ranked(table: LossTable, part: Part) -> list[tuple[str, ...]]:
     return rows
 
 
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _figure(value: float, digits: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
