@@ -8,8 +8,6 @@ The file is written every few seconds, and after an interruption, on another mac
 it.  The report says how noisy the trainings are, which stages predict their outcome, and how good the best losses are.
 """
 
-import dataclasses
-import json
 import pathlib
 import sys
 
@@ -43,18 +41,12 @@ def main(argv: list[str]) -> None:
     path = pathlib.Path(_FILE.value or pathlib.Path("runs") / f"{config.name}.parquet")
     folder = path.with_suffix("")
 
-    def say(message: str) -> None:
-        console.print(f"\n{message}", style="red", markup=False, soft_wrap=True)
-
-    with (
-        script.ending(
-            "The table",
-            interrupted=f"What is finished is in {path}; the same command goes on with it.",
-            folder=folder,
-            say=say,
-            kept=f"What was finished is in {path}.",
-        ),
-        workdir.opened(folder),
+    with script.in_folder(
+        "The table",
+        folder,
+        console,
+        interrupted=f"What is finished is in {path}; the same command goes on with it.",
+        kept=f"What was finished is in {path}.",
     ):
         _show(_make(config, path, folder, console), config, console)
 
@@ -64,10 +56,9 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
     if len(parts) != len(config.parts):
         raise InputError(f"config.parts is {config.parts}; use ('cls',), ('box',) or ('cls', 'box')")
     trainer = trainer_of(config, folder)
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    task = {name: plain[name] for name in _TASK}
-    task["data"].pop("data_dir", None)
-    about = {"task": task, "versions": workdir.versions(), "device": workdir.device()}
+    about = workdir.describe(config)
+    about["task"] = {name: about["config"][name] for name in _TASK}
+    del about["config"], about["task"]["data"]["data_dir"]
     about["box_units"] = trainer.task.box_units
     costs = {purpose: float(trainer.horizons(purpose)[-1]) for purpose in ("probe", "overfit", "table")}
     costs["probe"] /= trainer.at_once("probe")

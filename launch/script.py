@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from absl import app, logging
+from rich.console import Console
 
 from cse_jax import workdir
 from cse_jax.errors import UserError
@@ -74,6 +75,25 @@ def ending(
             )
         (say or _to_stderr)("\n".join(filter(None, [message, kept])))
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def in_folder(
+    what: str, folder: pathlib.Path, console: Console, *, interrupted: str, kept: str
+) -> Iterator[pathlib.Path]:
+    """Holds a work folder, and ends the script as ``ending`` does, with errors on the console.
+
+    Args:
+      what, interrupted, kept: as of ``ending``.
+      folder: of the run.
+      console: where the run shows itself.
+    """
+
+    def say(message: str) -> None:
+        console.print(f"\n{message}", style="red", markup=False, soft_wrap=True)
+
+    with ending(what, interrupted=interrupted, folder=folder, say=say, kept=kept), workdir.opened(folder):
+        yield folder
 
 
 def _first_line(error: Exception) -> str:

@@ -44,18 +44,12 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     console = Console(file=sys.stdout)
 
-    def say(message: str) -> None:
-        console.print(f"\n{message}", style="red", markup=False, soft_wrap=True)
-
-    with (
-        script.ending(
-            "The search",
-            interrupted=f"Nothing finished is lost: the same command resumes the search in {folder}.",
-            folder=folder,
-            say=say,
-            kept=f"What was finished is kept in {folder}.",
-        ),
-        workdir.opened(folder),
+    with script.in_folder(
+        "The search",
+        folder,
+        console,
+        interrupted=f"Nothing finished is lost: the same command resumes the search in {folder}.",
+        kept=f"What was finished is kept in {folder}.",
     ):
         _search(config, folder, console, started)
         if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
