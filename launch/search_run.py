@@ -26,19 +26,17 @@ def search_in_minutes() -> SearchConfig:
 
 
 @dataclasses.dataclass
-class SearchRun:
-    """A search with any detector.
+class DetectorRun:
+    """What all runs say of the detector that they train.
 
     Attributes:
-      name: of the run's folder.
-      search: sizes and thresholds.
+      name: of the run's folder or file.
       detector, train, data: model, optimisation and images.
       schedule: length of the trainings.
       weights: what each training starts from.
     """
 
-    name: str = "search"
-    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    name: str = ""
     detector: DetectorConfig = dataclasses.field(default_factory=fcos_tiny)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -47,28 +45,31 @@ class SearchRun:
 
 
 @dataclasses.dataclass
-class LossTableRun:
-    """A table of trained losses of any detector.
+class SearchRun(DetectorRun):
+    """A search with any detector.
 
     Attributes:
-      name: of the file.
+      search: sizes and thresholds.
+    """
+
+    name: str = "search"
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+
+
+@dataclasses.dataclass
+class LossTableRun(DetectorRun):
+    """A table of trained losses of any detector; ``schedule.table`` has its horizons.
+
+    Attributes:
       parts: which losses of the detector to vary, ``"cls"`` and ``"box"``.
       table: which losses, how often.
       filters: how they are weighted, and the largest formula.
-      detector, train, data: model, optimisation and images.
-      schedule: length of the trainings; ``schedule.table`` has the horizons.
-      weights: what each training starts from.
     """
 
     name: str = "loss_table"
     parts: tuple[str, ...] = ("cls", "box")
     table: LossTableConfig = dataclasses.field(default_factory=LossTableConfig)
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
-    detector: DetectorConfig = dataclasses.field(default_factory=fcos_tiny)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    data: BatchConfig = dataclasses.field(default_factory=DataConfig)
-    weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
 
 
 def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, selects: bool = True) -> DetectorTrainer:
