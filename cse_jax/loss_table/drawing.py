@@ -22,11 +22,11 @@ from cse_jax.screening.funnel import relative_gain, screen_population
 from cse_jax.screening.simulation import simulate
 from cse_jax.screening.verification import Property, behaviours
 from cse_jax.search.config import FilterConfig
+from cse_jax.search.strategies import compress
 from cse_jax.search.task import Part, Task
 
 CHUNK = 200_000  # formulas screened at once
 WEAK = 0.2  # share of the generated losses that the simulation rejects
-_COMPONENTS = 16  # principal ones, in which behaviours are spread
 
 
 def draw(
@@ -81,7 +81,7 @@ def _generated(
 def spread(formulas: Sequence[Expression], count: int, *, units: str, seed: int) -> list[int]:
     """Numbers of formulas whose behaviours are spread evenly: of each stratum the shortest formula near its centre.
 
-    Strata are clusters of the behaviours' principal components, in random order.
+    Strata are clusters of the compressed behaviours, in random order.
 
     Args:
       formulas: to choose from, of one space.
@@ -90,13 +90,10 @@ def spread(formulas: Sequence[Expression], count: int, *, units: str, seed: int)
       seed: of the clusters and of the order.
     """
     from sklearn.cluster import KMeans  # which takes long to import
-    from sklearn.decomposition import PCA
 
     if len(formulas) <= count:
         return list(range(len(formulas)))
-    features = behaviours(formulas, formulas[0].space, units=units)
-    places = PCA(min(_COMPONENTS, len(features)), random_state=seed).fit_transform(features)
-    places = np.arcsinh(places / places.std())  # or a few extreme losses would be most of the strata
+    (places,) = compress(behaviours(formulas, formulas[0].space, units=units))
     clusters = KMeans(count, random_state=seed)
     strata = clusters.fit_predict(places)
     distances = clusters.transform(places).min(1)
