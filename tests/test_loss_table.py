@@ -234,7 +234,7 @@ def test_a_table_of_one_seed_knows_no_noise():
 def test_what_comes_with_the_package_can_be_read():
     for name in loss_table.available():
         table = loss_table.load(name)
-        assert any(analysis.default_place(table, part) >= 0 for part in ("cls", "box"))
+        assert any(analysis.complete(table, part).default >= 0 for part in ("cls", "box"))
         for loss in table.losses:
             for curve in loss.trainings.values():
                 assert curve.failure or all(0.0 <= ap <= 1.0 for ap in (*curve.select, *curve.test))

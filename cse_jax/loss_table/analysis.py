@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from cse_jax.language import zoo
 from cse_jax.loss_table.table import LossTable, TableLoss
@@ -13,6 +14,7 @@ from cse_jax.search.statistics import seed_noise
 from cse_jax.search.task import Part
 
 TOP = 5
+NEAR = 0.1  # AP: losses that are further below the default loss are told apart by any training
 SCREEN = "simulation x probe"  # by which candidates are ranked before a whole detector is trained
 RANKED = "simulation x probe x overfit"  # by which they are ranked before the proxy task
 
@@ -37,9 +39,6 @@ class Noise:
     signal: float
     spread: float
     tau: float
-
-
-NEAR = 0.1  # AP: losses that are further below the default loss are told apart by any training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,32 +82,50 @@ class Best:
     error: float
 
 
-def default_place(table: LossTable, part: Part) -> int:
-    """The number of the default loss among the trained losses of a part; -1 if it is not there."""
-    return _place(table.of(part))
+class Complete(NamedTuple):
+    """The losses of a part that have been trained with all seeds.
+
+    Attributes:
+      losses: these.
+      select, test: their APs on either split.
+      default: the number of the default loss among them; -1 if it is not there.
+    """
+
+    losses: list[TableLoss]
+    select: Float[np.ndarray, "n s h"]
+    test: Float[np.ndarray, "n s h"]
+    default: int
+
+    @property
+    def near(self) -> Bool[np.ndarray, " n"]:
+        """Which losses end within ``NEAR`` AP of the default loss, or above it."""
+        truth = self.test[:, :, -1].mean(1)
+        return truth >= truth[self.default] - NEAR
 
 
-def _place(losses: list[TableLoss]) -> int:
-    for place, loss in enumerate(losses):
-        if loss.formula == zoo.default(loss.formula.space) and loss.weight == 1.0:
-            return place
-    return -1
+def complete(table: LossTable, part: Part) -> Complete:
+    """The losses of a part that have been trained with all seeds of the table."""
+    seeds = table.seeds(part)
+    select, test = (table.aps(part, seeds, split=split) for split in ("select", "test"))
+    keep = np.flatnonzero(np.isfinite(test).all((1, 2)))
+    losses = [table.of(part)[k] for k in keep]
+    defaults = (k for k, loss in enumerate(losses) if _is_default(loss))
+    return Complete(losses, select[keep], test[keep], next(defaults, -1))
+
+
+def _is_default(loss: TableLoss) -> bool:
+    return loss.formula == zoo.default(loss.formula.space) and loss.weight == 1.0
 
 
 def noise_by_length(table: LossTable, part: Part) -> list[Noise]:
     """One entry for each horizon."""
-    seeds = table.seeds(part)
-    test, select = (table.aps(part, seeds, split=split) for split in ("test", "select"))
-    keep = np.flatnonzero(np.isfinite(test).all((1, 2)))
-    test, select, losses = test[keep], select[keep], table.of(part)
-    truth = test[:, :, -1].mean(1)
-    place = _place([losses[k] for k in keep])
-    near = truth >= truth[place] - NEAR
-    found = []
+    known = complete(table, part)
+    _, select, test, place = known
+    near, found = known.near, []
     for k, steps in enumerate(table.horizons):
         at = test[:, :, k]
         noise = seed_noise(at[near].tolist())
-        signal, spread = (_deviation(aps.mean(1), noise / math.sqrt(len(seeds))) for aps in (at[near], at))
+        signal, spread = (_deviation(aps.mean(1), noise / math.sqrt(test.shape[1])) for aps in (at[near], at))
         tau = _tau_with_others(select[near, :, k], test[near, :, -1])
         found.append(Noise(steps, float(at[place].mean()), noise, signal, spread, tau))
     return found
@@ -116,13 +133,9 @@ def noise_by_length(table: LossTable, part: Part) -> list[Noise]:
 
 def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agreement]:
     """One entry for each stage of a search; the trainings' own horizons are stages of the proxy task."""
-    losses, seeds = table.of(part), table.seeds(part)
-    keep = np.flatnonzero(np.isfinite(table.aps(part, seeds)).all((1, 2)))
-    losses = [losses[k] for k in keep]
-    test, select = (table.aps(part, seeds, split=split)[keep] for split in ("test", "select"))
-    truth = test[:, :, -1].mean(1)
-    place = _place(losses)
-    near = truth >= truth[place] - NEAR
+    known = complete(table, part)
+    losses, select, test, place = known
+    truth, near = test[:, :, -1].mean(1), known.near
     scores = {stage: np.array([loss.scores.get(stage, math.nan) for loss in losses]) for stage in losses[place].scores}
     bars = {stage: _bar(stage, list(scores), values[place], filters) for stage, values in scores.items()}
     probes = [stage for stage in scores if stage.startswith("probe")]
@@ -134,7 +147,7 @@ def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agre
     found = [
         _agreement(stage, values, truth, near, values < bars.get(stage, -math.inf)) for stage, values in scores.items()
     ]
-    if len(seeds) > 1:
+    if test.shape[1] > 1:
         others = test[:, 1:, -1].mean(1)
         for k, steps in enumerate(table.horizons):
             nobody = np.zeros(len(truth), bool)
@@ -144,17 +157,16 @@ def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agre
 
 def best(table: LossTable, part: Part) -> Best:
     """How far the best loss is beyond the default one."""
-    losses, seeds = table.of(part), table.seeds(part)
-    test, select = (np.nan_to_num(table.aps(part, seeds, split=split)[:, :, -1]) for split in ("test", "select"))
-    place = default_place(table, part)
+    losses, select, test, place = complete(table, part)
+    select, test = select[:, :, -1], test[:, :, -1]
+    noise, seeds = seed_noise(test.tolist()), test.shape[1]
     test, select = test - test[place], select - select[place]
     winner = int(select.mean(1).argmax())
     judged = []
-    for k in range(len(seeds)):
-        others = [n for n in range(len(seeds)) if n != k]
+    for k in range(seeds):
+        others = [n for n in range(seeds) if n != k]
         judged.append(test[select[:, k].argmax(), others].mean() if others else math.nan)
-    noise = seed_noise(_whole(table.aps(part, seeds))[:, :, -1].tolist())
-    error = math.sqrt(2.0) * noise / math.sqrt(max(1, len(seeds)))
+    error = math.sqrt(2.0) * noise / math.sqrt(max(1, seeds))
     return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error)
 
 
@@ -170,11 +182,6 @@ def _deviation(means: Float[np.ndarray, " n"], error: float) -> float:
     if math.isnan(error) or len(means) < 2:
         return math.nan
     return math.sqrt(max(0.0, float(means.var(ddof=1)) - error**2))
-
-
-def _whole(aps: Float[np.ndarray, "n s h"]) -> Float[np.ndarray, "m s h"]:
-    """The losses that were trained with all seeds."""
-    return aps[np.isfinite(aps).all((1, 2))]
 
 
 def _tau_with_others(select: Float[np.ndarray, "n s"], test: Float[np.ndarray, "n s"]) -> float:
@@ -201,8 +208,8 @@ def _agreement(
     stage: str,
     scores: Float[np.ndarray, " n"],
     truth: Float[np.ndarray, " n"],
-    near: np.ndarray,
-    rejected: np.ndarray,
+    near: Bool[np.ndarray, " n"],
+    rejected: Bool[np.ndarray, " n"],
 ) -> Agreement:
     judged = np.isfinite(scores)
     top = set(_best(truth))

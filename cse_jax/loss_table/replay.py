@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cse_jax.errors import InputError
-from cse_jax.loss_table.analysis import NEAR, default_place
+from cse_jax.loss_table.analysis import NEAR, complete
 from cse_jax.loss_table.table import LossTable, TableLoss
 from cse_jax.screening.verification import behaviours
 from cse_jax.search.statistics import seed_noise
@@ -165,18 +165,14 @@ def _of(
     table: LossTable, part: Part
 ) -> tuple[list[TableLoss], Float[np.ndarray, "n s"], Float[np.ndarray, "n s"], int]:
     """The losses of a replay, their APs on either split at the last horizon, and the place of the default loss."""
-    losses, seeds = table.of(part), table.seeds(part)
-    select, test = (table.aps(part, seeds, split=split)[:, :, -1] for split in ("select", "test"))
-    valid = np.array([not loss.origin.startswith("rejected") for loss in losses], bool)
-    keep = np.isfinite(test).all(1) & valid
-    place = default_place(table, part)
-    if place < 0 or not keep[place] or keep.sum() < 2:
+    losses, select, test, place = complete(table, part)
+    kept = [k for k, loss in enumerate(losses) if not loss.origin.startswith("rejected")]
+    if place < 0 or len(kept) < 2:
         raise InputError(
             f"replays of {part} need the default loss and another one, trained with all seeds; the table holds "
-            f"{int(keep.sum())} such losses, the default loss {'' if place >= 0 and keep[place] else 'not '}among them"
+            f"{len(kept)} such losses, the default loss {'' if place >= 0 else 'not '}among them"
         )
-    kept = np.flatnonzero(keep)
-    return [losses[k] for k in kept], select[kept], test[kept], int((kept < place).sum())
+    return [losses[k] for k in kept], select[kept, :, -1], test[kept, :, -1], kept.index(place)
 
 
 def _pool(losses: Sequence[TableLoss], features: Float[np.ndarray, "n d"]) -> Pool:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from cse_jax.language.expression import to_infix
-from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, default_place, noise_by_length
+from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, complete, noise_by_length
 from cse_jax.loss_table.table import LossTable
 from cse_jax.reporting.report import markdown_table
 from cse_jax.search.config import FilterConfig
@@ -23,7 +23,7 @@ def sections(table: LossTable, filters: FilterConfig) -> Iterator[str]:
     parts: tuple[Part, ...] = ("cls", "box")
     for part in parts:
         losses, seeds = table.of(part), table.seeds(part)
-        if not losses or default_place(table, part) < 0:
+        if not losses or complete(table, part).default < 0:
             continue
         name = losses[0].formula.space.name
         lines = [f"## {name}: {len(losses)} losses, {len(seeds)} seed{'s'[: len(seeds) > 1]}", ""]
