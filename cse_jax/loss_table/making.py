@@ -15,6 +15,7 @@ from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair, Part, Task
 from cse_jax.search.trainer import Purpose, Trainer
 from cse_jax.search.trials import Trials, training_key
+from cse_jax.workdir import differences
 
 SAVE_SECONDS = 10.0  # at most so much of what is finished is lost
 BLOCK = 16  # losses that get all their seeds before the next ones
@@ -28,28 +29,26 @@ class _File:
         self.table, self.path = table, path
         self._saved = time.monotonic()
         self._rows: dict[str, dict[str, Any]] = {}
-        self._losses: dict[str, list[TableLoss]] = {}
+        self._losses: dict[tuple, list[TableLoss]] = {}  # by their pair, as a row of a training has it
         for loss in table.losses:
             losses = pair(loss, task)
-            self._losses.setdefault(str(losses.key), []).append(loss)
+            name = str(losses.cls), losses.cls_weight, str(losses.box), losses.box_weight
+            self._losses.setdefault(name, []).append(loss)
             for at, curve in loss.trainings.items():
-                self._recall(training_key(losses, "table", at, table.horizons[-1]), _recorded(curve, table.horizons))
+                key = training_key(losses, "table", at, table.horizons[-1])
+                self._rows[key] = _recorded(curve, table.horizons)
             for purpose in STAGES:
                 for horizon in trainer.horizons(purpose):
                     score = loss.scores.get(stage_name(purpose, horizon))
                     if score is not None:
-                        self._recall(training_key(losses, purpose, seed, horizon), _scored(score))
-
-    def _recall(self, key: str, row: dict[str, Any]) -> None:
-        self._rows[key] = row
+                        self._rows[training_key(losses, purpose, seed, horizon)] = _scored(score)
 
     def training(self, key: str) -> dict[str, Any] | None:
         return self._rows.get(key)
 
     def record_training(self, row: Mapping[str, Any]) -> None:
         self._rows[row["key"]] = dict(row)
-        name = str(_key_of(row))
-        for loss in self._losses[name]:
+        for loss in self._losses[row["cls"], row["cls_weight"], row["box"], row["box_weight"]]:
             if row["purpose"] == "table":
                 loss.trainings[row["seed"]] = _curve(row, self.table.horizons)
             else:
@@ -140,11 +139,13 @@ def _opened(path: pathlib.Path, horizons: tuple[int, ...], about: Mapping[str, A
     if not path.exists():
         return LossTable(horizons, [], dict(about))
     table = read(path)
-    changed = [key for key, value in about["task"].items() if table.about["task"].get(key) != value]
-    if changed or table.horizons != horizons:
+    changed = differences(table.about["task"], about["task"])
+    if table.horizons != horizons:
+        changed.append(f"horizons: {table.horizons} -> {horizons}")
+    if changed:
         raise InputError(
-            f"{path} holds trainings of another task ({', '.join(changed) or 'other horizons'} differ); choose another "
-            "file, or the config that it was made with"
+            f"{path} holds trainings of another task ({'; '.join(changed[:5])}); choose another file, or the config "
+            "that it was made with"
         )
     return table
 
@@ -156,13 +157,6 @@ def _blocks(table: LossTable, parts: Sequence[Part]) -> list[list[TableLoss]]:
     for start in range(0, max(map(len, of_part), default=0), BLOCK):
         blocks += [losses[start : start + BLOCK] for losses in of_part if losses[start : start + BLOCK]]
     return blocks
-
-
-def _key_of(row: Mapping[str, Any]) -> list[Any]:
-    """``LossPair.key`` of a training's row."""
-    import json
-
-    return json.loads(row["key"])[3:]
 
 
 def _curve(row: Mapping[str, Any], horizons: tuple[int, ...]) -> Curve:
