@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from micro import FEATURES, library_losses
+from micro import library_losses
 
+from benchmarks.smallest import FEATURES
 from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, _handed_on, _refined, cascade_rcnn_tiny
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.roi_head import RoIConfig, SampledRoIs, sample_rois

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from micro import library_losses, micro_faster_rcnn, micro_fcos
+from micro import library_losses
 
 import cse_jax
+from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from cse_jax.language import spaces, zoo
 from detectors import checkpoint
 from detectors.losses import DetectionLosses, default_losses, term
@@ -23,7 +24,7 @@ from detectors.structures import Batch
 from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
 
 SIZE = 64
-TINY = {"fcos": micro_fcos(3), "faster_rcnn": micro_faster_rcnn(3)}
+TINY = {"fcos": fcos_smallest(3), "faster_rcnn": faster_rcnn_smallest(3)}
 BOTH = pytest.mark.parametrize("name", TINY)
 
 
@@ -312,7 +313,7 @@ def test_checkpoints_are_exact_and_checked(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), restored)
     with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint at"):
         checkpoint.restore(tmp_path / "absent", state)
-    other = jit_detector(build_detector(micro_fcos(4))[1], TrainConfig()).init(0)
+    other = jit_detector(build_detector(fcos_smallest(4))[1], TrainConfig()).init(0)
     with pytest.raises(checkpoint.CheckpointError, match=r"cls\.bias\S* is float32\[3\], not float32\[4\]"):
         checkpoint.restore(path, other)
 

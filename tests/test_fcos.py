@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from micro import library_losses, micro_fcos
+from micro import library_losses
 
 import cse_jax
+from benchmarks.smallest import fcos_smallest
 from cse_jax.language import spaces
 from detectors.losses import term
 from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
@@ -172,7 +173,7 @@ def test_bias_factors_spare_the_biases_of_norms():
 
 
 def test_frozen_parameters_have_no_part_in_the_gradient_norm():
-    config = micro_fcos(3)
+    config = fcos_smallest(3)
     config.backbone = dataclasses.replace(config.backbone, frozen_stages=1)
     batch = batch_of([[10.0, 10.0, 30.0, 34.0]])
     model = FCOS(config, rngs=nnx.Rngs(jax.random.key(0)))

@@ -10,7 +10,6 @@ import threading
 
 import numpy as np
 import pytest
-from micro import FEATURES
 from PIL import Image
 from rich.console import Console
 from scripts import ROOT
@@ -18,6 +17,7 @@ from test_configs import SEARCHES, read
 
 import cse_jax
 import recorded
+from benchmarks.smallest import FEATURES
 from cse_jax import search
 from cse_jax.errors import InputError
 from cse_jax.language import spaces

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from micro import micro_fcos
 
 import cse_jax
+from benchmarks.smallest import fcos_smallest
 from cse_jax.language import spaces
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Stopped
@@ -31,7 +31,7 @@ from detectors.training.step import jit_detector, learning_rate, optimiser_for
 TASK = task_of(FCOS)
 DEFAULT = TASK.default
 NEVER = threading.Event()
-BUILD = build_detector(micro_fcos(10))[1]
+BUILD = build_detector(fcos_smallest(10))[1]
 TRAIN = training_in_seconds(0.003, warmup_steps=2)
 
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from micro import library_losses, micro_faster_rcnn, micro_fcos
+from micro import library_losses
 
+from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
@@ -25,7 +26,7 @@ from detectors.weights import RESNET, WeightsError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 64
-TINY = {"fcos": micro_fcos(3), "faster_rcnn": micro_faster_rcnn(3)}
+TINY = {"fcos": fcos_smallest(3), "faster_rcnn": faster_rcnn_smallest(3)}
 SGD = dict(warmup_steps=0, rate_batch=0, decay_at=())
 
 
@@ -84,7 +85,7 @@ def test_eight_devices_train_as_one_does(name):
     script = f"import test_training; test_training.on_devices({name!r})"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment | paths, capture_output=True, text=True, timeout=300
     )
