@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -29,6 +30,7 @@ from detectors.training.batched import JittedMany, ManyState, evaluate_many, fit
 from detectors.training.loop import fit
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
+_NOT_FINITE = "a detection is not finite"
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
 
 
@@ -310,9 +312,12 @@ class DetectorTrainer:
                 failures[k] = failures[k] or f"not finite at step {done}"
             if purpose == "table" and done in self.horizons(purpose):
                 splits = self._splits[purpose][1], self._test
-                both = [self._evaluate_many(many, state, source) for source in splits]
-                for curve, select, test in zip(curves, *both, strict=False):  # without the padding
-                    curve.append((done, *(math.nan if each is None else each.ap for each in (select, test))))
+                both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
+                for k, (select, test) in enumerate(itertools.islice(both, len(losses))):  # without the padding
+                    if select is None or test is None:
+                        failures[k] = failures[k] or _NOT_FINITE
+                    else:
+                        curves[k].append((done, select.ap, test.ap))
         if purpose == "table":
             return [
                 Training(None, failure=failure) if failure else Training(curve[-1][1], {"curve": curve})
@@ -328,7 +333,7 @@ class DetectorTrainer:
             else:
                 self._kept.pop(name, None)
         return [
-            Training(None, failure=failure or "a detection is not finite")
+            Training(None, failure=failure or _NOT_FINITE)
             if failure or score is None
             else Training(score.ap, _plain(score))
             for failure, score in zip(failures, scores[: len(losses)], strict=True)
