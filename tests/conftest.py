@@ -59,7 +59,7 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions(request):
-    """Compiles as fast as can be, also in processes that are started, unless a module computes more than it compiles.
+    """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
     Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
     """
