@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -88,26 +89,31 @@ def _as_from_root(argv: list[str], data_dir: pathlib.Path | str) -> Iterator[Non
             signal.signal(number, handler)
 
 
-def start(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> subprocess.Popen[str]:
+class Script(subprocess.Popen[str]):
+    """A script's process; it never waits for a reader of what it prints."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in finish)
+        super().__init__(command, stdout=self._printed, stderr=subprocess.STDOUT, text=True, **options)
+
+    def said(self) -> str:
+        """All that it has printed so far."""
+        file = self._printed.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()  # which leaves the process its place in the file
+
+    def finish(self, timeout: float = 240.0) -> tuple[int, str]:
+        """Waits for its end; the exit code and what it printed."""
+        with self, self._printed:
+            self.wait(timeout)
+            return self.returncode, self.said()
+
+
+def start(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> Script:
     """Starts a script as a process that hears interrupts, for tests that end it."""
     environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     try:
-        return subprocess.Popen(
-            [sys.executable, f"launch/{script}.py", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return Script(command, cwd=ROOT, env=environment, start_new_session=True)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, str]:
-    """Waits for a process; its exit code and what it printed."""
-    with process:
-        output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output

@@ -4,12 +4,12 @@ import json
 
 import pytest
 from extras import need
-from scripts import finish, start
+from scripts import start
 
 
 def benchmark(path, *flags):
     process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags)
-    code, output = finish(process, timeout=600)
+    code, output = process.finish(timeout=600)
     return code, output, json.loads(path.read_text())["tables"] if path.exists() else {}
 
 

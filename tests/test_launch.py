@@ -74,12 +74,11 @@ def test_a_search_leaves_everything_behind(finished):
 
 def signal_after(process, lines, delay, number):
     """Sends a signal some time after a running script's k-th line; returns all that it said."""
-    with process:
-        said = [process.stdout.readline() for _ in range(lines)]
-        time.sleep(delay)
-        os.killpg(process.pid, number)
-        rest, _ = process.communicate(timeout=120)
-    return "".join(said) + rest
+    while process.poll() is None and process.said().count("\n") < lines:
+        time.sleep(0.02)
+    time.sleep(delay)
+    os.killpg(process.pid, number)
+    return process.finish(timeout=120)[1]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from populations import descendants, random_expressions
-from scripts import finish, run, start
+from scripts import run, start
 
 from cse_jax.atlas.stream import _grow_and_filter, may_pass_finer_grid, screen_batches
 from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors
@@ -279,7 +279,7 @@ def test_a_killed_screening_ends_the_same(tmp_path):
     while process.poll() is None and time.monotonic() < deadline and not list(killed.glob("*.parquet")):
         time.sleep(0.02)
     process.kill()
-    code, output = finish(process)
+    code, output = process.finish()
     assert code == -signal.SIGKILL and list(killed.glob("*.parquet")), output
     screened(*flags, f"--out={killed}")
     assert survivors_of(killed) == survivors_of(whole)
@@ -299,7 +299,7 @@ def alone(tmp_path_factory):
 def test_three_devices_find_what_one_finds(alone, tmp_path, monkeypatch):
     """Also where the batches do not fill the devices."""
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3")
-    code, output = finish(start("screen", *SMALL, "--batches=4", f"--out={tmp_path / 'three'}"))
+    code, output = start("screen", *SMALL, "--batches=4", f"--out={tmp_path / 'three'}").finish()
     assert code == 0, output
     assert survivors_of(tmp_path / "three") == survivors_of(alone)
 
@@ -312,7 +312,7 @@ def test_two_processes_find_what_one_finds(alone, tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     flags = ("--batches=4", f"--out={together}", f"--coordinator={address}", "--processes=2")
     processes = [start("screen", *SMALL, *flags, f"--process={k}") for k in range(2)]
-    for code, output in map(finish, processes):
+    for code, output in (process.finish() for process in processes):
         assert code == 0, output
     assert survivors_of(together) == survivors_of(alone)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from micro import FLAGS
-from scripts import finish, run, start
+from scripts import run, start
 
 SMALL = [
     *FLAGS,
@@ -34,7 +34,7 @@ def signalled(number, *arguments, workdir, data_dir):
     while not (workdir / "partial").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    return finish(process)
+    return process.finish()
 
 
 @pytest.mark.slow
