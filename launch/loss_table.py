@@ -28,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _FILE = flags.DEFINE_string("file", None, "The table; runs/<config.name>.parquet by default.")
 _REPORT = flags.DEFINE_string("report", None, "Only report on this table, and train nothing.")
+_BESIDE = flags.DEFINE_string("beside", None, "Say also how far this table, of other trainings, agrees on the order.")
 _TASK = ("detector", "train", "schedule", "data", "weights")  # what a training depends on, beside its losses
 
 
@@ -69,7 +70,8 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
 
 
 def _show(table: loss_table.LossTable, config: LossTableRun, console: Console) -> None:
-    for text in loss_table_report.sections(table, config.filters):
+    beside = loss_table.read(pathlib.Path(_BESIDE.value)) if _BESIDE.value else None
+    for text in loss_table_report.sections(table, config.filters, beside):
         console.print(text, markup=False, soft_wrap=True)
 
 

@@ -217,6 +217,22 @@ def test_the_best_of_many_is_judged_by_other_seeds():
     assert real.judged == pytest.approx(truth.max() - 0.5, abs=3 * real.error)
 
 
+def test_two_tables_agree_on_the_losses_that_both_have():
+    def table(aps):
+        known = zoo.known(spaces.BOX).values()
+        rows = [
+            TableLoss("box", formula, "", trainings={0: Curve((ap,), (ap,), "", 1.0)})
+            for formula, ap in zip(known, aps, strict=False)
+        ]
+        return LossTable((10,), rows)
+
+    found = analysis.between(table([0.5, 0.45, 0.48, 0.2]), table([0.7, 0.65, 0.69, 0.71, 0.72]), "box")
+    assert (found.count, found.near_count) == (4, 3)  # the last one is near only in the second table
+    assert found.tau == 0.0 and found.near_tau == 1.0
+    text = "".join(loss_table_report.sections(simulated()[0], FilterConfig(), simulated()[0]))
+    assert "in both; noise in either table lowers it" in text
+
+
 def test_the_report_has_noise_stages_and_formulas(path):
     text = "\n".join(loss_table_report.sections(read(path), FilterConfig()))
     for word in ("binary_class", "box", "Kendall's tau", "signal / noise", "probe 4", "seeds"):

@@ -82,6 +82,20 @@ class Best:
     error: float
 
 
+class Between(NamedTuple):
+    """How far two tables agree on the order of the losses that both have trained with all of their seeds.
+
+    Attributes:
+      count, near_count: of these losses, and of those within ``NEAR`` AP of the default loss in both tables.
+      tau, near_tau: Kendall's tau of their mean test APs; noise in either table lowers it.
+    """
+
+    count: int
+    near_count: int
+    tau: float
+    near_tau: float
+
+
 class Complete(NamedTuple):
     """The losses of a part that have been trained with all seeds.
 
@@ -168,6 +182,21 @@ def best(table: LossTable, part: Part) -> Best:
         judged.append(test[select[:, k].argmax(), others].mean() if others else math.nan)
     error = math.sqrt(2.0) * noise / math.sqrt(max(1, seeds))
     return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error)
+
+
+def between(table: LossTable, other: LossTable, part: Part) -> Between:
+    """How far two tables agree on a part's losses."""
+    one, two = complete(table, part), complete(other, part)
+    places = {_name(loss): k for k, loss in enumerate(two.losses)}
+    pairs = np.array([(k, places[_name(loss)]) for k, loss in enumerate(one.losses) if _name(loss) in places], int)
+    first, second = pairs.reshape(-1, 2).T
+    near = one.near[first] & two.near[second]
+    truth, again = one.test[first, :, -1].mean(1), two.test[second, :, -1].mean(1)
+    return Between(len(near), int(near.sum()), kendall_tau(truth, again), kendall_tau(truth[near], again[near]))
+
+
+def _name(loss: TableLoss) -> tuple:
+    return loss.formula, loss.weight
 
 
 def kendall_tau(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from cse_jax.language.expression import to_infix
-from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, complete, noise_by_length
+from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, between, complete, noise_by_length
 from cse_jax.loss_table.table import LossTable
 from cse_jax.reporting.report import markdown_table
 from cse_jax.search.config import FilterConfig
@@ -13,12 +13,13 @@ from cse_jax.search.task import Part
 SHOWN = 10  # losses of each part
 
 
-def sections(table: LossTable, filters: FilterConfig) -> Iterator[str]:
+def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None = None) -> Iterator[str]:
     """The report, one part of the detector after the other.
 
     Args:
       table: the losses.
       filters: the thresholds of the search whose stages are judged.
+      beside: a table of the same losses, trained otherwise.
     """
     parts: tuple[Part, ...] = ("cls", "box")
     for part in parts:
@@ -58,6 +59,14 @@ def sections(table: LossTable, filters: FilterConfig) -> Iterator[str]:
                 f"The loss that does best on the select split is {found.selected:+.4f} AP from the default there. What "
                 f"one seed alone chooses is {found.judged:+.4f} ± {found.error:.4f} AP (standard error) from it on the "
                 "test split with the other seeds.",
+                "",
+            ]
+        if beside is not None:
+            other = between(table, beside, part)
+            lines += [
+                f"The other table has {other.count} of these losses in an order that agrees with Kendall's tau "
+                f"{_figure(other.tau)}, {_figure(other.near_tau)} for the {other.near_count} {near} in both; noise in "
+                "either table lowers it.",
                 "",
             ]
         lines += [*markdown_table(("test AP", "select AP", "origin", "weight", "formula"), _ranked(table, part)), ""]
