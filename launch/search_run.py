@@ -8,6 +8,7 @@ from cse_jax.loss_table.config import LossTableConfig
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
+from detectors.data.voc import VocData
 from detectors.models import DetectorConfig, build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.training.initial_weights import WeightsConfig, starting_from
@@ -22,6 +23,20 @@ def search_in_minutes() -> SearchConfig:
         regression=BranchConfig(generations=2, population=10_000, offspring=3_000, max_overfit=6, max_proxy=4),
         filters=FilterConfig(later_overfit_tolerance=0.9),
         final=FinalConfig(seeds=5, branches=False),
+    )
+
+
+def bccd_at_120() -> VocData:
+    """BCCD blood cells at 160 x 120 pixels: 252 photographs to train on, 40 to select on and 72 to test on."""
+    return VocData(
+        train=("trainval",),
+        test=("test",),
+        select_images=40,
+        names=("RBC", "WBC", "Platelets"),
+        max_boxes=40,
+        short_side=120,
+        long_side=160,
+        cache=True,
     )
 
 
