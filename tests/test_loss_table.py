@@ -89,6 +89,16 @@ def test_losses_are_drawn_once_each(path):
             )
 
 
+def test_a_table_may_hold_only_known_and_hand_made_losses(tmp_path):
+    config = dataclasses.replace(CONFIG, generated=0, rejected=0, population=10**9)  # which nobody draws from
+    table = make(tmp_path / "table.parquet", config)
+    names = {"hand-made"} | set(zoo.known(spaces.BINARY_CLASS)) | set(zoo.known(spaces.BOX))
+    assert {loss.origin for loss in table.losses} == names and all(loss.trainings for loss in table.losses)
+    few = dataclasses.replace(CONFIG, generated=1, rejected=0)
+    origins = [loss.origin for loss in make(tmp_path / "few.parquet", few).losses]
+    assert origins.count("generated") == 2 and "weak" not in origins  # one of each part
+
+
 def test_strata_are_spread_over_the_behaviours():
     """Three near-copies of one loss and four others: five strata hold each of the others."""
     copies = [box(f"1 - i / u + {k} * (e - u) / e / 3 / 3 / 3 / 3") for k in (1, 2, 3)]

@@ -57,9 +57,10 @@ def draw(
     space, units = task.space(part), task.box_units
     known = [TableLoss(part, formula, name) for name, formula in zoo.known(space).items()]
     known += [TableLoss(part, canonical(parse(text, space)), "hand-made") for text in texts]
-    known = _each_once(known, space, units)
-    candidates, failed = _screened(part, known, filters, rejected, population_size, units=units, seed=seed)
-    drawn = known + _generated(part, candidates, generated, filters, units=units, seed=seed) + failed
+    drawn = known = _each_once(known, space, units)
+    if generated or rejected:
+        candidates, failed = _screened(part, known, filters, rejected, population_size, units=units, seed=seed)
+        drawn = known + _generated(part, candidates, generated, filters, units=units, seed=seed) + failed
     _weigh(drawn, space, filters, units=units, seed=seed)
     return drawn
 
@@ -73,7 +74,7 @@ def _generated(
     few = round(WEAK * count)
     drawn = []
     for origin, formulas, wanted in (("weak", weak, few), ("generated", good, count - few)):
-        chosen = spread(formulas, wanted, units=units, seed=seed)
+        chosen = spread(formulas, wanted, units=units, seed=seed) if wanted else []
         drawn += [((k + 0.5) / len(chosen), TableLoss(part, formulas[n], origin)) for k, n in enumerate(chosen)]
     return [loss for _, loss in sorted(drawn, key=lambda placed: placed[0])]
 
