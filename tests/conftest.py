@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 import tempfile
 
@@ -38,6 +39,8 @@ def pytest_addoption(parser):
     parser.addoption("--skipped-to", metavar="FILE", help="write the skipped tests there, a line each; read as @FILE")
 
 
+_LARGE = 4 * 2**30  # bytes
+
 _skipped: dict[str, str] = {}  # reasons by test
 
 
@@ -61,14 +64,25 @@ def pytest_sessionfinish(session):
 def compiled_functions(request):
     """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
-    Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
+    What was compiled is kept for later modules while the process is small, but not across the two ways of compiling.
     """
     quick = request.node.get_closest_marker("computes") is None
+    if not quick:
+        jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
         yield
-    jax.clear_caches()
+    if not quick or _resident() > _LARGE:
+        jax.clear_caches()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; the most that it has held where the system doesn't tell."""
+    pages = pathlib.Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def benchmark(path, *flags):
 def test_losses(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=losses")
     assert code == 0, output
-    assert [row["loss"] for row in tables["Training step"]] == ["focal + GIoU", "CE + GIoU"]
+    assert [row["loss"] for row in tables["Training step"]] == ["CE + GIoU"]
     for row in tables["Going over to another loss"]:
         assert row["compilations"] == 0 and row["as code: compile, s"] > 0.1
     assert all(row["ratio"] > 0 for row in tables["Training step"]) and "as data, MiB" in output
@@ -50,10 +50,10 @@ def test_simulation(tmp_path):
     assert code == 0, output
     simulated, tried, together = tables.values()
     assert [row["space"] for row in simulated] == ["box"] and simulated[0]["per second"] > 0
-    assert [row["at once"] for row in tried] == [4, 1, 1]
+    assert [row["at once"] for row in tried] == [4]
     for row in tried:
         assert row["ratio"] == pytest.approx(row["ours"] / row["one at a time, compiled for each"])
-    assert all(0.0 <= row["idle"] <= 1.0 for row in tried[:2])
+    assert all(0.0 <= row["idle"] <= 1.0 for row in tried)
     assert [row["detectors"] for row in together] == [1] and together[0]["memory, MiB"] > 0
 
 

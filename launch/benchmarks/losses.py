@@ -40,8 +40,9 @@ _DETECTORS = {
 def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
     """All tables of the suite."""
     heads, steps, switches = [], [], []
-    for space in (spaces.BINARY_CLASS, spaces.MULTI_CLASS):
-        for name, cls, box in _pairs(space)[: 1 if size == "smallest" else None]:
+    few = 1 if size == "smallest" else None
+    for space in (spaces.MULTI_CLASS, spaces.BINARY_CLASS)[:few]:
+        for name, cls, box in _pairs(space)[:few]:
             say(f"{space.name}: {name}")
             heads.append(_head(space, name, cls, box, size, rounds))
             row, switch = _step(space, name, cls, box, size, rounds)

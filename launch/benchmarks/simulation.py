@@ -65,11 +65,12 @@ def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
         bench = _Bench(size, pathlib.Path(folder))
         candidates = [bench.task.replaced("box", formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
         rows = []
-        for what, purpose in _WAYS[: 2 if size == "smallest" else None]:
+        for what, purpose in _WAYS[: 1 if size == "smallest" else None]:
             say(what)
             count = probed if purpose == "probe" else trained
             rows.append(bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds))
-        rows.append(bench.halving(candidates[:trained], rows[1]))
+        if size != "smallest":
+            rows.append(bench.halving(candidates[:trained], rows[1]))
         say("detectors side by side")
         side_by_side = [bench.side_by_side(count, rounds) for count in _SIDE_BY_SIDE[size]]
     return {
