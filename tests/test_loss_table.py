@@ -243,6 +243,20 @@ def test_two_tables_agree_on_the_losses_that_both_have():
     assert "in both; noise in either table lowers it" in text
 
 
+def test_the_default_is_judged_beside_the_known_losses():
+    """Of known losses the one that is worse is said to be, and the one that is not is not."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for (name, formula), truth in zip(zoo.known(spaces.BOX).items(), (0.5, 0.5, 0.45, 0.5, 0.2), strict=True):
+        aps = truth + 0.002 * rng.standard_normal(4)
+        trainings = {seed: Curve((ap,), (ap,), "", 1.0) for seed, ap in enumerate(aps)}
+        rows.append(TableLoss("box", formula, name, scores={"margin": 1.0}, trainings=trainings))
+    found = {loss.origin: c for loss, c in analysis.default_beside_known(LossTable((10,), rows), "box")}
+    assert list(found) == ["IoU", "-log IoU", "A_reg"]  # the last is too far to share the noise
+    assert found["-log IoU"].verdict == "better" and found["-log IoU"].difference == pytest.approx(0.05, abs=0.01)
+    assert found["IoU"].verdict == found["A_reg"].verdict == "not shown"
+
+
 def test_the_report_has_noise_stages_and_formulas(path):
     text = "\n".join(loss_table_report.sections(read(path), FilterConfig()))
     for word in ("binary_class", "box", "Kendall's tau", "signal / noise", "probe 4", "seeds"):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from cse_jax.language import zoo
 from cse_jax.loss_table.table import LossTable, TableLoss
 from cse_jax.search.config import FilterConfig
-from cse_jax.search.statistics import seed_noise
+from cse_jax.search.statistics import Comparison, against_each, seed_noise
 from cse_jax.search.task import Part
 
 TOP = 5
@@ -193,6 +193,20 @@ def between(table: LossTable, other: LossTable, part: Part) -> Between:
     near = one.near[first] & two.near[second]
     truth, again = one.test[first, :, -1].mean(1), two.test[second, :, -1].mean(1)
     return Between(len(near), int(near.sum()), kendall_tau(truth, again), kendall_tau(truth[near], again[near]))
+
+
+def default_beside_known(table: LossTable, part: Part) -> list[tuple[TableLoss, Comparison]]:
+    """The default loss against each other known loss of its space, on the test split.
+
+    The noise is that of the losses near the default.
+    """
+    losses, _, test, place = found = complete(table, part)
+    names = zoo.known(losses[place].formula.space)
+    kept = [k for k in np.flatnonzero(found.near) if k != place and losses[k].origin in names]
+    rows = np.flatnonzero(found.near)
+    of_row = {k: n for n, k in enumerate(rows.tolist())}
+    compared = against_each(test[rows, :, -1], of_row[place], [of_row[k] for k in kept])
+    return [(losses[k], comparison) for k, comparison in zip(kept, compared, strict=True)]
 
 
 def _name(loss: TableLoss) -> tuple:

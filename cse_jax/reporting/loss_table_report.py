@@ -4,7 +4,16 @@ import math
 from collections.abc import Iterator
 
 from cse_jax.language.expression import to_infix
-from cse_jax.loss_table.analysis import NEAR, TOP, agreements, best, between, complete, noise_by_length
+from cse_jax.loss_table.analysis import (
+    NEAR,
+    TOP,
+    agreements,
+    best,
+    between,
+    complete,
+    default_beside_known,
+    noise_by_length,
+)
 from cse_jax.loss_table.table import LossTable
 from cse_jax.reporting.report import markdown_table
 from cse_jax.search.config import FilterConfig
@@ -61,6 +70,14 @@ def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None =
                 "test split with the other seeds.",
                 "",
             ]
+        rows = [
+            (loss.origin, _figure(c.difference, 4), f"{c.low:+.4f} to {c.high:+.4f}", str(c.verdict))
+            for loss, c in default_beside_known(table, part)
+            if math.isfinite(c.low)
+        ]
+        if rows:
+            header = "the default beside", "ahead by, test AP", "95 % intervals, all at once", "the default is"
+            lines += [*markdown_table(header, rows), ""]
         if beside is not None:
             other = between(table, beside, part)
             lines += [
