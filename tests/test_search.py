@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeTrainer
 from rich.console import Console
 
+import cse_jax
 from cse_jax import search
 from cse_jax.language import spaces, zoo
 from cse_jax.language.expression import to_authors
@@ -21,6 +22,7 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.screening.candidate import STAGES
 from cse_jax.screening.funnel import screen_population
 from cse_jax.screening.simulation import simulate
+from cse_jax.search import tuning
 from cse_jax.search.comparison import Role, Row, judged, mean_std
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
@@ -332,6 +334,52 @@ def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     again = FakeTrainer()
     assert run(tmp_path, again, config=config) == result
     assert again.count == 0
+
+
+def test_tuned_hyper_parameters_are_a_control(tmp_path):
+    final = FinalConfig(seeds=2, fit_weights=(), branches=False, tuned=True)
+    trainer = FakeTrainer()
+    result = run(tmp_path, trainer, dataclasses.replace(SHORT, final=final))
+    (row,) = (row for row in result.table if row.role == Role.TUNED)
+    assert row.name.endswith("(tuned, same budget)") and row.against is not None
+    assert row.losses.cls in tuning.settings(spaces.BINARY_CLASS).values() and row.losses.box == zoo.default(spaces.BOX)
+    again = FakeTrainer()
+    assert run(tmp_path, again, dataclasses.replace(SHORT, final=final)) == result and again.count == 0
+
+
+def test_tuning_finds_the_best_setting_within_its_budget(tmp_path):
+    class Known(FakeTrainer):
+        """Small weights do better; the first seed flatters nobody."""
+
+        def train_one(self, losses, purpose, seed, horizon):
+            self.count += 1
+            return Training(0.5 - 0.02 * losses.cls_weight - 0.01 * losses.box_weight)
+
+    trainer = Known()
+    with (
+        Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"proxy": 20}) as monitor,
+    ):
+        trials = Trials(trainer, ledger, monitor)
+        name, losses = tuning.tuned(30, trials=trials, seeds=[0, 1, 2])
+        assert 20 < trainer.count <= 30
+        assert tuning.tuned(1, trials=trials, seeds=[0, 1, 2])[1] == trainer.task.default
+    tried = tuning._drawn(trainer.task, 20, 0)
+    assert tried[name] == losses == min(tried.values(), key=lambda pair: 2.0 * pair.cls_weight + pair.box_weight)
+    assert f"x{losses.cls_weight:g} + GIoU x{losses.box_weight:g}" in name
+
+
+@pytest.mark.parametrize("space", [spaces.MULTI_CLASS, spaces.BINARY_CLASS], ids=str)
+def test_what_is_tuned_converges_and_differs(space):
+    found = tuning.settings(space)
+    verdicts = cse_jax.verify(list(found.values()), space)
+    assert all(verdict.passed for verdict in verdicts)
+    names = dict(zip(found, (verdict.fingerprint for verdict in verdicts), strict=True))
+    assert next(iter(found.values())) == zoo.default(space)
+    if space == spaces.BINARY_CLASS:
+        assert names["focal"] == names["focal, gamma 2, alpha ratio 1"]
+        del names["focal"]
+    assert len(set(names.values())) == len(names) > 5
 
 
 def test_another_config_is_refused_and_named(finished):

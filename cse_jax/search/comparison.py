@@ -26,6 +26,7 @@ class Role(enum.StrEnum):
     FITTED = "default with a fitted weight"
     PUBLISHED = "published"
     RANDOM_SEARCH = "random search"
+    TUNED = "tuned hyper-parameters"
     DISCOVERED = "discovered"
 
 
@@ -62,7 +63,7 @@ class Row:
 
 def most_rows(config: FinalConfig, task: Task) -> int:
     """How many rows the final table can have."""
-    return 3 + len(zoo.published(task.cls_space)) + config.random_search + (3 if config.branches else 1)
+    return 3 + len(zoo.published(task.cls_space)) + config.random_search + config.tuned + (3 if config.branches else 1)
 
 
 def controls(config: FinalConfig, *, trials: Trials, seed: int) -> list[Contestant]:

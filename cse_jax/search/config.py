@@ -84,12 +84,16 @@ class FinalConfig:
       branches: whether what the branches' winners make together and alone is all shown, not only the best.
       random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
         and at most as many trainings, and the best of them is a control.  It may double the cost of both branches.
+      tuned: whether hyper-parameters of fixed formulas (those of focal, quality focal and PolyLoss-1) and both weights
+        are searched at random with as many steps as whole detectors may take in both branches, and the best setting is
+        a control.
     """
 
     seeds: int = 3
     fit_weights: tuple[float, ...] = (0.5, 2.0)
     branches: bool = True
     random_search: bool = False
+    tuned: bool = False
 
 
 @dataclasses.dataclass

@@ -8,12 +8,13 @@ from cse_jax.errors import UserError
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
 from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
-from cse_jax.search.config import SearchConfig
+from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
-from cse_jax.search.task import LossPair, Task
+from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import Purpose, Trainer
 from cse_jax.search.trials import Trials
+from cse_jax.search.tuning import tuned
 
 
 class SearchFailed(UserError, RuntimeError):
@@ -53,7 +54,7 @@ def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Pro
     """
     trials = Trials(trainer, ledger, progress, workers=config.workers)
     plans = _plans(config)
-    budget = Budget(_trainings(config, plans, trainer.task), progress)
+    budget = Budget(_trainings(config, plans, trainer), progress)
     default_ap = _train_default(config, trials=trials, progress=progress)
     budget.done("default losses")
     branches = [_branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress) for plan in plans]
@@ -110,6 +111,9 @@ def _branch(
 def _contestants(config: SearchConfig, branches: list[BranchResult], *, trials: Trials) -> list[Contestant]:
     """The rows of the final table: controls first, the best discovered pair last."""
     rows = controls(config.final, trials=trials, seed=config.seed)
+    if config.final.tuned:
+        name, losses = tuned(_tuning_budget(config, trials.trainer), trials=trials, seeds=config.proxy_seeds)
+        rows.append(Contestant(f"{name} (tuned, same budget)", Role.TUNED, losses))
     at_random, discovered = (
         combined([b for b in branches if b.plan.control == control], trials=trials, seeds=config.proxy_seeds)
         for control in (True, False)
@@ -132,19 +136,35 @@ def _part_of_budget(plan: Plan, generation: int) -> str:
     return f"{plan.part} {'control' if plan.control else 'search'} {generation}"
 
 
-def _trainings(config: SearchConfig, plans: list[Plan], task: Task) -> dict[str, Trainings]:
+def _trainings(config: SearchConfig, plans: list[Plan], trainer: Trainer) -> dict[str, Trainings]:
     """The most trainings that each part of the search can need."""
     seeds = len(config.proxy_seeds)
     parts: dict[str, Trainings] = {"default losses": {"probe": 1, "overfit": 1, "proxy": seeds}}
     for plan in plans:
         for generation in range(plan.sizes.generations):
-            sizes = plan.sizes
-            parts[_part_of_budget(plan, generation)] = {
-                "probe": sizes.max_probe,
-                "overfit": sizes.max_overfit,
-                "proxy": sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1),
-            }
+            parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes)
     combinations = 3 * seeds * (1 + config.final.random_search)
-    parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations}
-    parts["final"] = {"final": most_rows(config.final, task) * config.final.seeds}
+    settings = _tuning_budget(config, trainer) if config.final.tuned else 0
+    parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations + settings}
+    parts["final"] = {"final": most_rows(config.final, trainer.task) * config.final.seeds}
     return parts
+
+
+def _of_generation(sizes: BranchConfig) -> Trainings:
+    """The most trainings that a generation can need."""
+    return {
+        "probe": sizes.max_probe,
+        "overfit": sizes.max_overfit,
+        "proxy": sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1),
+    }
+
+
+def _tuning_budget(config: SearchConfig, trainer: Trainer) -> int:
+    """Trainings on the proxy task that take as many steps as whole detectors may take in both branches."""
+    purposes: tuple[Purpose, ...] = ("overfit", "proxy")
+    steps = sum(
+        sizes.generations * _of_generation(sizes)[purpose] * trainer.horizons(purpose)[-1]
+        for sizes in (config.classification, config.regression)
+        for purpose in purposes
+    )
+    return max(1, steps // trainer.horizons("proxy")[-1])
