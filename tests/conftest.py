@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import shutil
 import tempfile
 
@@ -39,8 +38,6 @@ def pytest_addoption(parser):
     parser.addoption("--skipped-to", metavar="FILE", help="write the skipped tests there, a line each; read as @FILE")
 
 
-_LARGE = 4 * 2**30  # bytes
-
 _skipped: dict[str, str] = {}  # reasons by test
 
 
@@ -64,25 +61,14 @@ def pytest_sessionfinish(session):
 def compiled_functions(request):
     """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
-    What was compiled is kept for later modules while the process is small, but not across the two ways of compiling.
+    Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
     """
     quick = request.node.get_closest_marker("computes") is None
-    if not quick:
-        jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
         yield
-    if not quick or _resident() > _LARGE:
-        jax.clear_caches()
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds; the most that it has held where the system doesn't tell."""
-    pages = pathlib.Path("/proc/self/statm")
-    if pages.exists():
-        return int(pages.read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -245,7 +245,7 @@ def test_two_tables_agree_on_the_losses_that_both_have():
 
 def test_the_default_is_judged_beside_the_known_losses():
     """Of known losses the one that is worse is said to be, and the one that is not is not."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     rows = []
     for (name, formula), truth in zip(zoo.known(spaces.BOX).items(), (0.5, 0.5, 0.45, 0.5, 0.2), strict=True):
         aps = truth + 0.002 * rng.standard_normal(4)

@@ -202,9 +202,9 @@ def default_beside_known(table: LossTable, part: Part) -> list[tuple[TableLoss, 
     """
     losses, _, test, place = found = complete(table, part)
     names = zoo.known(losses[place].formula.space)
-    kept = [k for k in np.flatnonzero(found.near) if k != place and losses[k].origin in names]
-    rows = np.flatnonzero(found.near)
-    of_row = {k: n for n, k in enumerate(rows.tolist())}
+    rows: list[int] = np.flatnonzero(found.near).tolist()
+    kept = [k for k in rows if k != place and losses[k].origin in names]
+    of_row = {k: n for n, k in enumerate(rows)}
     compared = against_each(test[rows, :, -1], of_row[place], [of_row[k] for k in kept])
     return [(losses[k], comparison) for k, comparison in zip(kept, compared, strict=True)]
 
