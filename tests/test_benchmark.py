@@ -17,7 +17,7 @@ def benchmark(path, *flags):
 def test_losses(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=losses")
     assert code == 0, output
-    assert [row["loss"] for row in tables["Training step"]] == ["CE + GIoU"]
+    assert [row["loss"] for row in tables["Training step"]] == ["focal + GIoU"]
     for row in tables["Going over to another loss"]:
         assert row["compilations"] == 0 and row["as code: compile, s"] > 0.1
     assert all(row["ratio"] > 0 for row in tables["Training step"]) and "as data, MiB" in output

@@ -241,6 +241,8 @@ def test_two_tables_agree_on_the_losses_that_both_have():
     assert found.tau == 0.0 and found.near_tau == 1.0
     text = "".join(loss_table_report.sections(simulated()[0], FilterConfig(), simulated()[0]))
     assert "in both; noise in either table lowers it" in text
+    text = "".join(loss_table_report.sections(simulated()[0], FilterConfig(), LossTable((20,), [])))
+    assert "box" in text and "in both" not in text
 
 
 def test_the_default_is_judged_beside_the_known_losses():

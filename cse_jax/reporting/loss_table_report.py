@@ -32,9 +32,9 @@ def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None =
     """
     parts: tuple[Part, ...] = ("cls", "box")
     for part in parts:
-        losses, seeds = table.of(part), table.seeds(part)
-        if not losses or complete(table, part).default < 0:
+        if not _holds_default(table, part):
             continue
+        losses, seeds = table.of(part), table.seeds(part)
         name = losses[0].formula.space.name
         lines = [f"## {name}: {len(losses)} losses, {len(seeds)} seed{'s'[: len(seeds) > 1]}", ""]
         rows = [
@@ -78,7 +78,7 @@ def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None =
         if rows:
             header = "the default beside", "ahead by, test AP", "95 % intervals, all at once", "the default is"
             lines += [*markdown_table(header, rows), ""]
-        if beside is not None:
+        if beside is not None and _holds_default(beside, part):
             other = between(table, beside, part)
             lines += [
                 f"The other table has {other.count} of these losses in an order that agrees with Kendall's tau "
@@ -88,6 +88,11 @@ def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None =
             ]
         lines += [*markdown_table(("test AP", "select AP", "origin", "weight", "formula"), _ranked(table, part)), ""]
         yield "\n".join(lines)
+
+
+def _holds_default(table: LossTable, part: Part) -> bool:
+    """Whether a part's default loss is among the losses that have been trained, without which nothing can be said."""
+    return bool(table.of(part)) and complete(table, part).default >= 0
 
 
 def _ranked(table: LossTable, part: Part) -> list[tuple[str, ...]]:

@@ -41,7 +41,7 @@ def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, 
     """All tables of the suite."""
     heads, steps, switches = [], [], []
     few = 1 if size == "smallest" else None
-    for space in (spaces.MULTI_CLASS, spaces.BINARY_CLASS)[:few]:
+    for space in (spaces.BINARY_CLASS, spaces.MULTI_CLASS)[:few]:
         for name, cls, box in _pairs(space)[:few]:
             say(f"{space.name}: {name}")
             heads.append(_head(space, name, cls, box, size, rounds))
