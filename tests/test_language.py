@@ -363,8 +363,7 @@ def test_a_batch_of_programs_equals_each_alone(space):
     together = jax.jit(jax.vmap(both))(programs.stack(batch))
     for k, program in enumerate(batch):
         alone = jax.jit(both)(program)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-14, atol=1e-16)  # sums may round differently
-        jax.tree.map(lambda a, b: close(a[k], b), together, alone)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[k], b), together, alone)
 
 
 def along_classes(name, arity, fn):
