@@ -74,7 +74,7 @@ def _generated(
     few = round(WEAK * count)
     drawn = []
     for origin, formulas, wanted in (("weak", weak, few), ("generated", good, count - few)):
-        chosen = spread(formulas, wanted, units=units, seed=seed) if wanted else []
+        chosen = spread(formulas, wanted, units=units, seed=seed)
         drawn += [((k + 0.5) / len(chosen), TableLoss(part, formulas[n], origin)) for k, n in enumerate(chosen)]
     return [loss for _, loss in sorted(drawn, key=lambda placed: placed[0])]
 
@@ -92,8 +92,8 @@ def spread(formulas: Sequence[Expression], count: int, *, units: str, seed: int)
     """
     from sklearn.cluster import KMeans  # which takes long to import
 
-    if len(formulas) <= count:
-        return list(range(len(formulas)))
+    if count == 0 or len(formulas) <= count:
+        return list(range(min(count, len(formulas))))
     (places,) = compress(behaviours(formulas, formulas[0].space, units=units))
     clusters = KMeans(count, random_state=seed)
     strata = clusters.fit_predict(places)
