@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cse_jax.language import program, spaces, zoo
+from cse_jax.language import interpreter, program, spaces, zoo
 from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import FormulaError
 from cse_jax.language.program import Program
@@ -129,7 +129,7 @@ def binary_class_loss(
         return named_losses.evaluate(loss, {"logits": logits, "quality": quality, "labels": labels}, mask)
     inputs = {"X": logits, "Q": quality, "PY": labels, "NY": 1.0 - labels}
     balance = alpha * labels + (1.0 - alpha) * (1.0 - labels)
-    values = program.evaluate(spaces.BINARY_CLASS, loss.program, inputs) * balance * loss.weight
+    values = interpreter.evaluate(spaces.BINARY_CLASS, loss.program, inputs) * balance * loss.weight
     return values if mask is None else jnp.where(mask[..., None], values, 0.0)
 
 
@@ -170,7 +170,7 @@ def multi_class_loss(
     if isinstance(loss, NamedLoss):
         return named_losses.evaluate(loss, {"logits": logits, "labels": labels, "iou": iou})
     inputs = {"X": logits, "Y": labels, "Z": jnp.broadcast_to(iou[:, None], logits.shape)}
-    return program.evaluate(spaces.MULTI_CLASS, loss.program, inputs).sum(-1) * loss.weight
+    return interpreter.evaluate(spaces.MULTI_CLASS, loss.program, inputs).sum(-1) * loss.weight
 
 
 def box_loss(
@@ -198,4 +198,4 @@ def box_loss(
         return values.sum(-1) if values.ndim > mask.ndim else values
     intersection, union, enclosure = box_ops.overlap(predicted, target)
     inputs = {"I": intersection, "U": union + AREA_EPS, "E": enclosure + AREA_EPS}
-    return jnp.where(mask, program.evaluate(spaces.BOX, loss.program, inputs) * loss.weight, 0.0)
+    return jnp.where(mask, interpreter.evaluate(spaces.BOX, loss.program, inputs) * loss.weight, 0.0)

@@ -17,8 +17,8 @@ from cse_jax import export
 from cse_jax.export.notation import symbols, to_latex, to_sympy
 from cse_jax.export.simplification import difference_on_grid
 from cse_jax.export.source_code import is_stabilised
+from cse_jax.language import interpreter, spaces, zoo
 from cse_jax.language import program as programs
-from cse_jax.language import spaces, zoo
 from cse_jax.language.spaces import SPACES, trajectories
 from cse_jax.sampling.random_trees import Shape
 
@@ -33,7 +33,7 @@ def float64():
         yield
 
 
-_run = jax.jit(programs.value_and_gradients, static_argnums=0)
+_run = jax.jit(interpreter.value_and_gradients, static_argnums=0)
 
 
 def grid_inputs(space, units="pixels"):

@@ -16,8 +16,8 @@ from populations import descendants, random_expressions
 
 import cse_jax
 from cse_jax.errors import InputError
+from cse_jax.language import branching, interpreter, operators, selecting, zoo
 from cse_jax.language import graph as graphs
-from cse_jax.language import operators, zoo
 from cse_jax.language import program as programs
 from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression
@@ -99,7 +99,7 @@ def test_golden_values_and_gradients(space, golden):
 
     @jax.jit
     def compiled(program, moving):
-        return programs.evaluate(space, program, inputs | moving)
+        return interpreter.evaluate(space, program, inputs | moving)
 
     compiled_gradient = jax.jit(jax.grad(lambda moving, program: compiled(program, moving).sum()))
     for case in golden[space.name]["cases"]:
@@ -248,16 +248,24 @@ def test_tokens_must_form_one_formula():
             Expression(tokens, space)
 
 
+@pytest.fixture(params=["branching", "selecting"])
+def way(request, monkeypatch):
+    """Both ways to run a program: that of a CPU and that of an accelerator."""
+    module = {"branching": branching, "selecting": selecting}[request.param]
+    monkeypatch.setattr(interpreter, "_way", lambda: module)
+    return module
+
+
 @pytest.mark.slow
 @ALL_SPACES
-def test_programs_equal_traced_formulas(space):
+def test_programs_equal_traced_formulas(space, way):
     """1e-9 relative leaves room for another order of operations in float64.
 
     Compared are the entries that float64 determines: finite in value and gradient, the same when the inputs change in
     their 15th digit, without a square root of almost 0, and with no part above 1e15, as what is divided by 0 has.
     """
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
-    run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
+    run = jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs))
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
     formulas = sorted(random_expressions(space, 200, shape=shape), key=len)[1::2]
     assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
@@ -309,10 +317,11 @@ def _narrow(expression):
     return not bool(programs.compile_expression(expression).wide)
 
 
-def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch):
+def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch, way):
     """Inputs that don't fill the last tile, and a cotangent that differs along the class axis of a softmax."""
     space = cse_jax.spaces.BINARY_CLASS
-    monkeypatch.setattr(programs, "CPU_TILE", 20)
+    monkeypatch.setattr(branching, "TILE", 20)
+    monkeypatch.setattr(selecting, "BUDGET", 20_000)
     rng = np.random.default_rng(0)
     inputs = {v.name: jnp.asarray(rng.uniform(0.1, 1.0, (3, 7, 4))) for v in space.variables}
     expression = cse_jax.parse("y * log(softmax(x)) + q * exp(x) / (1 + sigmoid(x))", space)
@@ -322,7 +331,7 @@ def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch):
         return expression.evaluate(inputs | {"X": x})
 
     def as_data(x):
-        return programs.evaluate(space, programs.compile_expression(expression), inputs | {"X": x})
+        return interpreter.evaluate(space, programs.compile_expression(expression), inputs | {"X": x})
 
     (value, gradient), (expected, expected_gradient) = (
         (out, pullback(cotangent)[0]) for out, pullback in (jax.vjp(fn, inputs["X"]) for fn in (as_data, traced))
@@ -332,38 +341,89 @@ def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["sqrt(relu(x))", "sqrt(x * y)", "sqrt(ny) + sigmoid(x)", "x * sqrt(ny) / ny"])
-def test_gradients_are_finite_where_the_true_gradient_is(text):
+def test_gradients_are_finite_where_the_true_gradient_is(text, way):
     """``sqrt`` has an infinite gradient at 0, but each formula is constant or smooth in x here."""
     space = cse_jax.spaces.BINARY_CLASS
     inputs = {"X": jnp.array([-1.0, 2.0]), "PY": jnp.array([0.0, 1.0])}
     inputs |= {"Q": inputs["PY"], "NY": jnp.array([1.0, 0.0]) if "/" not in text else jnp.ones(2)}
-    _, gradients = programs.value_and_gradients(space, programs.compile_expression(cse_jax.parse(text, space)), inputs)
+    _, gradients = interpreter.value_and_gradients(
+        space, programs.compile_expression(cse_jax.parse(text, space)), inputs
+    )
     assert np.isfinite(gradients["X"]).all()
 
 
-def test_no_gradient_out_of_masked_infinities():
+def test_no_gradient_out_of_masked_infinities(way):
     """The gradient of sqrt is infinite at 0; a label of 0 in front of it makes the true gradient 0."""
     space = cse_jax.spaces.BINARY_CLASS
     inputs = {"X": jnp.array([-1.0, 2.0]), "PY": jnp.array([0.0, 1.0])}
     inputs |= {"Q": inputs["PY"], "NY": 1.0 - inputs["PY"]}
     program = programs.compile_expression(cse_jax.parse("y * sqrt(relu(x)) + sqrt(ny)", space))
-    _, gradients = programs.value_and_gradients(space, program, inputs)
+    _, gradients = interpreter.value_and_gradients(space, program, inputs)
     np.testing.assert_allclose(gradients["X"], [0.0, 0.5 / np.sqrt(2.0)])
 
 
 @ALL_SPACES
-def test_a_batch_of_programs_equals_each_alone(space):
+def test_a_batch_of_programs_equals_each_alone(space, way):
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(1)).items()}
     batch = [programs.compile_expression(expression) for expression in random_expressions(space, 12, seed=1)]
 
     def both(program):
-        gradient = jax.grad(lambda moving: programs.evaluate(space, program, inputs | moving).sum())
-        return programs.evaluate(space, program, inputs), gradient({n: inputs[n] for n in space.differentiable})
+        gradient = jax.grad(lambda moving: interpreter.evaluate(space, program, inputs | moving).sum())
+        return interpreter.evaluate(space, program, inputs), gradient({n: inputs[n] for n in space.differentiable})
 
     together = jax.jit(jax.vmap(both))(programs.stack(batch))
     for k, program in enumerate(batch):
         alone = jax.jit(both)(program)
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[k], b), together, alone)
+
+
+@pytest.mark.parametrize("budget", [100, 20_000, 1 << 30])
+def test_accelerators_run_a_batch_like_a_cpu(budget, monkeypatch):
+    """In parts of programs and elements, nested ``vmap`` of programs, images or both; labels are the same for all.
+
+    1e-12 leaves room for another order of operations.
+    """
+    space, rng = cse_jax.spaces.MULTI_CLASS, np.random.default_rng(2)
+    batch = [programs.compile_expression(expression) for expression in random_expressions(space, 6, seed=3)]
+    stacked = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), programs.stack(batch))
+    inputs = {v.name: jnp.asarray(rng.uniform(0.1, 1.0, (5, 7, 4))) for v in space.variables}
+    logits = jnp.asarray(rng.normal(size=(2, 5, 7, 4)))
+
+    def both(program, x, inputs):
+        value, pullback = jax.vjp(lambda x: interpreter.evaluate(space, program, inputs | {"X": x}), x)
+        return value, pullback(jnp.cos(jnp.arange(value.size).reshape(value.shape)))[0]
+
+    over_images = jax.vmap(both, (None, 0, 0))
+    over_programs = jax.vmap(over_images, (0, None, None))
+    nested = jax.vmap(over_programs, (0, 0, None))
+    answers = []
+    for module in (branching, selecting):
+        monkeypatch.setattr(interpreter, "_way", lambda module=module: module)
+        monkeypatch.setattr(selecting, "BUDGET", budget)
+        answers.append(jax.jit(nested)(stacked, logits, inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *answers)
+
+
+def test_an_accelerator_s_memory_is_bounded(monkeypatch):
+    """32 candidates, each with logits of its own, of FCOS on 16 images of 400 x 672 pixels with 80 classes.
+
+    Beside the budget: inputs and results, which the caller has, and what a part of them takes once more.
+    """
+    monkeypatch.setattr(interpreter, "_way", lambda: selecting)
+    space, shape = cse_jax.spaces.BINARY_CLASS, (16, 5_600, 80)
+    program = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((32, *a.shape), a.dtype), programs.compile_expression(zoo.find("B_cls", space))
+    )
+    array = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def run(program, x, labels):
+        inputs = {"X": x, "Q": labels, "PY": labels, "NY": labels}
+        return interpreter.value_and_gradients(space, program, inputs)
+
+    compiled = jax.jit(jax.vmap(run, (0, None, None))).lower(program, array, array).compile()
+    memory = compiled.memory_analysis()
+    whole = 32 * 4 * np.prod(shape)
+    assert memory.temp_size_in_bytes < selecting.BUDGET * 1.5 + 3 * whole
 
 
 def along_classes(name, arity, fn):
@@ -395,7 +455,7 @@ def class_axis_space():
 
 def by_engine(formulas, space, inputs, tangent):
     """Loss per row, and its derivative along a change of X, as three engines have them: traced, program, graph."""
-    run = jax.jit(lambda program: programs.value_and_gradients(space, program, inputs))
+    run = jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs))
     leaves = graphs.leaf_values(space, np.stack([inputs[v.name] for v in space.variables]))
     change = np.zeros_like(leaves)
     change[space.leaves.index("X")] = tangent
@@ -414,7 +474,7 @@ def by_engine(formulas, space, inputs, tangent):
         )
 
 
-def test_engines_agree_on_operators_along_the_class_axis(class_axis_space):
+def test_engines_agree_on_operators_along_the_class_axis(class_axis_space, way):
     """Operands have a class axis, or none (as a dot product), or are one of each."""
     space, rng = class_axis_space, np.random.default_rng(0)
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, rng).items()}

@@ -60,9 +60,9 @@ def test_a_new_operator_and_new_constants_work_throughout(centreness):
     assert formula == zoo.find("Brier", space) == cse_jax.parse(cse_jax.to_authors(formula), space)
     x, t = np.array([0.3, -1.0]), np.array([0.2, 0.9])
     with jax.enable_x64(True):
-        from cse_jax.language import program
+        from cse_jax.language import interpreter, program
 
-        value, gradients = program.value_and_gradients(
+        value, gradients = interpreter.value_and_gradients(
             space, program.compile_expression(formula), {"X": jax.numpy.asarray(x), "T": jax.numpy.asarray(t)}
         )
     p = 1 / (1 + np.exp(-x))

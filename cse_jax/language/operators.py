@@ -78,6 +78,20 @@ class Operator:
         """The shape of the result for operands of a shape."""
         return jax.eval_shape(self.fn, *[jax.ShapeDtypeStruct(shape, jnp.float32)] * self.arity).shape
 
+    def apply(self, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The result for operands of one shape, spread over that shape; a unary operator ignores the second."""
+        return jnp.broadcast_to(self.fn(a) if self.arity == 1 else self.fn(a, b), a.shape)
+
+    def transpose(
+        self, a: Float[Array, "..."], b: Float[Array, "..."], cotangent: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The cotangents of both operands of ``apply``; those of an element-wise operator by ``chain``."""
+        _, pullback = jax.vjp(self.apply, a, b)
+        if self.class_axis:
+            return pullback(cotangent)
+        to_a, to_b = pullback(jnp.ones_like(cotangent))
+        return chain(to_a, cotangent), chain(to_b, cotangent)
+
 
 def _gudermannian(x: jax.Array) -> jax.Array:
     return 2.0 * jnp.arctan(jnp.tanh(x / 2.0))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cse_jax.language import interpreter
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
 from cse_jax.language.program import Program
@@ -71,7 +72,7 @@ def _simulate_batch(space: Space, units: str, seed: int, batch: Program) -> tupl
 def _descend(space: Space, task: PredictionTask, program: Program) -> tuple[Float[Array, ""], ...]:
     def gradient(prediction):
         inputs, pullback = jax.vjp(task.inputs, prediction)
-        _, gradients = programs.value_and_gradients(space, program, inputs)
+        _, gradients = interpreter.value_and_gradients(space, program, inputs)
         nothing = {name: jnp.zeros_like(value) for name, value in inputs.items()}
         return pullback(nothing | gradients)[0]
 

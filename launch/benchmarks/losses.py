@@ -81,12 +81,12 @@ def traced(*expressions: Expression) -> Iterator[None]:
         narrow = space.class_axis and value.shape[-1] == 1
         return jnp.broadcast_to(value / shape[-1] if narrow else value, shape)
 
-    before = detectors.losses.program
-    detectors.losses.program = types.SimpleNamespace(evaluate=evaluate, compile_expression=before.compile_expression)
+    before = detectors.losses.interpreter
+    detectors.losses.interpreter = types.SimpleNamespace(evaluate=evaluate)
     try:
         yield
     finally:
-        detectors.losses.program = before
+        detectors.losses.interpreter = before
 
 
 def _bytes(compiled) -> float:

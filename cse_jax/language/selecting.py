@@ -1,0 +1,227 @@
+"""Programs on an accelerator: all of a batch together, one instruction of each at a time.
+
+For an instruction every operator is computed on the operands of every program, and each program keeps the result of its
+own.  That is one kernel that reads two rows and writes one, whatever the operators, where a branch would have to wait
+for the host.  Rows that a shorter program does not use hold what nobody reads.
+
+Inputs are taken in parts so large that the rows and their cotangents fit ``BUDGET``, whatever is vmapped.  An input
+that is the same for all programs is not repeated for each.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from cse_jax.language.program import Program, instruction_set
+from cse_jax.language.spaces import Space
+
+BUDGET = 1 << 30  # bytes
+
+
+def forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) -> jax.Array:
+    """The result for each element."""
+    return _alone(_forward, space, program, *variables)
+
+
+def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotangent: jax.Array):
+    """The result for each element, and the cotangents of ``space.differentiable``."""
+    return _alone(_both, space, program, *variables, cotangent)
+
+
+def _alone(function: Callable[..., Any], space: Space, program: Program, *arrays: jax.Array) -> Any:
+    """A batch of one; ``jax.vmap`` makes it larger."""
+    batch = jax.tree.map(lambda a: jnp.asarray(a)[None], (program, *arrays))
+    return jax.tree.map(lambda a: a[0], _batchable(function, space)(*batch))
+
+
+@functools.cache
+def _batchable(function: Callable[..., Any], space: Space) -> Callable[..., Any]:
+    """``function(space, programs, *arrays)``, whose ``jax.vmap`` is a larger batch.
+
+    The programs have one leading axis; that of an array has the same size, or 1 where the array is the same for all.
+    """
+
+    @custom_vmap
+    def batched(programs, *arrays):
+        return _in_chunks(functools.partial(function, space), programs, arrays)
+
+    @batched.def_vmap
+    def rule(axis_size, in_batched, programs, *arrays):
+        of_programs, *of_arrays = in_batched
+        count = len(programs.root) if not of_programs.root else programs.root.shape[1]
+        if not any(of_programs):  # the same programs for more elements
+
+            def inwards(array, is_batched):
+                return jnp.moveaxis(array if is_batched else _repeated(array, axis_size), 0, 1)
+
+            out = batched(programs, *map(inwards, arrays, of_arrays))
+            return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), out), jax.tree.map(lambda _: True, out)
+
+        def merged(array, is_batched):
+            array = array if is_batched else _repeated(array, axis_size)
+            return jnp.broadcast_to(array, (axis_size, count, *array.shape[2:])).reshape(-1, *array.shape[2:])
+
+        programs = Program(*map(merged, programs, of_programs))
+        arrays = (
+            array if not is_batched and len(array) == 1 else merged(array, is_batched)
+            for array, is_batched in zip(arrays, of_arrays, strict=True)
+        )
+        out = batched(programs, *arrays)
+        out = jax.tree.map(lambda a: a.reshape(axis_size, count, *a.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return batched
+
+
+def _repeated(array: jax.Array, count: int) -> jax.Array:
+    return jnp.broadcast_to(array, (count, *array.shape))
+
+
+def _in_chunks(function: Callable[..., Any], programs: Program, arrays: tuple[jax.Array, ...]) -> Any:
+    """Applies ``function`` to as many programs at once as fit the budget with one row of elements each."""
+    count, most = len(programs.root), max(1, _fitting(programs, arrays) // arrays[0].shape[-1])
+    if count <= most:
+        return function(programs, *arrays)
+    chunks = -(-count // most)
+    index = jnp.minimum(jnp.arange(chunks * -(-count // chunks)), count - 1).reshape(chunks, -1)
+
+    def one(at):
+        return function(*jax.tree.map(lambda a: a if len(a) == 1 else a[at], (programs, *arrays)))
+
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], lax.map(one, index))
+
+
+def _fitting(programs: Program, arrays: tuple[jax.Array, ...]) -> int:
+    """Elements, of all programs together, whose rows and cotangents fit the budget."""
+    rows = 2 * (programs.opcode.shape[1] + len(arrays) + 8)  # a few constants
+    return BUDGET // (rows * arrays[0].dtype.itemsize)
+
+
+def _forward(space: Space, programs: Program, *variables: jax.Array) -> jax.Array:
+    tiles, shape = _split(space, programs, variables)
+
+    def one(rows, tile):
+        rows = _fill(space, programs, rows, tile)
+        return rows, _read(rows, programs.root)
+
+    _, values = lax.scan(one, _blank(space, programs, tiles), tiles)
+    return _join(values, shape)
+
+
+def _both(space: Space, programs: Program, *arrays: jax.Array) -> Any:
+    names = [v.name for v in space.variables]
+    moving = [names.index(name) for name in space.differentiable]
+    tiles, shape = _split(space, programs, arrays)
+
+    def one(carry, tile):
+        rows, cotangents = carry
+        *tile, incoming = tile
+        rows = _fill(space, programs, rows, tile)
+        cotangents = _pull_back(space, programs, rows, cotangents, incoming)
+        return (rows, cotangents), (_read(rows, programs.root), tuple(cotangents[k] for k in moving))
+
+    blank = _blank(space, programs, tiles)
+    _, results = lax.scan(one, (blank, blank), tiles)
+    return jax.tree.map(lambda a: _join(a, shape), results)
+
+
+def _split(
+    space: Space, programs: Program, arrays: tuple[jax.Array, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[int, ...]]:
+    """Arrays ``[k, ..., c]`` (or ``[k, ...]``) as ``[tiles, k, n, c]``, padded with ones, and the results' shape."""
+    count, inner = len(programs.root), arrays[0].shape[1:]
+    tail = inner[-1:] if space.class_axis else ()
+    total = math.prod(inner) // math.prod(tail)
+    most = max(1, _fitting(programs, arrays) // (count * math.prod(tail)))
+    tiles = max(1, -(-total // most))
+    each = -(-total // tiles)
+
+    def split(array: jax.Array) -> jax.Array:
+        flat = array.reshape(len(array), total, *tail)
+        padded = jnp.pad(flat, [(0, 0), (0, tiles * each - total)] + [(0, 0)] * len(tail), constant_values=1.0)
+        return jnp.moveaxis(padded.reshape(len(array), tiles, each, *tail), 1, 0)
+
+    return tuple(split(array) for array in arrays), (count, *inner)
+
+
+def _join(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    count, *inner = shape
+    return jnp.moveaxis(tiles, 0, 1).reshape(count, -1)[:, : math.prod(inner)].reshape(shape)
+
+
+def _blank(space: Space, programs: Program, tiles: tuple[jax.Array, ...]) -> jax.Array:
+    """The rows of one tile, to be written over for each."""
+    rows = len(space.leaves) + programs.opcode.shape[1]
+    return jnp.zeros((rows, len(programs.root), *tiles[0].shape[2:]), tiles[0].dtype)
+
+
+def _fill(space: Space, programs: Program, rows: jax.Array, tile: Sequence[jax.Array]) -> jax.Array:
+    """Writes variables, constants, and one row per instruction."""
+    operators = instruction_set(space)
+
+    def instruction(t, rows):
+        operands = _read(rows, programs.left[:, t]), _read(rows, programs.right[:, t])
+        result = _select(programs.opcode[:, t], [row.apply(*operands) for row in operators])
+        return _write(rows, len(space.leaves) + t, result)
+
+    for k, leaf in enumerate([*tile, *space.constants]):
+        rows = _write(rows, k, jnp.broadcast_to(leaf, rows.shape[1:]).astype(rows.dtype))
+    return lax.fori_loop(0, programs.length.max(), instruction, rows)
+
+
+def _pull_back(
+    space: Space, programs: Program, rows: jax.Array, cotangents: jax.Array, incoming: jax.Array
+) -> jax.Array:
+    """Cotangents of the leaves, in their rows; the others are used up and left at 0 for the next tile."""
+    operators, leaves = instruction_set(space), len(space.leaves)
+    length = programs.length.max()
+
+    def instruction(i, cotangents):
+        t = length - 1 - i
+        left, right, opcode = programs.left[:, t], programs.right[:, t], programs.opcode[:, t]
+        a, b, own = _read(rows, left), _read(rows, right), cotangents[leaves + t]
+        cotangents = _write(cotangents, leaves + t, jnp.zeros_like(own))
+        used = _beside(t < programs.length, own)
+        for operand, changes in zip(
+            (left, right), zip(*(row.transpose(a, b, own) for row in operators), strict=True), strict=True
+        ):
+            cotangents = _add(cotangents, operand, jnp.where(used, _select(opcode, changes), 0.0))
+        return cotangents
+
+    cotangents = cotangents.at[:leaves].set(0.0)
+    incoming = jnp.broadcast_to(incoming, cotangents.shape[1:])
+    return lax.fori_loop(0, length, instruction, _add(cotangents, programs.root, incoming))
+
+
+def _select(opcode: jax.Array, results: Sequence[jax.Array]) -> jax.Array:
+    """Of each program the result of its operator."""
+    opcode = _beside(opcode, results[0])
+    return functools.reduce(
+        lambda chosen, k: jnp.where(opcode == k, results[k], chosen), range(1, len(results)), results[0]
+    )
+
+
+def _beside(value: jax.Array, array: jax.Array) -> jax.Array:
+    """A value per program, with axes for the elements of ``array``."""
+    return value.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _read(rows: jax.Array, row: jax.Array) -> jax.Array:
+    """A row of each program."""
+    return rows[row, jnp.arange(len(row))]
+
+
+def _write(rows: jax.Array, row: int | jax.Array, value: jax.Array) -> jax.Array:
+    """The same row of all programs, replaced."""
+    return lax.dynamic_update_index_in_dim(rows, value, row, 0)
+
+
+def _add(rows: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
+    """A row of each program, increased."""
+    return rows.at[row, jnp.arange(len(row))].add(value, unique_indices=True, mode="promise_in_bounds")
