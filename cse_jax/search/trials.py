@@ -98,6 +98,9 @@ class Trials:
                 stop.set()
                 for future in futures:
                     future.cancel()
+                for future in futures:  # what has finished while an error or an interrupt was on its way
+                    if future.done() and not future.cancelled() and not future.exception():
+                        self._record(future.result())
 
     def _groups(self, todo: dict[str, Job], purpose: Purpose) -> Iterator[dict[str, Job]]:
         """Jobs of one seed, as many as the trainer takes at once."""
@@ -113,9 +116,12 @@ class Trials:
         done = set()
         for future in finished:
             done |= futures.pop(future)
-            for row in future.result():
-                self._ledger.record_training(row)
+            self._record(future.result())
         return done
+
+    def _record(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self._ledger.record_training(row)
 
     def _train(
         self, jobs: dict[str, Job], purpose: Purpose, horizon: int, stop: threading.Event
