@@ -11,7 +11,7 @@ import pathlib
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -118,10 +118,10 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
         )
 
 
-def differences(before: dict, now: dict) -> list[str]:
-    """The fields in which two configs differ, each as ``config.field: before -> now``."""
+def differences(before: dict, now: dict, *, free: Collection[str] = ()) -> list[str]:
+    """The fields in which two configs differ, but for the free ones, each as ``config.field: before -> now``."""
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
-    changed = sorted(key for key in new | old if new.get(key) != old.get(key))
+    changed = sorted(key for key in (new | old).keys() - free if new.get(key) != old.get(key))
     return [f"config.{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
 
 

@@ -30,6 +30,10 @@ _FILE = flags.DEFINE_string("file", None, "The table; runs/<config.name>.parquet
 _REPORT = flags.DEFINE_string("report", None, "Only report on this table, and train nothing.")
 _BESIDE = flags.DEFINE_string("beside", None, "Say also how far this table, of other trainings, agrees on the order.")
 _TASK = ("detector", "train", "schedule", "data", "weights")  # what a training depends on, beside its losses
+_OF_THE_MACHINE = (  # fields of the task that another machine may have otherwise
+    *(f"data.{name}" for name in ("data_dir", "root", "workers", "cache")),
+    *(f"schedule.{name}" for name in ("at_once", "probe_at_once", "save_every")),
+)
 
 
 def main(argv: list[str]) -> None:
@@ -59,14 +63,15 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
     trainer = trainer_of(config, folder)
     about = workdir.describe(config)
     about["task"] = {name: about["config"][name] for name in _TASK}
-    del about["config"], about["task"]["data"]["data_dir"]
+    del about["config"]
     about["box_units"] = trainer.task.box_units
     costs = {purpose: float(trainer.horizons(purpose)[-1]) for purpose in ("probe", "overfit", "table")}
     costs["probe"] /= trainer.at_once("probe")
     with Monitor(console, steps=costs) as monitor:
         return make(
-            config.table, config.filters, parts=parts, trainer=trainer, progress=monitor, path=path, about=about
-        )
+            config.table, config.filters, parts=parts, trainer=trainer, progress=monitor, path=path, about=about,
+            free=_OF_THE_MACHINE,
+        )  # fmt: skip
 
 
 def _show(table: loss_table.LossTable, config: LossTableRun, console: Console) -> None:

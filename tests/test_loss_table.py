@@ -47,7 +47,7 @@ class Trainer(FakeTrainer):
         return Training(ap, {"curve": [(10, ap / 2, ap / 2 + 0.01), (20, ap, ap + 0.01)]})
 
 
-def make(path, config=CONFIG, trainer=None, task="a task"):
+def make(path, config=CONFIG, trainer=None, task="a task", about=None, free=()):
     trainer = trainer or Trainer()
     steps = {"probe": 4, "overfit": 5, "table": 20}
     with Monitor(Console(file=io.StringIO()), steps=steps) as monitor:
@@ -58,7 +58,8 @@ def make(path, config=CONFIG, trainer=None, task="a task"):
             trainer=trainer,
             progress=monitor,
             path=path,
-            about={"task": {"detector": task}},
+            about=about or {"task": {"detector": task}},
+            free=free,
         )
 
 
@@ -165,6 +166,18 @@ def test_what_is_no_table_of_this_task_is_refused(path, tmp_path):
         read(tmp_path / "broken.parquet")
     with pytest.raises(LossTableError, match="none of them"):
         loss_table.load("none of them")
+
+
+def test_another_machine_may_go_on_with_a_table(path, tmp_path):
+    """With more trainings side by side and the data elsewhere; the table says which machines have worked on it."""
+    (tmp_path / "table.parquet").write_bytes(path.read_bytes())
+    about = {"task": {"detector": "a task", "schedule": {"at_once": 64}}, "device": "1 x fast (gpu)"}
+    with pytest.raises(InputError, match=r"config.schedule.at_once: None -> 64"):
+        make(tmp_path / "table.parquet", about=about)
+    trainer = Trainer()
+    table = make(tmp_path / "table.parquet", trainer=trainer, about=about, free=("schedule.at_once",))
+    assert trainer.count == 0
+    assert table.about["machines"] == [{}, {"device": "1 x fast (gpu)"}]
 
 
 def test_a_table_names_no_code(path, tmp_path):

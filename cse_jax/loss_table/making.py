@@ -3,7 +3,7 @@
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cse_jax.errors import InputError
@@ -18,7 +18,7 @@ from cse_jax.search.trials import Trials, training_key
 from cse_jax.workdir import differences
 
 SAVE_SECONDS = 10.0  # at most so much of what is finished is lost
-BLOCK = 16  # losses that get all their seeds before the next ones
+BLOCK = 16  # losses, at least, that get all their seeds before the next ones
 STAGES: tuple[Purpose, ...] = ("probe", "overfit")
 
 
@@ -81,6 +81,7 @@ def make(
     progress: Progress,
     path: pathlib.Path,
     about: Mapping[str, Any],
+    free: Collection[str] = (),
 ) -> LossTable:
     """Makes a table, or goes on with the one that the file holds.
 
@@ -92,14 +93,16 @@ def make(
       progress: hears of it.
       path: the Parquet file.
       about: what the trainings depend on: ``"task"``, versions and device.  A table may be continued on another machine
-        and with more seeds, but not with another task: detector, data set, optimisation or schedule.
+        and with more seeds, but not with another task: detector, data set, optimisation or schedule.  The table's
+        ``"machines"`` are all devices and versions that have worked on it.
+      free: fields of the task, as ``schedule.at_once``, in which that may differ.
 
     Raises:
       LossTableError: the file is no table.
       InputError: the file holds a table of another task.
     """
     task, horizons = trainer.task, trainer.horizons("table")
-    table = _opened(path, horizons, about)
+    table = _opened(path, horizons, about, free)
     texts: dict[Part, tuple[str, ...]] = {"cls": config.classification, "box": config.regression}
     for part in parts:
         if not any(loss.part == part for loss in table.losses):
@@ -121,7 +124,7 @@ def make(
         progress.activity("default losses, the start of all trainings")
         trainer.prepare()
     try:
-        for block in _blocks(table, parts):
+        for block in _blocks(table, parts, max(BLOCK, trainer.at_once("table"), trainer.at_once("probe"))):
             pairs = [pair(loss, task) for loss in block]
             what = f"losses {table.losses.index(block[0]) + 1} to {table.losses.index(block[-1]) + 1} of the table"
             if config.stages:
@@ -135,11 +138,16 @@ def make(
     return table
 
 
-def _opened(path: pathlib.Path, horizons: tuple[int, ...], about: Mapping[str, Any]) -> LossTable:
+def _opened(
+    path: pathlib.Path, horizons: tuple[int, ...], about: Mapping[str, Any], free: Collection[str]
+) -> LossTable:
     if not path.exists():
         return LossTable(horizons, [], dict(about))
     table = read(path)
-    changed = differences(table.about["task"], about["task"])
+    machine = _machine(about)
+    if machine not in (known := table.about.setdefault("machines", [_machine(table.about)])):
+        known.append(machine)
+    changed = differences(table.about["task"], about["task"], free=free)
     if table.horizons != horizons:
         changed.append(f"horizons: {table.horizons} -> {horizons}")
     if changed:
@@ -150,12 +158,17 @@ def _opened(path: pathlib.Path, horizons: tuple[int, ...], about: Mapping[str, A
     return table
 
 
-def _blocks(table: LossTable, parts: Sequence[Part]) -> list[list[TableLoss]]:
+def _machine(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Where trainings ran: sums are rounded differently elsewhere."""
+    return {name: about[name] for name in ("device", "versions") if name in about}
+
+
+def _blocks(table: LossTable, parts: Sequence[Part], size: int) -> list[list[TableLoss]]:
     """The losses in groups, the parts taking turns, so that a table that is not finished has both."""
     of_part = [[loss for loss in table.losses if loss.part == part] for part in parts]
     blocks = []
-    for start in range(0, max(map(len, of_part), default=0), BLOCK):
-        blocks += [losses[start : start + BLOCK] for losses in of_part if losses[start : start + BLOCK]]
+    for start in range(0, max(map(len, of_part), default=0), size):
+        blocks += [losses[start : start + size] for losses in of_part if losses[start : start + size]]
     return blocks
 
 
