@@ -129,7 +129,10 @@ def jit_many(
             raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
-    @jax.jit
+    # jaxlib 0.11.2 aborts on GPUs where it fuses a convolution's patches into the product of many candidates.
+    unfused = {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
+
+    @functools.partial(jax.jit, compiler_options=unfused)
     def found(mine, common, image, image_size):
         return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
 

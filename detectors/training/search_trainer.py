@@ -1,5 +1,6 @@
 """Trains one detector for every purpose of a search, with steps that are compiled once."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -31,6 +32,7 @@ from detectors.training.loop import fit
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
+_AHEAD = 8  # steps that are given to the device before their figures are looked at
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
 
 
@@ -302,14 +304,17 @@ class DetectorTrainer:
         chunk, failures = _padded(losses, count), [""] * len(losses)
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
+        running: collections.deque[tuple[int, jax.Array]] = collections.deque()
         batches = self._batches(purpose, seed, first)
         for done in range(first + 1, horizon + 1):
             if stop.is_set():
                 raise Stopped(f"stopped at step {done - 1}")
             state, metrics = many.step(state, next(batches), chunk, steps, seed)
-            finite = np.asarray(metrics["finite"])
-            for k in np.flatnonzero(~finite[: len(losses)]):
-                failures[k] = failures[k] or f"not finite at step {done}"
+            running.append((done, metrics["finite"]))
+            while len(running) > (_AHEAD if done < horizon else 0):
+                step, finite = running.popleft()
+                for k in np.flatnonzero(~np.asarray(finite)[: len(losses)]):
+                    failures[k] = failures[k] or f"not finite at step {step}"
             if purpose == "table" and done in self.horizons(purpose):
                 splits = self._splits[purpose][1], self._test
                 both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
