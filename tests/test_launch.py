@@ -171,6 +171,26 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
 
 
 @pytest.mark.slow
+def test_pairs_are_compared_and_further_ones_added(tmp_path, data_dir):
+    first = ["compare", *SMALL, f"--workdir={tmp_path / 'run'}"]
+    code, output = run(*first, "--pair=| 1 - i / u", "--seeds=2", data_dir=data_dir)
+    assert code == 0 and "The last pair (| 1 - i / u)" in output, output
+    one = json.loads((tmp_path / "run" / "compare.json").read_text())
+    code, output = run(*first, "--pair=| 1 - i / u", "--pair=CE x0.5 |", "--seeds=2", data_dir=data_dir)
+    assert code == 0, output
+    two = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [row["name"] for row in two["table"]] == ["the default", "| 1 - i / u", "CE x0.5 |"]
+    assert [row["ap"] for row in two["table"][:2]] == [row["ap"] for row in one["table"]]
+    assert two["table"][2]["cls"]["weight"] == 0.5
+    for wrong, message in (
+        ("CE", "is no pair of losses: write classification | box"),
+        ("CE x1e999 |", "is no factor: write a positive number"),
+        ("nothing | GIoU", "the cls loss 'nothing'"),
+    ):
+        code, output = run(*first, f"--pair={wrong}", data_dir=data_dir)
+        assert code == 1 and message in output and "Traceback" not in output, output
+
+
 def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir):
     """By a script of its own, with the search's own config; the search's flag then finds nothing left to train."""
     workdir, _ = finished

@@ -22,13 +22,18 @@ from cse_jax.workdir import RESULT_FORMAT, write_whole
 
 
 def confirmation_dict(
-    found: Confirmation, *, about: dict[str, Any], image_errors: Sequence[float] | None = None
+    found: Confirmation,
+    *,
+    about: dict[str, Any],
+    image_errors: Sequence[float] | None = None,
+    subject: str = "The discovered loss",
 ) -> dict[str, Any]:
     """The confirmation as plain data.
 
     Args:
       found: the confirmation.
-      about: the search's folder, config, versions and device.
+      about: title, split, config, versions and device.
+      subject: what the pair is, as a sentence begins.
       image_errors: of each row, the standard error over images of the pair's difference to it, in AP; NaN if unknown.
     """
     errors = image_errors or [math.nan] * len(found.table)
@@ -37,15 +42,15 @@ def confirmation_dict(
         "format": RESULT_FORMAT,
         "seeds": list(found.seeds),
         "table": rows,
-        "conclusion": conclusion(found.table),
+        "conclusion": conclusion(found.table, subject=subject),
         "scope": scope(found.table),
     } | about
 
 
-def write(folder: pathlib.Path, data: dict[str, Any]) -> None:
-    """Writes ``confirm.json`` and ``confirm.md``, each complete or not at all."""
-    for name, text in (("confirm.json", json.dumps(data, indent=2)), ("confirm.md", markdown(data))):
-        write_whole(folder / name, text)
+def write(folder: pathlib.Path, data: dict[str, Any], *, name: str = "confirm") -> None:
+    """Writes a JSON and a Markdown file of a name, each complete or not at all."""
+    write_whole(folder / f"{name}.json", json.dumps(data, indent=2))
+    write_whole(folder / f"{name}.md", markdown(data))
 
 
 def markdown(data: dict[str, Any]) -> str:
@@ -53,20 +58,20 @@ def markdown(data: dict[str, Any]) -> str:
     seeds = data["seeds"]
     return "\n".join(
         [
-            f"# Confirmation of the search in {data['search']}",
+            f"# {data['title']}",
             "",
             data["conclusion"],
             "",
             data["scope"],
             "",
-            f"## Test split, {len(seeds)} seeds from {seeds[0]} on",
+            f"## {data['split'].capitalize()} split, {len(seeds)} seeds from {seeds[0]} on",
             "",
             EXPLANATION,
             "",
             *markdown_rows(data["table"]),
             "",
             *_over_images(data["table"]),
-            "No selection and no final table has used these seeds.",
+            "Searches and their final tables use other seeds.",
             "",
             "## How it was run",
             "",

@@ -16,7 +16,7 @@ from cse_jax.search.statistics import Comparison
 from cse_jax.search.task import LossPair
 
 EXPLANATION = (
-    "AP (COCO, IoU .50:.95), mean ± standard deviation over fresh seeds. *Difference* is the discovered pair's to "
+    "AP (COCO, IoU .50:.95), mean ± standard deviation over fresh seeds. *Difference* is that of the last row to "
     "the row, paired by seed. Its 95 % interval is Student's t on the residuals of the whole table, corrected for all "
     "rows compared (Bonferroni); *p* is Holm's. *Better* and *worse* are said where the interval excludes 0. *Shrunk* "
     "is the difference as it is to be believed of the best of many losses, and *P* the probability that it is above 0."
@@ -82,7 +82,7 @@ def number(value: float) -> float | None:
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """The final table for the terminal."""
-    title = "Test split: AP over fresh seeds; difference of the discovered pair to each row, corrected 95 % interval"
+    title = "AP over fresh seeds; difference of the last row to each, corrected 95 % interval"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     shown = ("losses", "AP", "difference", "95 % interval", "verdict", "each seed")
     for column in shown:

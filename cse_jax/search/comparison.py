@@ -14,6 +14,7 @@ from cse_jax.search.branch import BranchResult
 from cse_jax.search.config import FinalConfig
 from cse_jax.search.statistics import Comparison, against_each, signal_variance
 from cse_jax.search.task import LossPair, Part, Task
+from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Outcome, Trials
 
 PARTS: tuple[Part, Part] = ("cls", "box")
@@ -27,6 +28,7 @@ class Role(enum.StrEnum):
     PUBLISHED = "published"
     RANDOM_SEARCH = "random search"
     TUNED = "tuned hyper-parameters"
+    RIVAL = "rival"
     DISCOVERED = "discovered"
 
 
@@ -130,7 +132,12 @@ def combined(branches: Sequence[BranchResult], *, trials: Trials, seeds: Sequenc
 
 
 def compare(
-    contestants: Sequence[Contestant], seeds: Sequence[int], *, trials: Trials, signal: float = math.nan
+    contestants: Sequence[Contestant],
+    seeds: Sequence[int],
+    *,
+    trials: Trials,
+    signal: float = math.nan,
+    purpose: Purpose = "final",
 ) -> list[Row]:
     """Trains every contestant with every seed and compares the discovered pair, which is the last, with the others.
 
@@ -139,9 +146,10 @@ def compare(
       seeds: fresh ones, which no selection has used.
       trials: trains them.
       signal: ``prior_variance`` of the discovered pair.
+      purpose: of the trainings, which says on which split they are scored.
     """
     jobs = [(contestant.losses, seed) for seed in seeds for contestant in contestants]
-    outcomes = list(trials.run(jobs, purpose="final", what="final comparison on the test split"))
+    outcomes = list(trials.run(jobs, purpose=purpose, what="all pairs with all seeds"))
     of_row = [outcomes[k :: len(contestants)] for k in range(len(contestants))]
     rows = [_row(contestant, own, seeds) for contestant, own in zip(contestants, of_row, strict=True)]
     return judged(rows, signal=signal)

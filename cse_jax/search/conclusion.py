@@ -9,32 +9,34 @@ from cse_jax.search.statistics import Comparison, Verdict
 POINT = 0.01  # AP; no smaller difference is worth asking how many seeds would show it
 
 
-def conclusion(rows: Sequence[Row]) -> str:
+def conclusion(rows: Sequence[Row], *, subject: str = "The discovered loss") -> str:
     """Whether the discovered pair beats the best other row, and with it all; rows that failed are named.
 
     Args:
       rows: as ``comparison.judged`` leaves them.
+      subject: what the discovered pair is, as a sentence begins.
     """
     discovered = [row for row in rows if row.role == Role.DISCOVERED]
     if not discovered:
         return "Nothing was discovered: no candidate passed all filters."
     row = discovered[-1]
     if not math.isfinite(row.mean):
-        return f"The discovered loss ({row.name}) failed in training and is not compared ({'; '.join(row.failures)})."
+        return f"{subject} ({row.name}) failed in training and is not compared ({'; '.join(row.failures)})."
     rivals = [(other, other.against) for other in rows if other.against and math.isfinite(other.mean)]
     if not rivals:
-        said = f"The discovered loss ({row.name}) is compared with nothing: no other row trained."
+        said = f"{subject} ({row.name}) is compared with nothing: no other row trained."
     else:
         best, against = max(rivals, key=lambda rival: rival[0].mean)
-        said = _sentence(row.name, best.name, against)
+        said = _sentence(f"{subject} ({row.name})", best.name, against)
     failed = [f"{o.name} ({'; '.join(o.failures)})" for o in rows if o.failures]
     return said + (f" Not compared, because trainings failed: {', '.join(failed)}." if failed else "")
 
 
-def _sentence(name: str, best: str, found: Comparison) -> str:
-    who, whom = f"The discovered loss ({name})", f"the best other row ({best})"
+def _sentence(who: str, best: str, found: Comparison) -> str:
+    whom = f"the best other row ({best})"
     if found.verdict == Verdict.UNKNOWN:
-        return f"No verdict on the discovered loss ({name}): {difference(found)} to {whom}, one seed, noise unknown."
+        whose = who[0].lower() + who[1:]
+        return f"No verdict on {whose}: {difference(found)} to {whom}, one seed, noise unknown."
     figures = f"paired difference {difference(found)}, {found.seeds} seeds"
     if found.verdict == Verdict.NOT_SHOWN:
         return f"{who} is not shown to be better or worse than {whom}: {figures}; {_needed(found)}."

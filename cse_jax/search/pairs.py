@@ -1,0 +1,50 @@
+"""Pairs of losses as people write them: ``focal | 1 - i / u x0.5``."""
+
+import math
+import re
+
+from cse_jax.errors import InputError
+from cse_jax.language import zoo
+from cse_jax.language.parsing import FormulaError
+from cse_jax.search.task import LossPair, Part, Task
+
+_FACTOR = re.compile(r"\sx(\d[\d.eE+-]*)\s*$")  # after a blank: no formula ends like that
+
+
+def read_pair(text: str, task: Task) -> LossPair:
+    """The pair that a text names: classification loss, bar, box loss, each with a factor on its usual weight if wanted.
+
+    A loss is a name (``CE``, ``B_reg``) or a formula; the default one where nothing is written.
+
+    Args:
+      text: as ``"B_cls | B_reg"``, ``"focal x2 | GIoU"``, ``"| 1 - i / u"``.
+      task: of the detector.
+
+    Raises:
+      InputError: it is no pair, or a part of it no loss of its space.
+    """
+    parts = text.split("|")
+    if len(parts) != 2:
+        raise InputError(f"{text!r} is no pair of losses: write classification | box, as in 'CE | 1 - i / u x0.5'")
+    pair = task.default
+    names: tuple[Part, Part] = ("cls", "box")
+    for part, written in zip(names, parts, strict=True):
+        found = _FACTOR.search(written)
+        loss = (written[: found.start()] if found else written).strip() or zoo.default_name(task.space(part))
+        try:
+            pair = task.replaced(part, zoo.find(loss, task.space(part)), _factor(found, text), pair)
+        except FormulaError as error:
+            raise InputError(f"in the pair {text!r}, the {part} loss {loss!r}: {error}") from error
+    return pair
+
+
+def _factor(found: re.Match[str] | None, text: str) -> float:
+    if found is None:
+        return 1.0
+    try:
+        factor = float(found[1])
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0.0):
+        raise InputError(f"in the pair {text!r}, x{found[1]} is no factor: write a positive number, as in x0.5")
+    return factor

@@ -1,0 +1,104 @@
+"""Trains pairs of losses with the same seeds, and says how far the last one is ahead of the others.
+
+    python launch/compare.py --pair="CE |" --pair="B_cls | B_reg" --seeds=8
+    python launch/compare.py --config=configs/search/faster_rcnn.py --pair="| 1 - i / u x0.5"
+    python launch/compare.py --tuned=40 --pair="| exp(1 - i / u)"
+
+A pair is a classification loss, a bar and a box loss, each by name or as a formula, with a factor on its usual weight
+if wanted; an empty one is the detector's default.  The default pair is always the first row.  The config is that of a
+search, of which the detector, the data and the length of trainings count.  After an interruption the same command goes
+on; further pairs and seeds add to those that are done.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+
+import script
+from cse_jax import workdir
+from cse_jax.reporting import confirmation_report
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.search.comparison import Contestant, Role, compare
+from cse_jax.search.confirmation import Confirmation
+from cse_jax.search.ledger import Ledger
+from cse_jax.search.pairs import read_pair
+from cse_jax.search.trainer import Purpose
+from cse_jax.search.trials import Trials
+from cse_jax.search.tuning import tuned
+from detectors.models import build_detector
+from detectors.training.search_trainer import task_of
+from search_run import SearchRun, trainer_of
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(script.ROOT / "configs/search/default.py"), "Config of a search: detector, data, schedule."
+)
+_PAIRS = flags.DEFINE_multi_string(
+    "pair", [], "Classification loss | box loss; the last one is compared with the rest."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 8, "Trainings of each pair.", lower_bound=1)
+_FIRST_SEED = flags.DEFINE_integer("first_seed", 2_000_000, "The first seed; searches and tables use smaller ones.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "select"], "Score on the test split, or on the one to choose among pairs."
+)
+_TUNED = flags.DEFINE_integer(
+    "tuned",
+    0,
+    "Trainings of a random search over hyper-parameters of usual losses, whose best is a row.",
+    lower_bound=0,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder; runs/compare_<config.name> by default.")
+
+
+def main(argv: list[str]) -> None:
+    script.start(argv)
+    config: SearchRun = _CONFIG.value
+    folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / f"compare_{config.name}")
+    console = Console(file=sys.stdout)
+    with script.in_folder(
+        "The comparison",
+        folder,
+        console,
+        interrupted=f"Nothing finished is lost: the same command goes on in {folder}.",
+        kept=f"What was finished is kept in {folder}.",
+    ):
+        _compare(config, folder, console)
+
+
+def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
+    task = task_of(build_detector(config.detector)[0])
+    pairs = [Contestant(text.strip(), Role.RIVAL, read_pair(text, task)) for text in _PAIRS.value]
+    rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
+    purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
+    about = workdir.describe(config)
+    with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+        workdir.write_description(folder, about)
+        trainer = trainer_of(config, folder, selects=bool(_TUNED.value) or purpose == "proxy")
+        costs: dict[str, float] = {name: trainer.horizons(name)[-1] for name in ("proxy", "final")}
+        with Monitor(console, steps=costs) as monitor:
+            if trainer.shared_start:
+                monitor.activity("default losses, the start of all trainings")
+                trainer.prepare()
+            trials = Trials(trainer, ledger, monitor, workers=config.search.workers)
+            if _TUNED.value:
+                monitor.expect({"proxy": _TUNED.value})
+                name, losses = tuned(_TUNED.value, trials=trials, seeds=config.search.proxy_seeds)
+                rows.insert(1, Contestant(f"{name} (best of {_TUNED.value} trainings)", Role.TUNED, losses))
+            *others, last = rows
+            rows = [*others, dataclasses.replace(last, role=Role.DISCOVERED)]
+            seeds = [_FIRST_SEED.value + k for k in range(_SEEDS.value)]
+            monitor.expect({purpose: len(rows) * len(seeds)})
+            found = Confirmation(tuple(seeds), compare(rows, seeds, trials=trials, purpose=purpose))
+    data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
+    data |= {"title": f"Pairs of losses, {config.name}", "split": _SPLIT.value}
+    confirmation_report.write(folder, data, name="compare")
+    confirmation_report.show(console, found)
+    text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
