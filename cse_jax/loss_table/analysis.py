@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from cse_jax.language import zoo
 from cse_jax.loss_table.table import LossTable, TableLoss
 from cse_jax.search.config import FilterConfig
-from cse_jax.search.statistics import Comparison, against_each, seed_noise
+from cse_jax.search.statistics import Comparison, Shrunk, against_each, seed_noise, shrink, signal_variance
 from cse_jax.search.task import Part
 
 TOP = 5
 NEAR = 0.1  # AP: losses that are further below the default loss are told apart by any training
+LEVEL = 0.02  # AP: losses that are this near to the default have noise like its own; worse ones have more
 SCREEN = "simulation x probe"  # by which candidates are ranked before a whole detector is trained
 RANKED = "simulation x probe x overfit"  # by which they are ranked before the proxy task
 
@@ -74,12 +75,14 @@ class Best:
       judged: mean difference to the default loss on the test split of the losses that each seed alone would choose,
         with the other seeds: what selection among all losses of the table is worth.
       error: standard error of ``judged`` from the noise between seeds.
+      shrunk: the loss's difference on the test split, as it is to be believed of the best of so many.
     """
 
     loss: TableLoss
     selected: float
     judged: float
     error: float
+    shrunk: Shrunk
 
 
 class Between(NamedTuple):
@@ -110,11 +113,15 @@ class Complete(NamedTuple):
     test: Float[np.ndarray, "n s h"]
     default: int
 
+    def within(self, distance: float) -> Bool[np.ndarray, " n"]:
+        """Which losses end so many AP below the default loss at most."""
+        truth = self.test[:, :, -1].mean(1)
+        return truth >= truth[self.default] - distance
+
     @property
     def near(self) -> Bool[np.ndarray, " n"]:
         """Which losses end within ``NEAR`` AP of the default loss, or above it."""
-        truth = self.test[:, :, -1].mean(1)
-        return truth >= truth[self.default] - NEAR
+        return self.within(NEAR)
 
 
 def complete(table: LossTable, part: Part) -> Complete:
@@ -171,9 +178,10 @@ def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agre
 
 def best(table: LossTable, part: Part) -> Best:
     """How far the best loss is beyond the default one."""
-    losses, select, test, place = complete(table, part)
+    losses, select, test, place = known = complete(table, part)
     select, test = select[:, :, -1], test[:, :, -1]
-    noise, seeds = seed_noise(test.tolist()), test.shape[1]
+    level = known.within(LEVEL)
+    noise, seeds = seed_noise(test[level].tolist()), test.shape[1]
     test, select = test - test[place], select - select[place]
     winner = int(select.mean(1).argmax())
     judged = []
@@ -181,7 +189,10 @@ def best(table: LossTable, part: Part) -> Best:
         others = [n for n in range(seeds) if n != k]
         judged.append(test[select[:, k].argmax(), others].mean() if others else math.nan)
     error = math.sqrt(2.0) * noise / math.sqrt(max(1, seeds))
-    return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error)
+    means = test.mean(1)
+    signal = signal_variance(np.delete(means, place)[np.delete(level, place)].tolist(), error)
+    shrunk = shrink(float(means[winner]), error, signal, int(level.sum() - 1) * (seeds - 1))
+    return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error, shrunk)
 
 
 def between(table: LossTable, other: LossTable, part: Part) -> Between:
@@ -198,12 +209,13 @@ def between(table: LossTable, other: LossTable, part: Part) -> Between:
 def default_beside_known(table: LossTable, part: Part) -> list[tuple[TableLoss, Comparison]]:
     """The default loss against each other known loss of its space, on the test split.
 
-    The noise is that of the losses near the default.
+    The noise is that of the losses within ``LEVEL`` of the default, and of those that are compared.
     """
     losses, _, test, place = found = complete(table, part)
     names = zoo.known(losses[place].formula.space)
-    rows: list[int] = np.flatnonzero(found.near).tolist()
-    kept = [k for k in rows if k != place and losses[k].origin in names]
+    known = np.array([loss.origin in names for loss in losses])
+    rows: list[int] = np.flatnonzero(found.within(LEVEL) | known & found.near).tolist()
+    kept = [k for k in rows if k != place and known[k]]
     of_row = {k: n for n, k in enumerate(rows)}
     compared = against_each(test[rows, :, -1], of_row[place], [of_row[k] for k in kept])
     return [(losses[k], comparison) for k, comparison in zip(kept, compared, strict=True)]
