@@ -1,14 +1,20 @@
-"""Checkpoints by Orbax: trees of arrays, each stored bit for bit under the name of its place in the tree."""
+"""Checkpoints by Orbax: trees of arrays, each stored bit for bit under the name of its place in the tree.
 
+A checkpoint that replaces another is written beside it and then takes its place, so at any moment one of them is whole.
+Checksums of all arrays are stored with them and verified on reading.
+"""
+
+import os
 import pathlib
 import shutil
 import threading
+import zlib
 from types import ModuleType
 from typing import TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, UInt32
 
 from cse_jax.errors import UserError
 from detectors.structures import AnyArray
@@ -16,6 +22,7 @@ from detectors.structures import AnyArray
 Tree = TypeVar("Tree")
 
 _ONE_AT_A_TIME = threading.Lock()  # Orbax's saves from two threads disturb each other
+_CHECKSUMS = "checksums"  # the array that holds those of the others, in the order of their names
 
 
 class CheckpointError(UserError, OSError):
@@ -23,19 +30,26 @@ class CheckpointError(UserError, OSError):
 
 
 def save(path: pathlib.Path, tree: PyTree) -> None:
-    """Writes a tree of arrays.  The checkpoint appears complete or not at all, and replaces an earlier one.
+    """Writes a tree of arrays.  The checkpoint appears complete or not at all, and only then an earlier one goes.
 
     Raises:
-      CheckpointError: the folder cannot be written.
+      CheckpointError: the folder cannot be written; an earlier checkpoint is as it was.
     """
     path = path.absolute()
     arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    new, old = _beside(path, "new"), _beside(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _ONE_AT_A_TIME:
-            left_by_a_kill = path.with_name(f"{path.name}.orbax-checkpoint-tmp")
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
-            _orbax().save(str(path), arrays, overwrite=True)
+            _settle(path)
+            for left_by_a_kill in (new, new.with_name(f"{new.name}.orbax-checkpoint-tmp")):
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            _orbax().save(str(new), arrays | {_CHECKSUMS: _checksums(arrays)})
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+            _sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -50,13 +64,22 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
       like: a tree (of arrays or of shapes) with the structure, shapes and types to expect.
 
     Raises:
-      CheckpointError: there is no checkpoint, or its arrays differ from ``like``; all differences are named.
+      CheckpointError: there is no checkpoint, it is damaged, or its arrays differ from ``like``; all differences are
+        named.
     """
     path = path.absolute()
     if not exists(path):
         raise CheckpointError(f"there is no checkpoint at {path}")
-    with _ONE_AT_A_TIME:
-        stored = _orbax().load(str(path))
+    try:
+        with _ONE_AT_A_TIME:
+            stored = _orbax().load(str(path))
+    except Exception as error:  # as many kinds as there are places where a byte may be wrong
+        raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    checksums = stored.pop(_CHECKSUMS, None)
+    if checksums is not None:  # versions before 0.2.0 have none
+        wrong = np.asarray(checksums) != _checksums(stored) if len(checksums) == len(stored) else [True]
+        if np.any(wrong):
+            raise _damaged(path, "the numbers are not those that were written")
     expected = _named(like)
     problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
     problems += [f"{name} is not part of this model" for name in stored.keys() - expected.keys()]
@@ -72,12 +95,55 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
 
 def exists(path: pathlib.Path) -> bool:
     """Whether a complete checkpoint is there."""
-    return path.is_dir() and _orbax().is_orbax_checkpoint(str(path.absolute()))
+    path = path.absolute()
+    with _ONE_AT_A_TIME:
+        _settle(path)
+    return path.is_dir() and _orbax().is_orbax_checkpoint(str(path))
+
+
+def found(folder: pathlib.Path) -> list[str]:
+    """Names of the checkpoints in a folder."""
+    return [path.name for path in sorted(folder.glob("[!.]*")) if exists(path)]
 
 
 def delete(path: pathlib.Path) -> None:
     """Removes a checkpoint if there is one."""
-    shutil.rmtree(path, ignore_errors=True)
+    for each in (_beside(path, "new"), _beside(path, "old"), path):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def _damaged(path: pathlib.Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is damaged: {why}. Put it back from a copy, or remove this folder, and what it was "
+        "kept for begins anew"
+    )
+
+
+def _beside(path: pathlib.Path, what: str) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _settle(path: pathlib.Path) -> None:
+    """Ends a replacement that was cut off between its two steps."""
+    new, old = _beside(path, "new"), _beside(path, "old")
+    if old.exists():
+        if not path.exists():
+            os.replace(new if new.exists() else old, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Makes the names in a folder survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksums(arrays: dict[str, AnyArray]) -> UInt32[np.ndarray, " n"]:
+    contents = (np.ascontiguousarray(arrays[name]) for name in sorted(arrays))
+    return np.array([zlib.crc32(content.reshape(-1).view(np.uint8)) for content in contents], np.uint32)
 
 
 def _orbax() -> ModuleType:

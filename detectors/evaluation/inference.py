@@ -46,7 +46,7 @@ def find_checkpoint(folder: pathlib.Path, name: str | None = None) -> pathlib.Pa
     for path in candidates:
         if checkpoint.exists(path):
             return path
-    there = [path.name for path in sorted(folder.glob("*")) if checkpoint.exists(path)]
+    there = checkpoint.found(folder)
     wanted = "checkpoint" if name is None else f"checkpoint {name!r}"
     remedy = (
         f"--checkpoint is one of {', '.join(there)}, or a path" if there else "train there first, or give --workdir"
