@@ -33,7 +33,9 @@ from cse_jax.search.trials import Trials
 from cse_jax.workdir import WorkdirError, opened
 
 pytestmark = pytest.mark.computes
-SIZES = BranchConfig(generations=2, population=400, offspring=200, max_overfit=5, max_proxy=3, parents=2)
+SIZES = BranchConfig(
+    strategy="cascade", generations=2, population=400, offspring=200, max_overfit=5, max_proxy=3, parents=2
+)
 CONFIG = SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=3))
 ONE = dataclasses.replace(SIZES, generations=1)
 SHORT = dataclasses.replace(CONFIG, classification=ONE, regression=ONE)

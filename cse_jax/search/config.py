@@ -21,7 +21,7 @@ class BranchConfig:
         of its horizons.
       proxy_seeds: trainings of each candidate that reaches the end of the proxy task.
       strategy: name of what chooses, among the candidates that pass the probe, the ``max_overfit`` that train whole
-        detectors: ``"cascade"`` takes the most promising ones, whatever the trainings before have said; see
+        detectors: ``"surrogate"`` learns from the trainings so far, ``"cascade"`` takes the most promising ones; see
         ``cse_jax.search.strategies``.
       parents: P, members of the hall of fame that breed.
       crossover, mutation: shares of offspring made by each; the rest is new random formulas.
@@ -36,7 +36,7 @@ class BranchConfig:
     max_overfit: int = 10
     max_proxy: int = 5
     proxy_seeds: int = 2
-    strategy: str = "cascade"
+    strategy: str = "surrogate"
     parents: int = 3
     crossover: float = 0.3
     mutation: float = 0.3
