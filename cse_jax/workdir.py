@@ -63,18 +63,24 @@ def describe(config: Any) -> dict[str, Any]:
 def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
     """Writes ``config.json`` and ``versions.json``."""
     try:
-        (path / "config.json").write_text(json.dumps(about["config"], indent=2) + "\n")
+        write_whole(path / "config.json", json.dumps(about["config"], indent=2))
         rest = {"versions": about["versions"], "device": about["device"]}
-        (path / "versions.json").write_text(json.dumps(rest, indent=2) + "\n")
+        write_whole(path / "versions.json", json.dumps(rest, indent=2))
     except OSError as error:
         raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text and a line's end: complete, or not at all."""
+    """Writes a text and a line's end: complete, or not at all, and what was there before stays until then."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_result(path: pathlib.Path) -> dict[str, Any]:
@@ -86,13 +92,8 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise WorkdirError(f"there is no {file}; is {path} the folder of a finished search?")
-    try:
-        result = json.loads(file.read_text())
-        written = result.get("format", "an earlier one")
-    except (ValueError, AttributeError) as error:
-        raise WorkdirError(
-            f"{file} is damaged ({error}); run the search's command again to have it rewritten"
-        ) from error
+    result = _read(file, "run the search's command again to have it rewritten")
+    written = result.get("format", "an earlier one")
     if written != RESULT_FORMAT:
         raise WorkdirError(
             f"{file} was written by another version of cse_jax (its format is {written}, this version reads "
@@ -110,12 +111,27 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
     stored = path / "config.json"
     if not stored.exists():
         return
-    changed = differences(json.loads(stored.read_text()), config)
+    changed = differences(_read(stored, "remove it if the folder was made with the present config"), config)
     if changed:
         raise WorkdirError(
             f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another work folder or "
             "name, or delete that folder."
         )
+
+
+def _read(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+      WorkdirError: the file is damaged; the message says the remedy.
+    """
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:  # of text that is not UTF-8, too
+        raise WorkdirError(f"{file} is damaged ({error}); {remedy}") from error
+    return found
 
 
 def differences(before: dict, now: dict, *, free: Collection[str] = ()) -> list[str]:
@@ -146,10 +162,15 @@ def device() -> str:
 
 
 def hear_interrupts() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt wherever it arrives, but for code that would drop it: there, right after."""
+    """Makes Ctrl-C raise KeyboardInterrupt wherever it arrives, but for code that would drop it: there, right after.
+
+    A termination, as a batch system or ``kill`` asks for it, is the same; it works where Ctrl-C is ignored, too.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:

@@ -1,9 +1,12 @@
-"""Interruptions reach the script wherever they arrive."""
+"""Interruptions reach the script wherever they arrive, and small files are written whole."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from cse_jax import workdir
 
 _INTERRUPTED_IN = {
     "a collection of garbage": """
@@ -23,14 +26,15 @@ Closing()
 }
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("where", _INTERRUPTED_IN)
-def test_interruptions_are_heard(where):
+def test_interruptions_are_heard(where, name):
     script = f"""
 import gc, os, signal, sys, time
 from cse_jax import workdir
 
 def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.{name})
     time.sleep(0.01)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +58,27 @@ workdir.hear_interrupts()
 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_damaged_config_is_named_with_the_remedy(tmp_path):
+    for content in (b"", b'{"a": 1', b"[]", b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(workdir.WorkdirError, match=r"config.json is damaged .*; remove it if"):
+            workdir.check_same_config(tmp_path, {"a": 1})
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    workdir.write_whole(tmp_path / "a.json", "before")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        workdir.write_whole(tmp_path / "a.json", "after")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.json", "before\n")]
+    with pytest.raises(workdir.WorkdirError, match="No space left on device; make room there"):
+        workdir.write_description(tmp_path, {"config": {}, "versions": {}, "device": ""})
 
 
 def _indented(text):
