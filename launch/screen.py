@@ -126,10 +126,10 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         return number >= _BATCHES.value if _BATCHES.value else survivors.candidates >= share
 
     def numbers():
-        number = survivors.next_batch
-        while not done(number):
+        for number in survivors.left():
+            if done(number):
+                return
             yield number
-            number += _PROCESSES.value
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     batches = screen_batches(
@@ -147,7 +147,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
             for batch in batches:
                 if done(batch.number):
                     break
-                survivors.add(batch, batch.number + _PROCESSES.value)
+                survivors.add(batch)
                 if survivors.full or time.monotonic() - flushed > _FLUSH_SECONDS.value:
                     survivors.flush()
                     flushed = time.monotonic()

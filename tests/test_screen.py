@@ -1,7 +1,9 @@
 """Screening in bulk: the graph engine against formulas one by one, and long runs against interruption."""
 
 import dataclasses
+import itertools
 import os
+import random
 import signal
 import socket
 import time
@@ -216,7 +218,7 @@ def test_batches_come_in_order_whatever_the_workers():
 def test_survivors_on_disk(tmp_path):
     survivors = Survivors(tmp_path, BOX, {"seed": 0, "space": "box"})
     for batch in screen_batches(BOX, range(3), per_operator=1):
-        survivors.add(batch, batch.number + 1)
+        survivors.add(batch)
         survivors.flush()
     rows = read_survivors(tmp_path, BOX)
     assert len(rows) == survivors.behaviours == len({row["fingerprint"] for row in rows}) > 100
@@ -225,14 +227,14 @@ def test_survivors_on_disk(tmp_path):
         assert verdict.passed and verdict.fingerprint == row["fingerprint"], row
         assert row["formula"] == str(zoo.find(row["authors"], BOX)) and row["rise"] > MIN_RISE
     again = Survivors(tmp_path, BOX, {"seed": 0})
-    assert (again.next_batch, again.candidates, again.seen) == (3, survivors.candidates, survivors.seen)
+    assert (next(again.left()), again.candidates, again.seen) == (3, survivors.candidates, survivors.seen)
     with pytest.raises(SurvivorsError, match="screened with seed=0, not 1"):
         Survivors(tmp_path, BOX, {"seed": 1})
     (tmp_path / "settings.json").write_text('{"seed": 0, "space": "box"}')  # as the former version wrote it
     for refused in (lambda: read_survivors(tmp_path, BOX), lambda: Survivors(tmp_path, BOX, {"seed": 0})):
         with pytest.raises(SurvivorsError, match="written by another version of cse_jax"):
             refused()
-    (tmp_path / "settings.json").write_text('{"format": 2, "seed": 0, "space": "box"}')
+    (tmp_path / "settings.json").write_text('{"format": 3, "seed": 0, "space": "box"}')
     next(tmp_path.glob("*.parquet")).write_bytes(b"broken")
     with pytest.raises(SurvivorsError, match="can't be read"):
         Survivors(tmp_path, BOX, {"seed": 0})
@@ -242,10 +244,53 @@ def test_survivors_on_disk(tmp_path):
         read_survivors(tmp_path, MULTI_CLASS)
 
 
+def test_a_file_that_is_lost_is_screened_again(tmp_path):
+    """Also where several processes share the batches; the same behaviours, in the same number of formulas."""
+    settings = {"processes": 2}
+    whole = Survivors(tmp_path, BOX, settings, process=1)
+    numbers = itertools.islice(whole.left(), 4)
+    for batch in screen_batches(BOX, numbers, per_operator=1):
+        whole.add(batch)
+        if batch.number in (1, 5):
+            whole.flush()
+    whole.flush()
+    files = sorted(tmp_path.glob("*.parquet"))
+    assert len(files) == 3
+    files[1].unlink()
+    again = Survivors(tmp_path, BOX, settings, process=1)
+    assert again.behaviours < whole.behaviours and again.candidates < whole.candidates
+    numbers = list(itertools.islice(again.left(), 3))
+    assert numbers == [3, 5, 9]
+    for batch in screen_batches(BOX, iter(numbers[:2]), per_operator=1):
+        again.add(batch)
+    again.flush()
+    for found in (again, Survivors(tmp_path, BOX, settings, process=1)):
+        assert (found.behaviours, found.candidates, found.seen) == (whole.behaviours, whole.candidates, whole.seen)
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_survivors_is_read(tmp_path):
+    survivors = Survivors(tmp_path, BOX, {"space": "box"})
+    for batch in screen_batches(BOX, range(1), per_operator=1):
+        survivors.add(batch)
+    survivors.flush()
+    (path,) = tmp_path.glob("*.parquet")
+    content, before, rng = path.read_bytes(), read_survivors(tmp_path, BOX), random.Random(0)
+    ends = int.from_bytes(content[-8:-4], "little") + 8  # what describes the pages has no checksum
+    for _ in range(60):
+        place = rng.randrange(len(content) - ends)
+        flipped = bytes([content[place] ^ (1 << rng.randrange(8))])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
+        try:
+            assert read_survivors(tmp_path, BOX) == before, place
+        except SurvivorsError:
+            pass
+
+
 def test_a_search_begins_with_screened_losses(tmp_path):
     survivors = Survivors(tmp_path, BOX, {"space": "box"})
     for batch in screen_batches(BOX, range(1), per_operator=1):
-        survivors.add(batch, 1)
+        survivors.add(batch)
     survivors.flush()
     branch = Branch.__new__(Branch)
     branch.name, branch.space, branch.seed, branch.shape = "box", BOX, 0, Shape(max_nodes=12)

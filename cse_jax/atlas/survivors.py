@@ -1,15 +1,17 @@
 """The survivors of a screening, on disk: Parquet files that hold whole batches or sizes, so that a kill loses nothing.
 
-A file appears complete or not at all, and its name says which batches it holds; an interrupted screening resumes after
-them.  Each behaviour is written when it is met first, and again when a shorter formula has it.
+A file appears complete or not at all and says which batches it holds.  An interrupted screening resumes with those that
+no file holds, so a damaged file can be removed and its batches are screened again.  Each behaviour is written when it is
+met first, and again when a shorter formula has it.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cse_jax.atlas.enumeration import SizeReport
@@ -22,7 +24,7 @@ from cse_jax.screening.verification import Property, fingerprint
 
 _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
-FORMAT = 2  # of a folder
+FORMAT = 3  # of a folder
 
 
 class SurvivorsError(UserError, RuntimeError):
@@ -36,7 +38,6 @@ class Survivors:
       seen: hashes of the formulas that passed before.
       candidates: formulas screened so far by this process.
       behaviours: distinct fingerprints so far.
-      next_batch: number of the first batch that is not on disk.
     """
 
     def __init__(self, folder: pathlib.Path, space: Space, settings: dict[str, Any], *, process: int = 0) -> None:
@@ -48,9 +49,11 @@ class Survivors:
         self.folder, self.space, self.process = folder, space, process
         self.seen: set[int] = set()
         self._shortest: dict[str, int] = {}
-        self.candidates, self.next_batch = 0, process
-        self._first: int | None = None  # batch since the last flush
-        self._last = process
+        self.candidates = 0
+        self._step = settings.get("processes", 1)  # from one batch of this process to its next
+        self._on_disk: set[int] = set()
+        self._batches: list[int] = []  # since the last flush
+        self._screened = 0  # formulas in them
         self._hashes: list[int] = []
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,25 +65,27 @@ class Survivors:
     def behaviours(self) -> int:
         return len(self._shortest)
 
-    def _load(self, path: pathlib.Path) -> None:
-        import pyarrow.parquet as parquet
+    def left(self) -> Iterator[int]:
+        """Numbers of the batches that no file holds, without end: those of lost files first."""
+        for number in itertools.count(self.process, self._step):
+            if number not in self._on_disk:
+                yield number
 
-        try:
-            table = parquet.read_table(path)
-        except (OSError, ValueError) as error:
-            raise SurvivorsError(f"{path} can't be read ({error}); remove it to screen its batches again") from error
+    def _load(self, path: pathlib.Path) -> None:
+        table = _read(path)
         about = json.loads(table.schema.metadata[b"cse_jax"])
-        self.candidates, self.next_batch = about["candidates"], about["next_batch"]
+        self.candidates += about["candidates"]
+        self._on_disk.update(about["batches"])
         self.seen.update(about["hashes"])
         for name, nodes in zip(
             *(table[column].to_numpy().tolist() for column in ("fingerprint", "nodes")), strict=True
         ):
             self._shortest[name] = min(nodes, self._shortest.get(name, nodes))
 
-    def add(self, batch: Batch, next_batch: int) -> None:
-        """Adds the survivors of a batch, before ``next_batch``."""
-        if self._first is None:
-            self._first = batch.number
+    def add(self, batch: Batch) -> None:
+        """Adds the survivors of a batch."""
+        self._batches.append(batch.number)
+        self._screened += batch.candidates
         self.candidates += batch.candidates
         sizes = (batch.tokens != PAD).sum(1)
         for k, value in enumerate(batch.hashes.tolist()):
@@ -93,7 +98,6 @@ class Survivors:
             if nodes < self._shortest.get(name, nodes + 1):
                 self._shortest[name] = nodes
                 self._rows.append(self._row(batch, k, name, flipped))
-        self._last, self.next_batch = batch.number, next_batch
 
     def _row(self, batch: Batch, k: int, name: str, flipped: int) -> dict[str, Any]:
         (expression,) = decode(batch.tokens[k : k + 1], self.space)
@@ -117,13 +121,13 @@ class Survivors:
         Raises:
           OSError: it can't be written; nothing that is on disk is lost.
         """
-        if self._first is None:
+        if not self._batches:
             return
-        about = {"candidates": self.candidates, "next_batch": self.next_batch, "hashes": self._hashes}
-        _write(
-            self.folder, f"process{self.process}-batches-{self._first:09d}-{self._last:09d}.parquet", self._rows, about
-        )
-        self._first, self._hashes, self._rows = None, [], []
+        about = {"candidates": self._screened, "batches": self._batches, "hashes": self._hashes}
+        first, last = self._batches[0], self._batches[-1]
+        _write(self.folder, f"process{self.process}-batches-{first:09d}-{last:09d}.parquet", self._rows, about)
+        self._on_disk.update(self._batches)
+        self._batches, self._screened, self._hashes, self._rows = [], 0, [], []
 
     @property
     def full(self) -> bool:
@@ -165,10 +169,26 @@ def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: d
     table = table.replace_schema_metadata({"cse_jax": json.dumps(about)})
     temporary = folder / f".{name}.tmp"
     try:
-        parquet.write_table(table, temporary)
+        parquet.write_table(table, temporary, write_page_checksum=True)
         temporary.replace(folder / name)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> Any:
+    """A file's table.
+
+    Raises:
+      SurvivorsError: it is damaged.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.read_table(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        raise SurvivorsError(
+            f"{path} can't be read ({error}); remove it, and the command that made it screens its batches again"
+        ) from error
 
 
 def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
@@ -177,8 +197,6 @@ def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
     Raises:
       SurvivorsError: the folder holds no survivors, or those of another space.
     """
-    import pyarrow.parquet as parquet
-
     paths = list(_parts(folder)) if folder.is_dir() else []
     if not paths:
         raise SurvivorsError(f"{folder} holds no survivors; screen into that folder first")
@@ -187,7 +205,7 @@ def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
     screened = about["space"]
     if screened != space.name:
         raise SurvivorsError(f"{folder} holds losses of space {screened}, not {space.name}")
-    rows = [row for path in paths for row in parquet.read_table(path).to_pylist()]
+    rows = [row for path in paths for row in _read(path).to_pylist()]
     rows.sort(key=lambda row: (row["nodes"], row["batch"], row["authors"]))
     first: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -111,7 +111,9 @@ def save(table: LossTable, path: pathlib.Path) -> None:
     schema = _schema().with_metadata({"cse_jax": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), beside, compression="zstd")
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=schema), beside, compression="zstd", write_page_checksum=True
+    )
     os.replace(beside, path)
 
 
@@ -124,7 +126,7 @@ def read(path: pathlib.Path) -> LossTable:
     from pyarrow import parquet
 
     try:
-        stored = parquet.read_table(path)
+        stored = parquet.read_table(path, page_checksum_verification=True)
         about = json.loads(stored.schema.metadata[b"cse_jax"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LossTableError(f"{path} is not a table of trained losses: {error}") from error
