@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import threading
 import zlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TypeVar
 
@@ -141,9 +142,9 @@ def _sync(folder: pathlib.Path) -> None:
         os.close(handle)
 
 
-def _checksums(arrays: dict[str, AnyArray]) -> UInt32[np.ndarray, " n"]:
+def _checksums(arrays: Mapping[str, AnyArray]) -> UInt32[np.ndarray, " n"]:
     contents = (np.ascontiguousarray(arrays[name]) for name in sorted(arrays))
-    return np.array([zlib.crc32(content.reshape(-1).view(np.uint8)) for content in contents], np.uint32)
+    return np.array([zlib.crc32(content.reshape(-1).view(np.uint8).data) for content in contents], np.uint32)
 
 
 def _orbax() -> ModuleType:

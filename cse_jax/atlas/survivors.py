@@ -1,8 +1,8 @@
 """The survivors of a screening, on disk: Parquet files that hold whole batches or sizes, so that a kill loses nothing.
 
-A file appears complete or not at all and says which batches it holds.  An interrupted screening resumes with those that
-no file holds, so a damaged file can be removed and its batches are screened again.  Each behaviour is written when it is
-met first, and again when a shorter formula has it.
+A file appears complete or not at all and says which batches it holds.  An interrupted screening resumes with those
+that no file holds, so a damaged file can be removed and its batches are screened again.  Each behaviour is written when
+it is met first, and again when a shorter formula has it.
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -199,7 +200,7 @@ def _pull_back(
     return lax.fori_loop(0, length, instruction, _add(cotangents, programs.root, incoming))
 
 
-def _select(opcode: jax.Array, results: Sequence[jax.Array]) -> jax.Array:
+def _select(opcode: jax.Array | np.ndarray, results: Sequence[jax.Array]) -> jax.Array:
     """Of each program the result of its operator."""
     opcode = _beside(opcode, results[0])
     return functools.reduce(
@@ -207,12 +208,12 @@ def _select(opcode: jax.Array, results: Sequence[jax.Array]) -> jax.Array:
     )
 
 
-def _beside(value: jax.Array, array: jax.Array) -> jax.Array:
+def _beside(value: jax.Array | np.ndarray, array: jax.Array) -> jax.Array | np.ndarray:
     """A value per program, with axes for the elements of ``array``."""
     return value.reshape(-1, *[1] * (array.ndim - 1))
 
 
-def _read(rows: jax.Array, row: jax.Array) -> jax.Array:
+def _read(rows: jax.Array, row: jax.Array | np.ndarray) -> jax.Array:
     """A row of each program."""
     return rows[row, jnp.arange(len(row))]
 
@@ -222,6 +223,6 @@ def _write(rows: jax.Array, row: int | jax.Array, value: jax.Array) -> jax.Array
     return lax.dynamic_update_index_in_dim(rows, value, row, 0)
 
 
-def _add(rows: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
+def _add(rows: jax.Array, row: jax.Array | np.ndarray, value: jax.Array) -> jax.Array:
     """A row of each program, increased."""
     return rows.at[row, jnp.arange(len(row))].add(value, unique_indices=True, mode="promise_in_bounds")
