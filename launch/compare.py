@@ -2,12 +2,12 @@
 
     python launch/compare.py --pair="CE |" --pair="B_cls | B_reg" --seeds=8
     python launch/compare.py --config=configs/search/faster_rcnn.py --pair="| 1 - i / u x0.5"
-    python launch/compare.py --tuned=40 --pair="| exp(1 - i / u)"
+    python launch/compare.py --tuned=40 --pair="squared = | 1 - i / u * (i / u)"
 
 A pair is a classification loss, a bar and a box loss, each by name or as a formula, with a factor on its usual weight
-if wanted; an empty one is the detector's default.  The default pair is always the first row.  The config is that of a
-search, of which the detector, the data and the length of trainings count.  After an interruption the same command goes
-on; further pairs and seeds add to those that are done.
+if wanted; an empty one is the detector's default.  A name may stand before it.  The default pair is always the first
+row.  The config is that of a search, of which the detector, the data and the length of trainings count.  After an
+interruption the same command goes on; further pairs and seeds add to those that are done.
 """
 
 import dataclasses
@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
 
 def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     task = task_of(build_detector(config.detector)[0])
-    pairs = [Contestant(text.strip(), Role.RIVAL, read_pair(text, task)) for text in _PAIRS.value]
+    named = [read_pair(text, task) for text in _PAIRS.value]
+    pairs = [Contestant(name, Role.RIVAL, losses) for name, losses in named]
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
     about = workdir.describe(config)

@@ -11,19 +11,23 @@ from cse_jax.search.task import LossPair, Part, Task
 _FACTOR = re.compile(r"\sx(\d[\d.eE+-]*)\s*$")  # after a blank: no formula ends like that
 
 
-def read_pair(text: str, task: Task) -> LossPair:
+def read_pair(text: str, task: Task) -> tuple[str, LossPair]:
     """The pair that a text names: classification loss, bar, box loss, each with a factor on its usual weight if wanted.
 
     A loss is a name (``CE``, ``B_reg``) or a formula; the default one where nothing is written.
 
     Args:
-      text: as ``"B_cls | B_reg"``, ``"focal x2 | GIoU"``, ``"| 1 - i / u"``.
+      text: as ``"B_cls | B_reg"``, ``"focal x2 | GIoU"``, ``"squared = | 1 - i / u * (i / u)"``.
       task: of the detector.
+
+    Returns:
+      What the pair is called, the whole text if it has no name, and the losses.
 
     Raises:
       InputError: it is no pair, or a part of it no loss of its space.
     """
-    parts = text.split("|")
+    name, _, losses = text.rpartition("=")
+    parts = losses.split("|")
     if len(parts) != 2:
         raise InputError(f"{text!r} is no pair of losses: write classification | box, as in 'CE | 1 - i / u x0.5'")
     pair = task.default
@@ -35,7 +39,7 @@ def read_pair(text: str, task: Task) -> LossPair:
             pair = task.replaced(part, zoo.find(loss, task.space(part)), _factor(found, text), pair)
         except FormulaError as error:
             raise InputError(f"in the pair {text!r}, the {part} loss {loss!r}: {error}") from error
-    return pair
+    return name.strip() or text.strip(), pair
 
 
 def _factor(found: re.Match[str] | None, text: str) -> float:
