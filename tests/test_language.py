@@ -404,6 +404,17 @@ def test_accelerators_run_a_batch_like_a_cpu(budget, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *answers)
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@ALL_SPACES
+def test_programs_are_lowered_for_accelerators_without_branches(space, platform, monkeypatch):
+    monkeypatch.setattr(interpreter, "_way", lambda: selecting)
+    programs_of_four = programs.stack([programs.compile_expression(zoo.default(space))] * 4)
+    inputs = {v.name: jax.ShapeDtypeStruct((6, 3), jnp.float32) for v in space.variables}
+    run = jax.jit(jax.vmap(lambda program, inputs: interpreter.value_and_gradients(space, program, inputs), (0, None)))
+    text = jax.export.export(run, platforms=[platform])(programs_of_four, inputs).mlir_module()
+    assert "stablehlo.while" in text and "stablehlo.case" not in text
+
+
 def test_an_accelerator_s_memory_is_bounded(monkeypatch):
     """32 candidates, each with logits of its own, of FCOS on 16 images of 400 x 672 pixels with 80 classes.
 
