@@ -96,7 +96,7 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
     data |= {"title": f"Pairs of losses, {config.name}", "split": _SPLIT.value}
     confirmation_report.write(folder, data, name="compare")
-    confirmation_report.show(console, found)
+    confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 

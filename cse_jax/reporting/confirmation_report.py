@@ -106,6 +106,6 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def show(console: Console, found: Confirmation) -> None:
+def show(console: Console, found: Confirmation, *, split: str = "test") -> None:
     """Prints the table."""
-    console.print(terminal_table(found.table))
+    console.print(terminal_table(found.table, split=split))

@@ -80,9 +80,11 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def terminal_table(rows: Sequence[Row]) -> Table:
-    """The final table for the terminal."""
-    title = "AP over fresh seeds; difference of the last row to each, corrected 95 % interval"
+def terminal_table(rows: Sequence[Row], *, split: str = "test") -> Table:
+    """The final table for the terminal; ``split`` is the one that the rows are scored on."""
+    title = (
+        f"{split.capitalize()} split: AP over fresh seeds; difference of the last row to each, corrected 95 % interval"
+    )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     shown = ("losses", "AP", "difference", "95 % interval", "verdict", "each seed")
     for column in shown:
