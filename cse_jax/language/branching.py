@@ -8,7 +8,6 @@ operator for every instruction.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +18,7 @@ from jax.custom_batching import custom_vmap
 
 from cse_jax.language.program import Program, instruction_set
 from cse_jax.language.spaces import Space
+from cse_jax.language.tiling import join, split
 
 TILE = 8192  # elements: some 30 rows of a tile fit a core's second-level cache
 
@@ -65,16 +65,15 @@ def forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) ->
         rows = _fill(space, program, rows, tile)
         return rows, rows[program.root]
 
-    tiles = _split(space, variables)
+    tiles = split(space, variables, TILE)
     _, values = lax.scan(one, _blank(space, program, tiles), tiles)
-    return _join(values, variables[0].shape)
+    return join(values, variables[0].shape)
 
 
 @_by_candidate
 def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotangent: jax.Array):
     """The result for each element, and the cotangents of ``space.differentiable``."""
-    names = [v.name for v in space.variables]
-    moving = [names.index(name) for name in space.differentiable]
+    moving = [space.leaves.index(name) for name in space.differentiable]
 
     def one(carry, tile):
         rows, cotangents = carry
@@ -83,30 +82,10 @@ def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotan
         cotangents = _pull_back(space, program, rows, cotangents, incoming)
         return (rows, cotangents), (rows[program.root], tuple(cotangents[k] for k in moving))
 
-    tiles = _split(space, (*variables, cotangent))
+    tiles = split(space, (*variables, cotangent), TILE)
     blank = _blank(space, program, tiles)
     _, results = lax.scan(one, (blank, blank), tiles)
-    return jax.tree.map(lambda a: _join(a, cotangent.shape), results)
-
-
-def _split(space: Space, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Arrays ``[..., c]`` (or ``[...]``) as ``[tiles, n, c]`` (or ``[tiles, n]``), padded with ones at the end."""
-    tail = arrays[0].shape[-1:] if space.class_axis else ()
-    total = math.prod(arrays[0].shape) // math.prod(tail)
-    most = max(1, TILE // math.prod(tail))
-    tiles = max(1, -(-total // most))
-    each = -(-total // tiles)
-
-    def split(array: jax.Array) -> jax.Array:
-        flat = array.reshape(total, *tail)
-        padded = jnp.pad(flat, [(0, tiles * each - total)] + [(0, 0)] * len(tail), constant_values=1.0)
-        return padded.reshape(tiles, each, *tail)
-
-    return tuple(split(array) for array in arrays)
-
-
-def _join(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return tiles.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return jax.tree.map(lambda a: join(a, cotangent.shape), results)
 
 
 def _blank(space: Space, program: Program, tiles: tuple[jax.Array, ...]) -> jax.Array:

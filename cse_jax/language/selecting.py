@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 
 from cse_jax.language.program import Program, instruction_set
 from cse_jax.language.spaces import Space
+from cse_jax.language.tiling import join, split, tail_of
 
 BUDGET = 1 << 30  # bytes
 
@@ -50,7 +51,7 @@ def _batchable(function: Callable[..., Any], space: Space) -> Callable[..., Any]
 
     @custom_vmap
     def batched(programs, *arrays):
-        return _in_chunks(functools.partial(function, space), programs, arrays)
+        return _in_chunks(function, space, programs, arrays)
 
     @batched.def_vmap
     def rule(axis_size, in_batched, programs, *arrays):
@@ -84,41 +85,48 @@ def _repeated(array: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(array, (count, *array.shape))
 
 
-def _in_chunks(function: Callable[..., Any], programs: Program, arrays: tuple[jax.Array, ...]) -> Any:
+def _in_chunks(function: Callable[..., Any], space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> Any:
     """Applies ``function`` to as many programs at once as fit the budget with one row of elements each."""
-    count, most = len(programs.root), max(1, _fitting(programs, arrays) // arrays[0].shape[-1])
+    count, row = len(programs.root), math.prod(tail_of(space, arrays[0]))
+    most = max(1, _fitting(space, programs, arrays) // row)
     if count <= most:
-        return function(programs, *arrays)
+        return function(space, programs, *arrays)
     chunks = -(-count // most)
     index = jnp.minimum(jnp.arange(chunks * -(-count // chunks)), count - 1).reshape(chunks, -1)
 
     def one(at):
-        return function(*jax.tree.map(lambda a: a if len(a) == 1 else a[at], (programs, *arrays)))
+        return function(space, *jax.tree.map(lambda a: a if len(a) == 1 else a[at], (programs, *arrays)))
 
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], lax.map(one, index))
 
 
-def _fitting(programs: Program, arrays: tuple[jax.Array, ...]) -> int:
+def _fitting(space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> int:
     """Elements, of all programs together, whose rows and cotangents fit the budget."""
-    rows = 2 * (programs.opcode.shape[1] + len(arrays) + 8)  # a few constants
-    return BUDGET // (rows * arrays[0].dtype.itemsize)
+    return BUDGET // (2 * _rows(space, programs) * arrays[0].dtype.itemsize)
+
+
+def _rows(space: Space, programs: Program) -> int:
+    return len(space.leaves) + programs.opcode.shape[1]
+
+
+def _split(space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return split(space, arrays, _fitting(space, programs, arrays) // len(programs.root), lead=1)
 
 
 def _forward(space: Space, programs: Program, *variables: jax.Array) -> jax.Array:
-    tiles, shape = _split(space, programs, variables)
+    tiles = _split(space, programs, variables)
 
     def one(rows, tile):
         rows = _fill(space, programs, rows, tile)
         return rows, _read(rows, programs.root)
 
     _, values = lax.scan(one, _blank(space, programs, tiles), tiles)
-    return _join(values, shape)
+    return join(values, (len(programs.root), *variables[0].shape[1:]), lead=1)
 
 
 def _both(space: Space, programs: Program, *arrays: jax.Array) -> Any:
-    names = [v.name for v in space.variables]
-    moving = [names.index(name) for name in space.differentiable]
-    tiles, shape = _split(space, programs, arrays)
+    moving = [space.leaves.index(name) for name in space.differentiable]
+    tiles = _split(space, programs, arrays)
 
     def one(carry, tile):
         rows, cotangents = carry
@@ -129,37 +137,13 @@ def _both(space: Space, programs: Program, *arrays: jax.Array) -> Any:
 
     blank = _blank(space, programs, tiles)
     _, results = lax.scan(one, (blank, blank), tiles)
-    return jax.tree.map(lambda a: _join(a, shape), results)
-
-
-def _split(
-    space: Space, programs: Program, arrays: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, ...], tuple[int, ...]]:
-    """Arrays ``[k, ..., c]`` (or ``[k, ...]``) as ``[tiles, k, n, c]``, padded with ones, and the results' shape."""
-    count, inner = len(programs.root), arrays[0].shape[1:]
-    tail = inner[-1:] if space.class_axis else ()
-    total = math.prod(inner) // math.prod(tail)
-    most = max(1, _fitting(programs, arrays) // (count * math.prod(tail)))
-    tiles = max(1, -(-total // most))
-    each = -(-total // tiles)
-
-    def split(array: jax.Array) -> jax.Array:
-        flat = array.reshape(len(array), total, *tail)
-        padded = jnp.pad(flat, [(0, 0), (0, tiles * each - total)] + [(0, 0)] * len(tail), constant_values=1.0)
-        return jnp.moveaxis(padded.reshape(len(array), tiles, each, *tail), 1, 0)
-
-    return tuple(split(array) for array in arrays), (count, *inner)
-
-
-def _join(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    count, *inner = shape
-    return jnp.moveaxis(tiles, 0, 1).reshape(count, -1)[:, : math.prod(inner)].reshape(shape)
+    shape = len(programs.root), *arrays[0].shape[1:]
+    return jax.tree.map(lambda a: join(a, shape, lead=1), results)
 
 
 def _blank(space: Space, programs: Program, tiles: tuple[jax.Array, ...]) -> jax.Array:
     """The rows of one tile, to be written over for each."""
-    rows = len(space.leaves) + programs.opcode.shape[1]
-    return jnp.zeros((rows, len(programs.root), *tiles[0].shape[2:]), tiles[0].dtype)
+    return jnp.zeros((_rows(space, programs), len(programs.root), *tiles[0].shape[2:]), tiles[0].dtype)
 
 
 def _fill(space: Space, programs: Program, rows: jax.Array, tile: Sequence[jax.Array]) -> jax.Array:
