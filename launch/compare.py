@@ -93,8 +93,12 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
             seeds = [_FIRST_SEED.value + k for k in range(_SEEDS.value)]
             monitor.expect({purpose: len(rows) * len(seeds)})
             found = Confirmation(tuple(seeds), compare(rows, seeds, trials=trials, purpose=purpose))
+    about |= {
+        "title": f"Pairs of losses, {config.name}",
+        "split": _SPLIT.value,
+        "note": "Whether a choice among these pairs has used these seeds, or this split, is not known here.",
+    }
     data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
-    data |= {"title": f"Pairs of losses, {config.name}", "split": _SPLIT.value}
     confirmation_report.write(folder, data, name="compare")
     confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"

@@ -54,8 +54,13 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
                 )
                 monitor.activity("the same models over other images")
                 errors = _image_errors(trainer, found)
+        about |= {
+            "search": str(search),
+            "title": f"Confirmation of the search in {search}",
+            "split": "test",
+            "note": "No selection and no final table has used these seeds.",
+        }
         data = confirmation_report.confirmation_dict(found, image_errors=errors, about=about)
-        data |= {"search": str(search), "title": f"Confirmation of the search in {search}", "split": "test"}
         confirmation_report.write(folder, data)
     confirmation_report.show(console, found)
     text = f"{data['conclusion']}\n{data['scope']}\nConfirmation: {folder / 'confirm.md'}"

@@ -63,7 +63,7 @@ def test_the_rows_are_trained_again_with_fresh_seeds(finished, tmp_path):
     assert seeds_of(tmp_path / "confirm.sqlite") == set(found.seeds) and len(found.seeds) == 4
     assert not set(found.seeds) & seeds_of(path)
     assert all(row.against.seeds == 4 for row in found.table if row.role != Role.DISCOVERED)
-    about = ABOUT | {"title": "Confirmation of the search in runs/trial", "split": "test"}
+    about = ABOUT | {"title": "Confirmation of the search in runs/trial", "split": "test", "note": ""}
     confirmation_report.write(tmp_path, confirmation_report.confirmation_dict(found, about=about))
     written, text = json.loads((tmp_path / "confirm.json").read_text()), (tmp_path / "confirm.md").read_text()
     assert written["conclusion"] in text and written["seeds"] == list(found.seeds)

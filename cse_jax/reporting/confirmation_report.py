@@ -32,7 +32,7 @@ def confirmation_dict(
 
     Args:
       found: the confirmation.
-      about: title, split, config, versions and device.
+      about: title, split, a note on the seeds, config, versions and device.
       subject: what the pair is, as a sentence begins.
       image_errors: of each row, the standard error over images of the pair's difference to it, in AP; NaN if unknown.
     """
@@ -71,7 +71,7 @@ def markdown(data: dict[str, Any]) -> str:
             *markdown_rows(data["table"]),
             "",
             *_over_images(data["table"]),
-            "Searches and their final tables use other seeds.",
+            data["note"],
             "",
             "## How it was run",
             "",
