@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # a function that takes one takes arrays of the host and of the device
+SIZE_MULTIPLE = 32  # images are padded to a multiple of the detectors' common strides, pixels
 
 
 class Batch(NamedTuple):

@@ -120,12 +120,12 @@ def test_padding_of_boxes_and_images_has_no_influence():
     run = loss_and_gradient()
     other = batch._replace(boxes=batch.boxes + np.float32([[[0] * 4, [7, 7, 30, 30], [1, 1, 2, 2]]]))
     assert run(parts_of()[1], batch)[0][0] == run(parts_of()[1], other)[0][0]
-    anchors, *heads = ATSS(atss_tiny(3), rngs=nnx.Rngs(0))._heads(batch.image)
+    anchors, *heads = ATSS(atss_tiny(3), rngs=nnx.Rngs(0))._heads(batch.image, batch.image_size)
     beyond = anchors.centre[:, 0] >= 32
     assert 0 < beyond.sum() < beyond.size
 
     def loss(heads):
-        given = types.SimpleNamespace(config=atss_tiny(3), _heads=lambda image: (anchors, *heads))
+        given = types.SimpleNamespace(config=atss_tiny(3), _heads=lambda *_: (anchors, *heads))
         return ATSS.loss(given, batch, LOSSES, key=jax.random.key(0))[0]
 
     for gradient in jax.grad(loss)(heads):

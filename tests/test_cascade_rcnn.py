@@ -154,7 +154,7 @@ def test_one_stage_is_faster_rcnn():
 def test_scores_are_those_of_the_mean_of_the_logits():
     model = nnx.merge(*parts_of())
     batch = batch_of([[5, 8, 40, 50]])
-    features = model.fpn(model.backbone(batch.image))
+    features = model.features(batch.image, batch.image_size)
     rois = np.float32([[[4, 4, 30, 40], [10, 20, 50, 60]]])
     logits, boxes = model._refine(features, rois, batch.image_size)
     total, moved = 0.0, rois

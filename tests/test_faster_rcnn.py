@@ -38,8 +38,8 @@ def outputs():
     @jax.jit
     def run(batch, keys):
         model = nnx.merge(graph, state)
-        features = model.fpn(model.backbone(batch.image))
-        anchors, logits, deltas = model.rpn(features, batch.image.shape[1:3])
+        features = model.features(batch.image, batch.image_size)
+        anchors, logits, deltas = model.rpn(features.levels, batch.image.shape[1:3])
         proposals, real = model.rpn.propose(anchors, logits, deltas, batch.image_size, count=60, per_level=100)
         return proposals, real, model.rpn.loss(anchors, logits, deltas, batch, keys)
 

@@ -18,6 +18,7 @@ from detectors.losses import term
 from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
 from detectors.models.norms import is_norm
 from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
+from detectors.ops.padding import Extent
 from detectors.structures import Batch
 from detectors.training.step import TrainConfig, jit_detector, optimiser_for
 
@@ -48,19 +49,20 @@ def paths(config: FCOSConfig) -> list[tuple]:
 
 @functools.cache
 def head_outputs():
-    return FCOS(fcos_tiny(3), rngs=nnx.Rngs(0))._heads(batch_of([]).image)
+    batch = batch_of([])
+    return FCOS(fcos_tiny(3), rngs=nnx.Rngs(0))._heads(batch.image, batch.image_size)
 
 
 def loss_of_heads(batch, heads, losses=LOSSES):
     """The loss as a function of the head's outputs."""
-    given = types.SimpleNamespace(config=fcos_tiny(3), _heads=lambda image: (head_outputs()[0], *heads))
+    given = types.SimpleNamespace(config=fcos_tiny(3), _heads=lambda *_: (head_outputs()[0], *heads))
     return FCOS.loss(given, batch, losses, key=jax.random.key(0))[0]
 
 
 def heads_and_padding(size):
     """Plausible head outputs, and which points lie beyond ``size`` rounded up to 32."""
     points, *heads = head_outputs()
-    beyond = (points.xy[:, 0] >= -(-size[1] // 32) * 32) | (points.xy[:, 1] >= -(-size[0] // 32) * 32)
+    beyond = (points.xy[0] >= -(-np.array(size[::-1]) // 32) * 32).any(1)
     return heads, beyond
 
 
@@ -118,7 +120,7 @@ def test_stem_as_product_is_the_same_convolution(config, shape):
         graph, state = nnx.split(ResNet(config, rngs=nnx.Rngs(0)))
 
         def total(state, graph=graph):
-            features = nnx.merge(graph, state)(image)[0]
+            features = nnx.merge(graph, state)(image, Extent.of(np.float32([shape] * 2)))[0]
             return jnp.sin(features).sum(), features
 
         gradient, features = jax.grad(total, has_aux=True)(state)

@@ -14,6 +14,7 @@ from detectors.models import build_detector
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, mask_rcnn_tiny
 from detectors.models.roi_head import SampledRoIs
 from detectors.ops.masks import crop_masks, paste_masks
+from detectors.ops.padding import Extent, Pyramid
 from detectors.structures import Batch
 
 SIZE, CLASSES = 64, 3
@@ -54,9 +55,11 @@ def batch_of(*, boxes=2, coarser=1) -> Batch:
     )
 
 
-def features():
+def features() -> Pyramid:
     rng = np.random.default_rng(1)
-    return [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
+    extent = Extent.of(batch_of().image_size)
+    levels = [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
+    return Pyramid(levels, [extent.strided(s) for s in (8, 16)])
 
 
 def sampled_at_truth() -> SampledRoIs:
@@ -143,7 +146,7 @@ def test_soft_targets_are_the_share_covered():
         cut = functools.partial(crop_masks, size=14)
         sure = 40.0 * (jax.vmap(cut)(batch.masks, sampled.truth, sampled.boxes, batch.image_size) - 0.5)
         given = types.SimpleNamespace(config=config, _mask_logits=lambda *_, sure=sure: sure)
-        values.append(float(MaskRCNN._mask_loss(given, [], batch, sampled)))
+        values.append(float(MaskRCNN._mask_loss(given, Pyramid([], []), batch, sampled)))
     assert 0.0 < values[0] < 0.2 < values[1] - values[0]
 
 

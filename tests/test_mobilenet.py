@@ -18,6 +18,7 @@ from detectors.models.fcos import FCOSConfig
 from detectors.models.fpn import FPNConfig
 from detectors.models.mobilenet import MobileNetConfig, MobileNetV1
 from detectors.models.norms import FrozenBatchNorm
+from detectors.ops.padding import Extent
 from detectors.structures import Batch
 from detectors.training.initial_weights import WeightsConfig, load
 from detectors.training.step import TrainConfig, jit_detector
@@ -95,7 +96,7 @@ def reference(tensors, image):
 def test_features_equal_pytorchs(tmp_path, size):
     network = made(write(tmp_path / "weights.npz"), outputs=(4, 8, 16))
     image = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-    found, expected = network(image), reference(arrays(), image)
+    found, expected = network(image, Extent.of(np.float32([size] * 2))), reference(arrays(), image)
     assert [f.shape[-1] for f in found] == list(network.config.channels) == [128, 256, 512]
     for ours, theirs, stride in zip(found, expected, network.config.strides, strict=True):
         assert ours.shape[1:3] == tuple(-(-side // stride) for side in size)
@@ -112,7 +113,7 @@ def test_the_last_pointwise_convolution_stays_random(tmp_path):
     np.testing.assert_array_equal(
         network.blocks[12].depthwise.kernel[..., 0, :], arrays()["conv_dw_13.depthwise_kernel"][..., 0]
     )
-    features = network(np.zeros((1, 64, 64, 3), np.float32))
+    features = network(np.zeros((1, 64, 64, 3), np.float32), Extent.of(np.float32([[64, 64]])))
     assert features[0].shape == (1, 2, 2, 1024) and np.isfinite(features[0]).all()
 
 
@@ -190,7 +191,7 @@ def test_statistics_agree_with_photographs(genuine, test_data):
         def look(norm, x):
             normal = (x - norm.mean[...]) * jax.lax.rsqrt(norm.var[...] + norm.eps)
             seen.append((float(jnp.abs(normal.mean((0, 1, 2))).mean()), float(normal.std((0, 1, 2)).mean())))
-            return norm(x)
+            return norm(x, Extent.of(np.float32([[224, 224]] * len(x))))
 
         x = images
         layers = [(network.stem, network.stem_norm)]

@@ -28,6 +28,7 @@ from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
 from detectors.models.fcos import FCOS, fcos_tiny
 from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
+from detectors.ops.padding import Pyramid
 from detectors.ops.points import assign_points, pyramid_points
 from detectors.structures import Batch
 from detectors.training.step import TrainConfig, jit_detector
@@ -269,6 +270,7 @@ class Head(NamedTuple):
 
 STRIDES = TINY["fcos"].fpn.strides(TINY["fcos"].backbone.strides)
 POINTS = pyramid_points((SIZE, SIZE), STRIDES, TINY["fcos"].range_limits)
+OF_IMAGES = POINTS._replace(xy=POINTS.xy[None].repeat(2, 0))
 
 
 @functools.cache
@@ -280,10 +282,10 @@ def cut(name: str) -> Head:
     if name == "fcos":
 
         def head(model):
-            return model._heads(batch.image)[1:]
+            return model._heads(batch.image, batch.image_size)[1:]
 
         def losses(outputs, losses, batch=batch):
-            given = types.SimpleNamespace(config=config, _heads=lambda image: (POINTS, *outputs))
+            given = types.SimpleNamespace(config=config, _heads=lambda *_: (OF_IMAGES, *outputs))
             parts = FCOS.loss(given, batch, losses, key=jax.random.key(0))[1]
             return parts["cls"], parts["box"]
 
@@ -291,11 +293,11 @@ def cut(name: str) -> Head:
         sampled = sampled_rois()
 
         def head(model):
-            return model.roi(model.fpn(model.backbone(batch.image)), sampled[0], model.strides)
+            return model.roi(model.features(batch.image, batch.image_size), sampled[0], model.strides)
 
         def losses(outputs, losses):
             given = types.SimpleNamespace(config=config, strides=(), roi=lambda *_: outputs)
-            return FasterRCNN._roi_loss(given, [], losses, sampled)
+            return FasterRCNN._roi_loss(given, Pyramid([], []), losses, sampled)
 
     def run(state):
         return head(nnx.merge(graph, state))

@@ -11,7 +11,8 @@ from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import pyramid_anchors
 from detectors.ops.matching import match
 from detectors.ops.nms import nms, select_detections
-from detectors.ops.points import assign_points, inside_padded_image, pyramid_points
+from detectors.ops.padding import inside_padded_image
+from detectors.ops.points import assign_points, pyramid_points
 from detectors.ops.roi_align import roi_align, roi_levels
 from detectors.ops.sampling import sample
 

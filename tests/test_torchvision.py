@@ -28,6 +28,7 @@ from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
 from detectors.models.resnet import ResNet, resnet50, resnet101
 from detectors.ops.masks import paste_masks
+from detectors.ops.padding import Extent
 from detectors.structures import Batch
 
 # All (97..128, 129..160) once resized, so that no image sees another's padding.
@@ -71,7 +72,8 @@ def test_resnet_features(name, config):
     weights.assign(backbone, arrays(network), weights.RESNET, skip=weights.CLASSIFIER)
     graph, state = nnx.split(backbone)
     image = np.random.default_rng(0).normal(size=(2, 96, 128, 3)).astype(np.float32)
-    features = jax.jit(lambda state, image: nnx.merge(graph, state)(image))(state, image)
+    extent = Extent.of(np.float32([[96, 128]] * 2))
+    features = jax.jit(lambda state, image: nnx.merge(graph, state)(image, extent))(state, image)
     with torch.no_grad():
         x = torch.from_numpy(image.transpose(0, 3, 1, 2))
         x = network.maxpool(network.relu(network.bn1(network.conv1(x))))

@@ -8,7 +8,7 @@ from torchvision_oracle import detection, python_roi_align, torch, torchvision
 
 from detectors.models import torchvision_settings
 from detectors.models.rpn import RPN
-from detectors.ops.anchors import pyramid_anchors
+from detectors.ops.anchors import fitting_shift, pyramid_anchors
 from detectors.ops.masks import paste_masks
 from detectors.ops.matching import match
 from detectors.ops.points import pyramid_points
@@ -26,9 +26,10 @@ def test_anchors(shape):
     expected = generator(images, [torch.zeros(1, 1, *level) for level in levels])[0]
     network = RPN(config, 1, strides, rngs=nnx.Rngs(0))
     anchors = network([jnp.zeros((1, *level, 1)) for level in levels], shape)[0]
-    np.testing.assert_array_equal(anchors.boxes, expected)
+    placed, _ = network._placed(anchors, jnp.float32(shape))
+    np.testing.assert_array_equal(placed, expected)
     ours = pyramid_anchors(shape, strides, scale=config.scale, ratios=config.ratios)
-    assert (anchors.boxes != ours.boxes).any()
+    assert (placed != ours.boxes).any()
 
 
 @pytest.mark.parametrize("shape", [(128, 160), (800, 1088), (96, 416)])
@@ -39,8 +40,9 @@ def test_points(shape):
     images = detection.image_list.ImageList(torch.zeros(1, 3, *shape), [shape])
     levels = [torch.zeros(1, 1, *(-(-side // stride) for side in shape)) for stride in strides]
     anchors = generator(images, levels)[0].numpy()
-    points = pyramid_points(shape, strides, config.range_limits, offset=config.point_offset, fit_image=config.fit_image)
-    np.testing.assert_array_equal(points.xy, (anchors[:, :2] + anchors[:, 2:]) / 2)
+    points = pyramid_points(shape, strides, config.range_limits, offset=config.point_offset)
+    shift = fitting_shift(points.xy, points.stride, jnp.float32(shape))
+    np.testing.assert_array_equal(points.xy + shift, (anchors[:, :2] + anchors[:, 2:]) / 2)
     np.testing.assert_array_equal(points.stride, anchors[:, 2] - anchors[:, 0])
 
 

@@ -17,6 +17,7 @@ from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.resnet import ResNet, ResNetConfig, resnet18
 from detectors.models.torchvision_settings import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn
+from detectors.ops.padding import Extent
 from detectors.weights.tensor_files import TensorFileError, read_tensors
 
 
@@ -218,7 +219,7 @@ def test_an_abstract_model_is_filled_and_half_precision_becomes_float32(tmp_path
     backbone = nnx.eval_shape(lambda: ResNet(small(), rngs=nnx.Rngs(0)))
     tensors = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in named_tensors().items()}
     weights.load_resnet(backbone, write(tmp_path / "w.safetensors", tensors))
-    features = backbone(jnp.ones((1, 32, 32, 3)))
+    features = backbone(jnp.ones((1, 32, 32, 3)), Extent.of(np.float32([[32, 32]])))
     assert features[-1].dtype == jnp.float32 and np.isfinite(features[-1]).all()
 
 

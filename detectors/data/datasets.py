@@ -21,8 +21,7 @@ from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, Records, decode_image, read_annotation
 from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
-
-SIZE_MULTIPLE = 32  # batches are padded to a multiple of the detectors' common strides
+from detectors.structures import SIZE_MULTIPLE
 
 
 @dataclasses.dataclass

@@ -11,12 +11,12 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from cse_jax.errors import UserError
-from detectors.data.datasets import SIZE_MULTIPLE
 from detectors.data.pipeline import Example, Layout, make_batch
 from detectors.data.records import Annotation
 from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
 from detectors.evaluation.coco import Predict, collect
+from detectors.structures import SIZE_MULTIPLE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of the images in a folder
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height

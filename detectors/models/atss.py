@@ -18,7 +18,7 @@ from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.atss import assign_adaptively
-from detectors.ops.points import inside_padded_image
+from detectors.ops.padding import inside_padded_image
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch, Detections
 
@@ -104,13 +104,13 @@ class ATSS(Detector):
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[AnyArray, "b h w 3"]
+        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Anchors, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
         """Anchors; class logits, box offsets and centreness logits of each, in float32."""
         logits, deltas, centreness = [], [], []
-        for level, x in enumerate(self.fpn(self.backbone(image))):
+        for level, (x, extent) in enumerate(zip(*self.features(image, image_size), strict=True)):
             batch = x.shape[0]
-            by_class, by_box = self.cls_tower(x), self.box_tower(x)
+            by_class, by_box = self.cls_tower(x, extent), self.box_tower(x, extent)
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
             deltas.append(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * self.scales[level])
             centreness.append(self.centreness(by_box).reshape(batch, -1))
@@ -136,7 +136,7 @@ class ATSS(Detector):
         """
         del key
         config = self.config
-        anchors, logits, deltas, centreness = self._heads(batch.image)
+        anchors, logits, deltas, centreness = self._heads(batch.image, batch.image_size)
         inside = map_images(lambda size: inside_padded_image(anchors.centre, size), batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
@@ -184,7 +184,7 @@ class ATSS(Detector):
     def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
         config = self.config
-        anchors, logits, deltas, centreness = self._heads(image)
+        anchors, logits, deltas, centreness = self._heads(image, image_size)
         probability = jax.nn.sigmoid(logits)
         scores = jnp.where(probability > config.score_threshold, probability, 0.0)
         scores = scores * jax.nn.sigmoid(centreness)[..., None]

@@ -13,6 +13,7 @@ from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rc
 from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
 from detectors.models.rpn import RPNConfig
 from detectors.ops import boxes as box_ops
+from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch
 
@@ -105,7 +106,7 @@ class CascadeRCNN(FasterRCNN):
 
     def _refine(
         self,
-        features: list[Float[Array, "b _h _w c"]],
+        features: Pyramid,
         rois: Float[AnyArray, "b k 4"],
         image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k 1 4"]]:

@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from detectors.models.convolution import Conv
+from detectors.models.norms import GroupNorm
 from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
+from detectors.ops.padding import Extent
 from detectors.structures import AnyArray, Detections
 
 
@@ -30,11 +32,11 @@ class Tower(nnx.Module):
 
     def __init__(self, channels: int, convs: int, norm_groups: int, *, rngs: nnx.Rngs) -> None:
         self.convs = nnx.List([head_conv(channels, channels, rngs) for _ in range(convs)])
-        self.norms = nnx.List([nnx.GroupNorm(channels, norm_groups, epsilon=1e-5, rngs=rngs) for _ in range(convs)])
+        self.norms = nnx.List([GroupNorm(channels, norm_groups, epsilon=1e-5, rngs=rngs) for _ in range(convs)])
 
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w d"], extent: Extent) -> Float[Array, "b h w d"]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.relu(norm(conv(x)))
+            x = jax.nn.relu(norm(conv(x), extent))
         return x
 
 

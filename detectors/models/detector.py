@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 from cse_jax.language.spaces import Space
 from detectors.losses import DetectionLosses
 from detectors.models.backbone import Backbone
+from detectors.models.fpn import FPN
+from detectors.ops.padding import Extent, Pyramid
 from detectors.structures import AnyArray, Batch, Detections
 
 
@@ -20,15 +22,30 @@ class Detector(nnx.Module):
       box_units: unit of the boxes that the box loss gets, ``"pixels"`` or ``"strides"``.
       box_weight: usual weight of the box loss.
       backbone: the network that makes features.
+      fpn: makes a pyramid of them.
+      strides: of the pyramid's levels, pixels.
     """
 
     cls_space: ClassVar[Space]
     box_units: ClassVar[str]
     box_weight: ClassVar[float]
     backbone: Backbone
+    fpn: FPN
+    strides: tuple[int, ...]
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:  # each detector has a config class of its own
         raise NotImplementedError
+
+    def features(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Pyramid:
+        """The pyramid of a batch, on each image the same whatever the padding.
+
+        Args:
+          image: normalised and zero-padded.
+          image_size: (height, width) inside the padding, pixels.
+        """
+        extent = Extent.of(image_size)
+        extents = [extent.strided(stride) for stride in self.strides]
+        return Pyramid(self.fpn(self.backbone(image, extent), extents), extents)
 
     @staticmethod
     def is_output(path: tuple) -> bool:

@@ -17,6 +17,7 @@ from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, r
 from detectors.models.rpn import RPN, RPNConfig
 from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
+from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch, Detections
 
@@ -103,7 +104,7 @@ class FasterRCNN(Detector):
 
     def _losses(
         self, batch: Batch, losses: DetectionLosses, key: jax.Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], list[Float[Array, "b _h _w c"]], SampledRoIs]:
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Pyramid, SampledRoIs]:
         """``loss``, and what further heads need: the pyramid's features and the sampled RoIs."""
         features, proposals, real, parts, roi_key = self._propose(batch, key)
         sampled = map_images(self._sample, proposals, real, batch, roi_key)
@@ -116,16 +117,16 @@ class FasterRCNN(Detector):
     def _propose(
         self, batch: Batch, key: jax.Array
     ) -> tuple[
-        list[Float[Array, "b _h _w c"]],
+        Pyramid,
         Float[Array, "b k 4"],
         Bool[Array, "b k"],
         dict[str, Float[Array, ""]],
         jax.Array,
     ]:
         """The first stage in training: features, proposals and which are real, the RPN's losses, keys for the rest."""
-        features = self.fpn(self.backbone(batch.image))
+        features = self.features(batch.image, batch.image_size)
         height, width = batch.image.shape[1:3]
-        anchors, objectness, deltas = self.rpn(features, (height, width))
+        anchors, objectness, deltas = self.rpn(features.levels, (height, width))
         rpn_key, roi_key = (
             jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(batch.image.shape[0]))
             for k in jax.random.split(key)
@@ -148,7 +149,7 @@ class FasterRCNN(Detector):
         return sample_rois(self.config.roi, self.config.classes, proposals, real, truth, key)[0]
 
     def _roi_loss(
-        self, features: list[Float[Array, "b _h _w c"]], losses: DetectionLosses, sampled: SampledRoIs
+        self, features: Pyramid, losses: DetectionLosses, sampled: SampledRoIs
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Classification and box losses of the sampled RoIs."""
         logits, deltas = self.roi(features, sampled.boxes, self.strides)
@@ -163,17 +164,17 @@ class FasterRCNN(Detector):
     ) -> tuple[Detections, Int[Array, " b"]]:
         """Detections as ``predict``, and the pairs over the score threshold that exceeded ``max_candidates``."""
         height, width = image.shape[1:3]
-        return self._detect(self.fpn(self.backbone(image)), (height, width), image_size)
+        return self._detect(self.features(image, image_size), (height, width), image_size)
 
     def _detect(
         self,
-        features: list[Float[Array, "b _h _w c"]],
+        features: Pyramid,
         image_shape: tuple[int, int],
         image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Detections, Int[Array, " b"]]:
         """``detect`` from the pyramid's features and the shape of the padded image."""
         config = self.config
-        anchors, objectness, deltas = self.rpn(features, image_shape)
+        anchors, objectness, deltas = self.rpn(features.levels, image_shape)
         rois, real = self.rpn.propose(
             anchors,
             objectness,
@@ -203,7 +204,7 @@ class FasterRCNN(Detector):
 
     def _refine(
         self,
-        features: list[Float[Array, "b _h _w c"]],
+        features: Pyramid,
         rois: Float[AnyArray, "b k 4"],
         image_size: Float[AnyArray, "b 2"],
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -16,7 +17,9 @@ from detectors.models.detector import Detector
 from detectors.models.fpn import FPN, FPNConfig
 from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
-from detectors.ops.points import Points, assign_points, inside_padded_image, pyramid_points
+from detectors.ops.anchors import fitting_shift
+from detectors.ops.padding import inside_padded_image
+from detectors.ops.points import Points, assign_points, pyramid_points
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch, Detections
 
@@ -126,25 +129,26 @@ class FCOS(Detector):
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[AnyArray, "b h w 3"]
+        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Points, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
-        """Points; class logits, distances in strides and centreness logits at each, in float32."""
+        """Points of each image; class logits, distances in strides and centreness logits at each, in float32."""
         logits, distances, centreness = [], [], []
-        for level, x in enumerate(self.fpn(self.backbone(image))):
+        for level, (x, extent) in enumerate(zip(*self.features(image, image_size), strict=True)):
             batch = x.shape[0]
-            by_class, by_box = self.cls_tower(x), self.box_tower(x)
+            by_class, by_box = self.cls_tower(x, extent), self.box_tower(x, extent)
             logits.append(self.cls(by_class).reshape(batch, -1, self.config.classes))
             scale = 1.0 if self.scales is None else self.scales[level]
             distances.append(jax.nn.relu(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * scale))
             centreness.append(self.centreness(by_box).reshape(batch, -1))
         height, width = image.shape[1:3]
         points = pyramid_points(
-            (height, width),
-            self.strides,
-            self.config.range_limits,
-            offset=self.config.point_offset,
-            fit_image=self.config.fit_image,
+            (height, width), self.strides, self.config.range_limits, offset=self.config.point_offset
         )
+        if self.config.fit_image:
+            shift = map_images(lambda size: fitting_shift(points.xy, points.stride, size), image_size)
+            points = points._replace(xy=points.xy + shift)
+        else:
+            points = points._replace(xy=np.tile(points.xy, (len(image), 1, 1)))
         logits, distances, centreness = (
             jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)
         )
@@ -166,11 +170,12 @@ class FCOS(Detector):
         """
         del key
         config = self.config
-        points, logits, distances, centreness = self._heads(batch.image)
-        inside = map_images(lambda size: inside_padded_image(points.xy, size), batch.image_size)
+        points, logits, distances, centreness = self._heads(batch.image, batch.image_size)
+        inside = map_images(inside_padded_image, points.xy, batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
-            lambda *truth: assign_points(points, *truth, radius=config.radius),
+            lambda xy, *truth: assign_points(points._replace(xy=xy), *truth, radius=config.radius),
+            points.xy,
             batch.boxes,
             batch.labels,
             batch.valid,
@@ -220,7 +225,7 @@ class FCOS(Detector):
         With ``root_score`` it is the square root of that.
         """
         config = self.config
-        points, logits, distances, centreness = self._heads(image)
+        points, logits, distances, centreness = self._heads(image, image_size)
         probability = jax.nn.sigmoid(logits)
         scores = probability * jax.nn.sigmoid(centreness)[..., None]
         scores = jnp.sqrt(scores) if config.root_score else scores
@@ -228,8 +233,8 @@ class FCOS(Detector):
         scores = jnp.where(judged > config.score_threshold, scores, 0.0)
         boxes = box_ops.decode_ltrb(points.xy, distances * points.stride[:, None])
 
-        def one(boxes, scores, size):
-            inside = inside_padded_image(points.xy, size)
+        def one(xy, boxes, scores, size):
+            inside = inside_padded_image(xy, size)
             return select_by_level(config, boxes, scores, inside, points.level, size)
 
-        return map_images(one, boxes, scores, image_size)
+        return map_images(one, points.xy, boxes, scores, image_size)

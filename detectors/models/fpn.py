@@ -1,6 +1,7 @@
 """Feature pyramid networks (Lin et al. 2017)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float
 
 from cse_jax.errors import InputError
 from detectors.models.convolution import Conv
+from detectors.ops.padding import Extent
 
 
 @dataclasses.dataclass
@@ -57,17 +59,24 @@ class FPN(nnx.Module):
         added = config.extra_levels if config.extra == "conv" else 0
         self.extra = nnx.List([conv(config.channels, 3, 2) for _ in range(added)])
 
-    def __call__(self, features: list[Float[Array, "b _h _w _c"]]) -> list[Float[Array, "b _h2 _w2 d"]]:
-        """All levels, finest first, from the backbone's features."""
-        merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
+    def __call__(
+        self, features: list[Float[Array, "b _h _w _c"]], extents: Sequence[Extent]
+    ) -> list[Float[Array, "b _h2 _w2 d"]]:
+        """All levels, finest first.
+
+        Args:
+          features: of the backbone.
+          extents: of the images on each level.
+        """
+        merged = [e.clear(lateral(x)) for lateral, x, e in zip(self.lateral, features, extents, strict=False)]
         for level in range(len(merged) - 1, 0, -1):
             finer = merged[level - 1]
             coarse = jax.image.resize(merged[level], finer.shape, "nearest")
             merged[level - 1] = finer + coarse
-        levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
+        levels = [e.clear(output(x)) for output, x, e in zip(self.output, merged, extents, strict=False)]
         for k, conv in enumerate(self.extra):
             x = jax.nn.relu(levels[-1]) if k > 0 and self.config.relu_before_extra else levels[-1]
-            levels.append(conv(x))
+            levels.append(extents[len(levels)].clear(conv(x)))
         if self.config.extra == "max_pool":
             for _ in range(self.config.extra_levels):
                 levels.append(nnx.max_pool(levels[-1], (1, 1), (2, 2)))

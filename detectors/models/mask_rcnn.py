@@ -14,6 +14,7 @@ from detectors.models.convolution import Conv
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.roi_head import RoIConfig, SampledRoIs, pool_rois
 from detectors.ops.masks import crop_masks
+from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch, Detections
 
@@ -102,9 +103,7 @@ class MaskRCNN(FasterRCNN):
         total += mask
         return total, parts | {"loss": total, "mask": mask}
 
-    def _mask_loss(
-        self, features: list[Float[Array, "b _h _w c"]], batch: Batch, sampled: SampledRoIs
-    ) -> Float[Array, ""]:
+    def _mask_loss(self, features: Pyramid, batch: Batch, sampled: SampledRoIs) -> Float[Array, ""]:
         """Cross-entropy of the mask of each positive's class, averaged over all positives' bins of the batch."""
         if batch.masks is None:
             raise InputError("Mask R-CNN learns from batch.masks, which is None; use data with masks, or Faster R-CNN")
@@ -123,7 +122,7 @@ class MaskRCNN(FasterRCNN):
         return jnp.where(positive, cross_entropy, 0.0).sum() / jnp.maximum(positive.sum(), 1)
 
     def _mask_logits(
-        self, features: list[Float[Array, "b _h _w c"]], boxes: Float[AnyArray, "b k 4"], labels: Int[AnyArray, "b k"]
+        self, features: Pyramid, boxes: Float[AnyArray, "b k 4"], labels: Int[AnyArray, "b k"]
     ) -> Float[Array, "b k t t"]:
         """Logits of each box's mask for its class."""
         pooled = pool_rois(self.config.roi, features, boxes, self.strides, size=self.config.mask.size)
@@ -133,7 +132,7 @@ class MaskRCNN(FasterRCNN):
         self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Detections, Int[Array, " b"]]:
         """Detections with masks over their boxes, and the overflow, as Faster R-CNN's ``detect``."""
-        features = self.fpn(self.backbone(image))
+        features = self.features(image, image_size)
         height, width = image.shape[1:3]
         detections, overflow = self._detect(features, (height, width), image_size)
         logits = self._mask_logits(features, detections.boxes, detections.labels)

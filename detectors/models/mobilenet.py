@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from cse_jax.errors import InputError
 from detectors.models.convolution import Conv
-from detectors.models.norms import FrozenBatchNorm
+from detectors.models.norms import FrozenBatchNorm, GroupNorm
+from detectors.ops.padding import Extent
 from detectors.structures import AnyArray
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -59,24 +60,26 @@ class MobileNetConfig:
         return path[0] == "blocks" and int(path[1]) < self.frozen_blocks
 
 
-def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
+def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> GroupNorm | FrozenBatchNorm:
     if kind == "gn":
-        return nnx.GroupNorm(channels, config.norm_groups, epsilon=_EPS, rngs=rngs)
+        return GroupNorm(channels, config.norm_groups, epsilon=_EPS, rngs=rngs)
     if kind == "frozen_bn":
         return FrozenBatchNorm(channels, eps=_EPS)
     raise InputError(f"backbone.norm is {kind!r}; use 'gn' or 'frozen_bn'")
 
 
 class _Block(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, norms: list[nnx.Module], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norms: list, *, rngs: nnx.Rngs) -> None:
         conv = functools.partial(Conv, use_bias=False, kernel_init=_HE, rngs=rngs)
+        self.stride = stride
         self.depthwise = conv(inputs, inputs, (3, 3), stride, feature_group_count=inputs)
         self.pointwise = conv(inputs, outputs, (1, 1))
         self.depthwise_norm, self.pointwise_norm = norms
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        x = jax.nn.relu6(self.depthwise_norm(self.depthwise(x)))
-        return jax.nn.relu6(self.pointwise_norm(self.pointwise(x)))
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h2 w2 d"]:
+        extent = extent.strided(self.stride)
+        x = jax.nn.relu6(self.depthwise_norm(self.depthwise(x), extent))
+        return jax.nn.relu6(self.pointwise_norm(self.pointwise(x), extent))
 
 
 class MobileNetV1(nnx.Module):
@@ -100,12 +103,19 @@ class MobileNetV1(nnx.Module):
             inputs = outputs
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, image: Float[AnyArray, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-        """Features, finest first."""
-        x = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(image))))
+    def __call__(self, image: Float[AnyArray, "b h w 3"], extent: Extent) -> list[Float[Array, "b _h _w _c"]]:
+        """Features, finest first.
+
+        Args:
+          image: normalised and zero-padded.
+          extent: of the images, pixels.
+        """
+        extent = extent.strided(2)
+        x = jax.nn.relu6(self.stem_norm(self.stem(jnp.asarray(image)), extent))
         wanted, features = {_LAST_OF_STRIDE[stride] for stride in self.config.outputs}, []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = block(x, extent)
+            extent = extent.strided(block.stride)
             if number in wanted:
                 features.append(x)
         return features

@@ -1,4 +1,4 @@
-"""Batch normalisation with fixed statistics, and which parameters belong to a normalisation layer."""
+"""Normalisation of the images in a padded batch, and which parameters belong to such a layer."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from detectors.ops.padding import Extent
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -16,9 +18,17 @@ class FrozenBatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h w c"]:
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
-        return x * factor.astype(x.dtype) + (self.bias[...] - self.mean[...] * factor).astype(x.dtype)
+        return extent.clear(x * factor.astype(x.dtype) + (self.bias[...] - self.mean[...] * factor).astype(x.dtype))
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation (Wu and He 2018) whose statistics are those of the image, without the padding."""
+
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h w c"]:
+        mask = jnp.broadcast_to(extent.covers(x), x.shape)
+        return jnp.where(mask, super().__call__(x, mask=mask), 0)
 
 
 def is_norm(path: Sequence[str | int]) -> bool:

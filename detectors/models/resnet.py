@@ -1,7 +1,6 @@
 """Residual networks (He et al. 2016), NHWC, from ResNet-101 down to one for 96-pixel images."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,7 +10,8 @@ from jaxtyping import Array, Float
 
 from cse_jax.errors import InputError
 from detectors.models.convolution import convolve, convolve_unfolded
-from detectors.models.norms import FrozenBatchNorm, is_norm
+from detectors.models.norms import FrozenBatchNorm, GroupNorm, is_norm
+from detectors.ops.padding import Extent
 from detectors.structures import AnyArray
 
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -131,9 +131,9 @@ def tiny(**changes) -> ResNetConfig:
     return dataclasses.replace(config, **changes)
 
 
-def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> nnx.Module:
+def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> GroupNorm | FrozenBatchNorm:
     if config.norm == "gn":
-        return nnx.GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
+        return GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
     if config.norm == "frozen_bn":
         return FrozenBatchNorm(channels, eps=config.norm_eps)
     raise InputError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
@@ -167,6 +167,7 @@ class Block(nnx.Module):
         else:
             outputs = width
             plan = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        self.stride, self.strides = stride, tuple(layer[3] for layer in plan)
         self.convs = nnx.List([_conv(*layer, rngs) for layer in plan])
         self.norms = nnx.List([_norm(config, layer[1], rngs) for layer in plan])
         if stride != 1 or inputs != outputs:
@@ -175,13 +176,14 @@ class Block(nnx.Module):
         else:
             self.shortcut = self.shortcut_norm = None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h2 w2 d"]:
         residual = x
         if self.shortcut is not None and self.shortcut_norm is not None:
-            residual = self.shortcut_norm(self.shortcut(x))
+            residual = self.shortcut_norm(self.shortcut(x), extent.strided(self.stride))
         last = len(self.convs) - 1
-        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x))
+        for k, (conv, norm, stride) in enumerate(zip(self.convs, self.norms, self.strides, strict=True)):
+            extent = extent.strided(stride)
+            x = norm(conv(x), extent)
             x = jax.nn.relu(x if k < last else x + residual)
         return x
 
@@ -204,15 +206,25 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
 
-    def __call__(self, image: Float[AnyArray, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-        """Features, finest first."""
-        x = jax.nn.relu(self.stem_norm(self.stem(jnp.asarray(image))))
+    def __call__(self, image: Float[AnyArray, "b h w 3"], extent: Extent) -> list[Float[Array, "b _h _w _c"]]:
+        """Features, finest first.
+
+        Args:
+          image: normalised and zero-padded.
+          extent: of the images, pixels.
+        """
+        extent = extent.strided(self.config.stem_stride)
+        x = jax.nn.relu(self.stem_norm(self.stem(jnp.asarray(image)), extent))
         if self.config.stem_pool:
             pads = [(1, 1), (1, 1)]
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=pads)  # pyright: ignore[reportArgumentType]  # unannotated
+            extent = extent.strided(2)
+            x = extent.clear(x)  # the pooled windows reach beyond the image
         features = []
         for stage, blocks in enumerate(self.stages, start=1):
-            x = functools.reduce(lambda x, block: block(x), blocks, x)
+            for block in blocks:
+                x = block(x, extent)
+                extent = extent.strided(block.stride)
             if stage in self.config.outputs:
                 features.append(x)
         return features

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from detectors.losses import DetectionLosses, box_loss, multi_class_loss
 from detectors.ops import boxes as box_ops
 from detectors.ops.matching import match
+from detectors.ops.padding import Pyramid
 from detectors.ops.roi_align import roi_align, roi_levels
 from detectors.ops.sampling import sample
 from detectors.parallel import map_images
@@ -66,7 +67,7 @@ class SampledRoIs(NamedTuple):
 
 def pool_rois(
     config: RoIConfig,
-    features: list[Float[Array, "b _h _w c"]],
+    features: Pyramid,
     rois: Float[AnyArray, "b k 4"],
     strides: tuple[int, ...],
     *,
@@ -74,12 +75,13 @@ def pool_rois(
 ) -> Float[Array, "b k size size c"]:
     """Features of each RoI in ``size`` bins per side, from the level that suits it."""
 
-    def one(features, rois):
+    def one(features, extents, rois):
         level = roi_levels(rois, levels=config.levels, finest_side=config.finest_side)
         options = dict(aligned=config.aligned, as_product=config.pool_as_product)
-        return roi_align(features, rois, level, strides=strides[: config.levels], size=size, **options)
+        cells = [extent.cells for extent in extents]
+        return roi_align(features, rois, level, strides=strides[: config.levels], size=size, cells=cells, **options)
 
-    return map_images(one, features[: config.levels], rois)
+    return map_images(one, *(part[: config.levels] for part in features), rois)
 
 
 class RoIHead(nnx.Module):
@@ -94,7 +96,7 @@ class RoIHead(nnx.Module):
         self.box = nnx.Linear(config.width, 4 * self.boxes, kernel_init=normal(0.001), rngs=rngs)
 
     def __call__(
-        self, features: list[Float[Array, "b _h _w c"]], rois: Float[AnyArray, "b k 4"], strides: tuple[int, ...]
+        self, features: Pyramid, rois: Float[AnyArray, "b k 4"], strides: tuple[int, ...]
     ) -> tuple[Float[Array, "b k d"], Float[Array, "b k e 4"]]:
         """Class logits (``d`` is classes + 1) and offsets (``e`` is classes, or 1 if agnostic), in float32."""
         pooled = pool_rois(self.config, features, rois, strides, size=self.config.size)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float
 from cse_jax.losses import smooth_l1_loss
 from detectors.models.convolution import Conv
 from detectors.ops import boxes as box_ops
-from detectors.ops.anchors import Anchors, pyramid_anchors
+from detectors.ops.anchors import Anchors, fitting_shift, pyramid_anchors
 from detectors.ops.matching import match
 from detectors.ops.nms import nms
-from detectors.ops.points import inside_padded_image
+from detectors.ops.padding import inside_padded_image
 from detectors.ops.sampling import sample
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch
@@ -87,7 +87,6 @@ class RPN(nnx.Module):
             scale=config.scale,
             ratios=config.ratios,
             whole_pixels=config.whole_pixel_anchors,
-            fit_image=config.fit_image,
         )
         logits, deltas = (jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, deltas))
         return anchors, logits, deltas
@@ -108,10 +107,9 @@ class RPN(nnx.Module):
           keys: a random key for each image.
         """
         config = self.config
-        boxes = jnp.asarray(anchors.boxes)
 
         def one(logits, deltas, truth, valid, size, key):
-            usable = inside_padded_image(anchors.centre, size)
+            boxes, usable = self._placed(anchors, size)
             matches = match(
                 boxes,
                 usable,
@@ -140,6 +138,16 @@ class RPN(nnx.Module):
         total = jnp.maximum(count.sum(), 1)
         return cls.sum() / total, box.sum() / total
 
+    def _placed(
+        self, anchors: Anchors, image_size: Float[Array, " 2"]
+    ) -> tuple[Float[Array, "n 4"], Bool[Array, " n"]]:
+        """One image's anchors, and which of them are not in the padding."""
+        boxes, centre = jnp.asarray(anchors.boxes), anchors.centre
+        if self.config.fit_image:
+            shift = fitting_shift(centre, anchors.stride, image_size)
+            boxes, centre = boxes + jnp.tile(shift, 2), centre + shift
+        return boxes, inside_padded_image(centre, image_size)
+
     def propose(
         self,
         anchors: Anchors,
@@ -159,10 +167,9 @@ class RPN(nnx.Module):
           per_level: boxes per level that enter suppression.
         """
         config = self.config
-        all_boxes = jnp.asarray(anchors.boxes)
 
         def one(logits, deltas, size):
-            usable = inside_padded_image(anchors.centre, size)
+            all_boxes, usable = self._placed(anchors, size)
             scores = jnp.where(usable, logits, -jnp.inf)
             boxes, best = [], []
             for level in range(len(self.strides)):

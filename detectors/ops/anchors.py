@@ -2,8 +2,12 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
+
+from detectors.ops.padding import own_side
+from detectors.structures import AnyArray
 
 
 class Anchors(NamedTuple):
@@ -11,25 +15,36 @@ class Anchors(NamedTuple):
 
     boxes: Float[np.ndarray, "n 4"]  # pixels; may reach out of the image
     centre: Float[np.ndarray, "n 2"]  # (x, y), pixels
+    stride: Float[np.ndarray, " n"]  # of the level, pixels
     level: Int[np.ndarray, " n"]
 
 
-def level_grid(
-    image_shape: tuple[int, int], stride: int, *, fit_image: bool = False
-) -> tuple[Float[np.ndarray, "r c 2"], tuple[int, int]]:
-    """The cells of a level: (x, y) of their upper left corners, in pixels, and the numbers of rows and columns.
+def level_grid(image_shape: tuple[int, int], stride: int) -> Float[np.ndarray, "cells 2"]:
+    """The cells of a level, row by row: (x, y) of their upper left corners, pixels.
 
     Args:
       image_shape: (height, width) of the padded image, pixels.
       stride: of the level, pixels.
-      fit_image: cells are image side // cells apart instead of a stride (torchvision).  This differs where the stride
-        does not divide the side.
     """
     height, width = image_shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    row_step, column_step = (height // rows, width // columns) if fit_image else (stride, stride)
-    y, x = np.meshgrid(np.arange(rows) * row_step, np.arange(columns) * column_step, indexing="ij")
-    return np.stack([x, y], -1).astype(np.float64), (rows, columns)
+    y, x = np.meshgrid(np.arange(0, height, stride), np.arange(0, width, stride), indexing="ij")
+    return np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
+
+
+def fitting_shift(
+    xy: Float[AnyArray, "n 2"], stride: Float[AnyArray, " n"], image_size: Float[AnyArray, " 2"]
+) -> Float[Array, "n 2"]:
+    """How far torchvision's cells are from those of ``level_grid``, pixels.
+
+    They are image side // cells apart instead of a stride, which differs where the stride does not divide the side.
+
+    Args:
+      xy: a point in each cell, pixels.
+      stride: of the cell's level, pixels.
+      image_size: (height, width) inside the padding, pixels.
+    """
+    side, step = own_side(image_size)[::-1], jnp.asarray(stride)[:, None]
+    return (side // jnp.ceil(side / step) - step) * (xy // step)
 
 
 def pyramid_anchors(
@@ -39,7 +54,6 @@ def pyramid_anchors(
     scale: float,
     ratios: tuple[float, ...],
     whole_pixels: bool = False,
-    fit_image: bool = False,
 ) -> Anchors:
     """Anchors of side ``scale * stride``, one per ratio (height over width) at every cell of every level.
 
@@ -49,18 +63,18 @@ def pyramid_anchors(
       scale: side over stride.
       ratios: height over width, at constant area.
       whole_pixels: round the distances from the centre to the edges (torchvision).
-      fit_image: as in ``level_grid``.
     """
     root = np.sqrt(np.asarray(ratios))
-    boxes, centres, levels = [], [], []
+    boxes, centres, steps, levels = [], [], [], []
     for level, stride in enumerate(strides):
         half = 0.5 * scale * stride * np.stack([1.0 / root, root], axis=-1)
         shapes = np.concatenate([-half, half], axis=-1)
         shapes = np.round(shapes) if whole_pixels else shapes
-        centre = level_grid(image_shape, stride, fit_image=fit_image)[0].reshape(-1, 1, 2)
+        centre = level_grid(image_shape, stride)[:, None]
         placed = shapes + np.tile(centre, 2)
         boxes.append(placed.reshape(-1, 4))
         centres.append(np.repeat(centre, len(ratios), axis=1).reshape(-1, 2))
+        steps.append(np.full(len(boxes[-1]), stride))
         levels.append(np.full(len(boxes[-1]), level))
-    join = np.concatenate
-    return Anchors(join(boxes).astype(np.float32), join(centres).astype(np.float32), join(levels).astype(np.int32))
+    boxes, centres, steps = (np.concatenate(parts).astype(np.float32) for parts in (boxes, centres, steps))
+    return Anchors(boxes, centres, steps, np.concatenate(levels).astype(np.int32))

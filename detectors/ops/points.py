@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +15,7 @@ from detectors.structures import AnyArray
 class Points(NamedTuple):
     """All points of a pyramid, level after level."""
 
-    xy: Float[np.ndarray, "n 2"]  # pixels
+    xy: Float[AnyArray, "*b n 2"]  # pixels; of each image where they differ
     stride: Float[np.ndarray, " n"]  # pixels
     regress_range: Float[np.ndarray, "n 2"]  # lengths of the longest target distance that the level takes, pixels
     level: Int[np.ndarray, " n"]
@@ -36,7 +35,6 @@ def pyramid_points(
     limits: tuple[float, ...],
     *,
     offset: float = 0.5,
-    fit_image: bool = False,
 ) -> Points:
     """Points at ``stride * x + offset * stride`` on every level.
 
@@ -45,7 +43,6 @@ def pyramid_points(
       strides: of the levels.
       limits: boundaries of the regress ranges between the levels, one fewer than strides, pixels.
       offset: of the points in their cells, strides; torchvision's is 0.
-      fit_image: as in ``anchors.level_grid``.
 
     Raises:
       InputError: the numbers of limits and strides do not fit.
@@ -55,11 +52,11 @@ def pyramid_points(
     edges = (-1.0, *limits, np.inf)
     xy, stride, ranges, levels = [], [], [], []
     for level, step in enumerate(strides):
-        corners, (rows, columns) = level_grid(image_shape, step, fit_image=fit_image)
-        xy.append(corners.reshape(-1, 2) + offset * step)
-        stride.append(np.full(rows * columns, step))
-        ranges.append(np.tile(edges[level : level + 2], (rows * columns, 1)))
-        levels.append(np.full(rows * columns, level))
+        corners = level_grid(image_shape, step)
+        xy.append(corners + offset * step)
+        stride.append(np.full(len(corners), step))
+        ranges.append(np.tile(edges[level : level + 2], (len(corners), 1)))
+        levels.append(np.full(len(corners), level))
     return Points(
         np.concatenate(xy).astype(np.float32),
         np.concatenate(stride).astype(np.float32),
@@ -100,11 +97,3 @@ def assign_points(
     half = points.stride[:, None] / 2.0
     around = jnp.concatenate([points.xy - half, points.xy + half], axis=-1)
     return PointTargets(positive, labels[chosen], jnp.where(positive[:, None], boxes[chosen], around))
-
-
-def inside_padded_image(
-    xy: Float[AnyArray, "n 2"], image_size: Float[AnyArray, " 2"], multiple: int = 32
-) -> Bool[Array, " n"]:
-    """Marks the points (x, y) within the image's own size (height, width), rounded up to a multiple; all in pixels."""
-    height, width = jax.lax.ceil(image_size / multiple) * multiple
-    return (xy[:, 0] < width) & (xy[:, 1] < height)

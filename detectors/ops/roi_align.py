@@ -34,12 +34,13 @@ def roi_align(
     *,
     strides: tuple[int, ...],
     size: int,
+    cells: Sequence[Float[AnyArray, " 2"]] | None = None,
     aligned: bool = True,
     as_product: bool = False,
 ) -> Float[Array, "n size size c"]:
     """Features of each RoI, bilinearly sampled on its level, ``SAMPLES`` squared points averaged per bin.
 
-    Points more than one cell outside a map count as 0; others are clamped to it.
+    Points more than one cell outside the image count as 0; others are clamped to it.
 
     Args:
       features: one image's maps, finest first.
@@ -47,21 +48,24 @@ def roi_align(
       level: index into ``features`` for each RoI.
       strides: pixels per cell of each map.
       size: bins per side.
+      cells: rows and columns of each map that belong to the image, the rest is padding; all of them by default.
       aligned: a cell's value is that of its centre; if not, of its upper left corner, and RoIs count as at least one
         cell wide and high (the first version of the rule, torchvision's detectors).
       as_product: multiply every cell of every map by its weight in a matrix product, instead of gathering the sampled
         ones.  The result is the same.  This is faster for small maps on CPUs, where the gather's gradient, a scatter,
         is slow.
     """
+    cells = [np.array(f.shape[:2], np.float32) for f in features] if cells is None else cells
     if as_product:
-        return _as_product(features, rois, level, strides=strides, size=size, aligned=aligned)
+        return _as_product(features, cells, rois, level, strides=strides, size=size, aligned=aligned)
     flat = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
     shapes = np.array([f.shape[:2] for f in features], np.int32)
     starts = jnp.asarray(np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32))[level]
-    heights, widths = (jnp.asarray(shapes[:, axis])[level] for axis in (0, 1))
+    widths = jnp.asarray(shapes[:, 1])[level]
+    limits = jnp.stack(list(cells))[level]
     scaled = in_cells(rois, jnp.asarray(strides, rois.dtype)[level][:, None], aligned=aligned)
-    rows = _points(scaled[:, 1], scaled[:, 3], size, heights)
-    columns = _points(scaled[:, 0], scaled[:, 2], size, widths)
+    rows = _points(scaled[:, 1], scaled[:, 3], size, limits[:, 0])
+    columns = _points(scaled[:, 0], scaled[:, 2], size, limits[:, 1])
     result = jnp.zeros((), flat.dtype)
     # One gather per sampling point and corner, of a cell for each bin: they fuse, and no sampled value is stored.
     samples = range(SAMPLES)
@@ -91,6 +95,7 @@ def in_cells(
 
 def _as_product(
     features: Sequence[Float[AnyArray, "_h _w c"]],
+    cells: Sequence[Float[AnyArray, " 2"]],
     rois: Float[AnyArray, "n 4"],
     level: Int[AnyArray, " n"],
     *,
@@ -100,11 +105,11 @@ def _as_product(
 ) -> Float[Array, "n size size c"]:
     """The same rule with each level's bilinear weights as a dense matrix; RoIs of other levels have weight 0."""
     n, result = rois.shape[0], jnp.zeros((), features[0].dtype)
-    for k, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+    for k, (feature, (rows, columns), stride) in enumerate(zip(features, cells, strides, strict=True)):
         height, width, channels = feature.shape
         scaled = in_cells(rois, stride, aligned=aligned)
-        rows = _dense(_points(scaled[:, 1], scaled[:, 3], size, jnp.full(n, height)), size, height)
-        columns = _dense(_points(scaled[:, 0], scaled[:, 2], size, jnp.full(n, width)), size, width)
+        rows = _dense(_points(scaled[:, 1], scaled[:, 3], size, jnp.full(n, rows)), size, height)
+        columns = _dense(_points(scaled[:, 0], scaled[:, 2], size, jnp.full(n, columns)), size, width)
         rows = jnp.where((level == k)[:, None, None], rows, 0.0)
         weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).reshape(-1, height * width)
         result += weights.astype(feature.dtype) @ feature.reshape(-1, channels)
@@ -118,7 +123,7 @@ def _dense(points: _Neighbours, size: int, length: int) -> Float[Array, "n size 
     return (first + second).reshape(-1, size, SAMPLES, length).mean(2)
 
 
-def _points(low: Float[Array, " n"], high: Float[Array, " n"], size: int, length: Int[Array, " n"]) -> _Neighbours:
+def _points(low: Float[Array, " n"], high: Float[Array, " n"], size: int, length: Float[Array, " n"]) -> _Neighbours:
     """The two neighbouring cells of every sampling point along one axis, with their weights."""
     offset = (np.arange(size * SAMPLES) + 0.5) / (size * SAMPLES)
     at = low[:, None] + (high - low)[:, None] * offset.astype(np.float32)
