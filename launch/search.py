@@ -19,7 +19,7 @@ from rich.console import Console
 
 import script
 from confirming import confirm
-from cse_jax import search, workdir
+from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ledger import Ledger
@@ -61,12 +61,13 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
         trainer = trainer_of(config, folder)
+        tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
         costs["probe"] /= trainer.at_once("probe")
         with Monitor(console, steps=costs) as monitor:
-            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor)
+            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor, tried=tried)
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {
         "name": config.name,

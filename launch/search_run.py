@@ -65,9 +65,12 @@ class SearchRun(DetectorRun):
 
     Attributes:
       search: sizes and thresholds.
+      prior: table of trained losses that the strategy ``surrogate`` starts from: the name of one that comes with the
+        package, or a file of launch/loss_table.py; empty for none.
     """
 
     name: str = "search"
+    prior: str = ""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
 

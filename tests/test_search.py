@@ -257,6 +257,19 @@ def test_a_strategy_chooses_who_trains(tmp_path):
     assert run(tmp_path / "again", config=config) == result
 
 
+def test_the_heads_of_too_many_candidates_are_those_that_the_strategy_chooses(tmp_path):
+    none, sizes = dataclasses.replace(SIZES, generations=0), dataclasses.replace(SIZES, generations=1, max_probe=6)
+    run(tmp_path, config=dataclasses.replace(CONFIG, classification=none, regression=sizes, workers=1))
+    simulated = [c for c in candidates_of(tmp_path) if STAGES.index(c["stage"]) >= STAGES.index("simulation")]
+    probed = [c["simulation"] for c in simulated if c["probe"] is not None]
+    others = [c for c in simulated if c["probe"] is None]
+    assert len(probed) == 6 and len(others) > 6 and min(probed) >= max(c["simulation"] for c in others)
+    assert all(
+        c["reason"] == "not among the 6 that the strategy 'cascade' chose of its generation for the heads"
+        for c in others
+    )
+
+
 def test_an_unknown_strategy_is_refused(tmp_path):
     branch = dataclasses.replace(SIZES, strategy="annealing")
     with pytest.raises(ValueError, match="there is no strategy 'annealing'; use 'random', 'cascade'"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import strategies
+from cse_jax import loss_table
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
 from cse_jax.language.parsing import parse
@@ -18,6 +19,7 @@ from cse_jax.search import choosing
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.strategies import STRATEGIES, Observation, Pool, Prior, compress, named
 from cse_jax.search.strategies.surrogate import log_expected_improvement
+from cse_jax.search.task import Task
 
 NOISE = 0.005
 
@@ -136,6 +138,37 @@ def test_a_search_asks_for_candidates_beside_its_hall_of_fame(name):
     chosen = choose(5)
     assert len(set(chosen)) == 5 and set(chosen) < set(candidates) and choose(5) == chosen
     assert choose(12) == candidates
+
+
+def test_a_search_starts_from_what_another_run_has_tried():
+    """There the losses whose second term is divided by e were good; the candidates of that kind are chosen."""
+    formulas = [parse(f"1 - i / u + {1 + n % 3} * (e - u) / {'eu'[n % 2]}", spaces.BOX) for n in range(24)]
+    candidates = [Candidate(each, simulation=1.0) for each in formulas[:12]]
+    tried = [choosing.Tried(each, 0.7 if n % 2 == 0 else 0.6, 1.0) for n, each in enumerate(formulas[12:])]
+    keywords = {"space": spaces.BOX, "units": "strides", "rng": np.random.default_rng(0), "tried": tried}
+    chosen = choosing.choose(named("surrogate"), candidates, [], 4, **keywords)
+    assert set(chosen) <= set(candidates[::2])
+    with pytest.raises(InputError, match="'surrogate'"):
+        choosing.choose(named("evolution"), candidates, [], 4, **keywords)
+
+
+def test_of_a_large_pool_the_batch_is_made_of_the_most_promising():
+    """Its covariance would take 8 GB."""
+    rng = np.random.default_rng(0)
+    places = rng.standard_normal((33_000, 4))
+    told = [Observation(k, 0.7 - 0.02 * float(np.linalg.norm(places[k]))) for k in range(60)]
+    chosen = named("surrogate", noise=NOISE).propose(pool(places), told, 20, rng)
+    assert len(set(chosen)) == 20 and np.linalg.norm(places[chosen], axis=1).max() < 1.0
+
+
+def test_a_table_tells_a_search_what_its_losses_have_reached():
+    table = trained()
+    task = Task(spaces.BINARY_CLASS, "strides")
+    found = loss_table.tried(table, task)
+    assert list(found) == ["box"] and len(found["box"]) == 22
+    assert found["box"][5] == choosing.Tried(table.losses[5].formula, pytest.approx(0.451), 1.0)
+    with pytest.raises(LossTableError, match="config.prior"):
+        loss_table.tried(LossTable((10, 20), []), task)
 
 
 def test_expected_improvement_is_right_and_never_ends():

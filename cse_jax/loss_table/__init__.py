@@ -1,13 +1,14 @@
 """Tables of trained losses: what hundreds of different losses reach, with every stage's score of each.
 
-``load`` reads one that comes with the package, ``read`` any other; ``making.make`` makes one.
+``load`` reads one that comes with the package, ``read`` any other, ``find`` either; ``making.make`` makes one.
 """
 
 import pathlib
 
+from cse_jax.loss_table.prior import tried
 from cse_jax.loss_table.table import Curve, LossTable, LossTableError, TableLoss, read
 
-__all__ = ["Curve", "LossTable", "LossTableError", "TableLoss", "available", "load", "read"]
+__all__ = ["Curve", "LossTable", "LossTableError", "TableLoss", "available", "find", "load", "read", "tried"]
 
 _FOLDER = pathlib.Path(__file__).parent / "tables"
 
@@ -26,3 +27,12 @@ def load(name: str = "fcos_digits") -> LossTable:
     if name not in available():
         raise LossTableError(f"there is no table {name!r}; there are {', '.join(available()) or 'none'}")
     return read(_FOLDER / f"{name}.parquet")
+
+
+def find(name: str) -> LossTable:
+    """A table that comes with the package, or of a file.
+
+    Raises:
+      LossTableError: there is neither.
+    """
+    return load(name) if name in available() or not pathlib.Path(name).exists() else read(pathlib.Path(name))

@@ -30,6 +30,7 @@ from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import screen_population
 from cse_jax.screening.verification import verify
 from cse_jax.search import hall_of_fame
+from cse_jax.search.choosing import Tried
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.ledger import Ledger
@@ -81,14 +82,23 @@ class BranchResult:
 class Branch:
     """The search of one of the two losses, the other one fixed at its default."""
 
-    def __init__(self, plan: Plan, config: SearchConfig, *, trials: Trials, ledger: Ledger, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        config: SearchConfig,
+        *,
+        trials: Trials,
+        ledger: Ledger,
+        progress: Progress,
+        tried: Sequence[Tried] = (),
+    ) -> None:
         """Prepares a branch of a search."""
         task = trials.trainer.task
         self.plan, self.sizes, self.filters, self.seed = plan, plan.sizes, config.filters, config.seed
         self.space, self.units = task.space(plan.part), task.box_units
         self.name = f"{self.space.name} (random search)" if plan.control else self.space.name
         self.ledger, self.progress = ledger, progress
-        self.race = Race(self.name, plan.part, plan.sizes, config, trials=trials, progress=progress)
+        self.race = Race(self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, tried=tried)
         self.shape = Shape(max_nodes=self.filters.max_nodes)
         self.entries: list[Entry] = []
         self.standard_error = math.nan

@@ -1,15 +1,35 @@
-"""Which candidates of a generation train whole detectors: a strategy chooses, told of what the search has trained."""
+"""Which candidates of a generation are trained: a strategy chooses, told of what this and another run have trained."""
 
+import dataclasses
+import math
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
+from cse_jax.errors import InputError
+from cse_jax.language.expression import Expression
 from cse_jax.language.spaces import Space
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.verification import behaviours
 from cse_jax.search.hall_of_fame import Entry
-from cse_jax.search.strategies import Observation, Pool, Strategy, compress
+from cse_jax.search.strategies import Observation, Pool, Prior, Strategy, Surrogate, compress
+
+
+class Tried(NamedTuple):
+    """A loss that another run has trained.
+
+    Attributes:
+      formula: the loss.
+      ap: that it reached there.
+      simulation: its gain in prediction-space simulation, as a share of the default loss's.
+    """
+
+    formula: Expression
+    ap: float
+    simulation: float = math.nan
 
 
 def choose(
@@ -21,6 +41,7 @@ def choose(
     space: Space,
     units: str,
     rng: np.random.Generator,
+    tried: Sequence[Tried] = (),
 ) -> list[Candidate]:
     """The candidates that a strategy proposes, the first one first.
 
@@ -32,16 +53,39 @@ def choose(
       space: of all formulas.
       units: unit of length of the boxes, one of ``space.units``.
       rng: of the strategy.
+      tried: what another run has trained, for a surrogate to start from.
     """
     if len(candidates) <= count:
         return list(candidates)
     losses = [*candidates, *entries]
-    (features,) = compress(behaviours([loss.formula for loss in losses], space, units=units))
-    simulation, probe = (np.array([getattr(loss, stage) for loss in losses]) for stage in ("simulation", "probe"))
-    nothing = np.full(len(losses), np.nan)  # no candidate has been trained on one image per category
+    groups = [group for group in (losses, tried) if group]
+    found = [behaviours([loss.formula for loss in group], space, units=units) for group in groups]
+    features, *others = compress(*found)
+    pool = dataclasses.replace(Pool.unscored(features), simulation=np.array([loss.simulation for loss in losses]))
+    if any(math.isfinite(candidate.probe) for candidate in candidates):
+        pool = dataclasses.replace(pool, probe=np.array([loss.probe for loss in losses]))
+    for places in others:
+        strategy = starting_from(strategy, places, tried)
     told = [Observation(len(candidates) + k, entry.ap) for k, entry in enumerate(entries)]
-    proposed = strategy.propose(Pool(features, simulation, probe, nothing), told, count, rng)
+    proposed = strategy.propose(pool, told, count, rng)
     return [candidates[k] for k in proposed]
+
+
+def starting_from(strategy: Strategy, places: Float[np.ndarray, "n d"], tried: Sequence[Tried]) -> Strategy:
+    """The strategy with what another run has trained.
+
+    Args:
+      strategy: a surrogate.
+      places: of the losses among the behaviours.
+      tried: the losses.
+
+    Raises:
+      InputError: the strategy doesn't learn.
+    """
+    if not isinstance(strategy, Surrogate):
+        raise InputError("config.prior needs the strategy 'surrogate'; leave it empty for the others")
+    pool = dataclasses.replace(Pool.unscored(places), simulation=np.array([loss.simulation for loss in tried]))
+    return dataclasses.replace(strategy, prior=Prior(pool, [Observation(k, loss.ap) for k, loss in enumerate(tried)]))
 
 
 def generator(seed: int, branch: str, generation: int) -> np.random.Generator:

@@ -15,7 +15,8 @@ class BranchConfig:
       generations: E, generations; 0 leaves the branch out.
       population: N0, formulas of the first generation.
       offspring: N, formulas of each later generation.
-      max_probe: most candidates of a generation whose output layers are trained on fixed features.
+      max_probe: most candidates of a generation whose output layers are trained on fixed features; if the screening
+        leaves more, the strategy chooses.
       max_overfit: most candidates of a generation that are trained on one image per category.
       max_proxy: K, most candidates of a generation that begin the proxy task; the better half of them continues at each
         of its horizons.

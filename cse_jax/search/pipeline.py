@@ -3,15 +3,17 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import UserError
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
+from cse_jax.search.choosing import Tried
 from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
-from cse_jax.search.task import LossPair
+from cse_jax.search.task import LossPair, Part
 from cse_jax.search.trainer import Purpose, Trainer
 from cse_jax.search.trials import Trials
 from cse_jax.search.tuning import tuned
@@ -39,7 +41,14 @@ class SearchResult:
     table: list[Row]
 
 
-def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Progress) -> SearchResult:
+def run(
+    config: SearchConfig,
+    *,
+    trainer: Trainer,
+    ledger: Ledger,
+    progress: Progress,
+    tried: Mapping[Part, Sequence[Tried]] | None = None,
+) -> SearchResult:
     """Runs a search, or resumes one.
 
     Args:
@@ -47,6 +56,7 @@ def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Pro
       trainer: trains the detector.
       ledger: remembers what is done.
       progress: hears of it.
+      tried: by part, what another run has trained, for the strategies to start from.
 
     Raises:
       SearchFailed: the default losses can't be trained.
@@ -57,7 +67,11 @@ def run(config: SearchConfig, *, trainer: Trainer, ledger: Ledger, progress: Pro
     budget = Budget(_trainings(config, plans, trainer), progress)
     default_ap = _train_default(config, trials=trials, progress=progress)
     budget.done("default losses")
-    branches = [_branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress) for plan in plans]
+    known = {} if tried is None else tried
+    branches = [
+        _branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress, tried=known.get(plan.part, ()))
+        for plan in plans
+    ]
     contestants = _contestants(config, branches, trials=trials)
     budget.done("controls")
     progress.expect({"final": len(contestants) * config.final.seeds})
@@ -100,9 +114,16 @@ def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) 
 
 
 def _branch(
-    plan: Plan, config: SearchConfig, budget: Budget, *, trials: Trials, ledger: Ledger, progress: Progress
+    plan: Plan,
+    config: SearchConfig,
+    budget: Budget,
+    *,
+    trials: Trials,
+    ledger: Ledger,
+    progress: Progress,
+    tried: Sequence[Tried],
 ) -> BranchResult:
-    branch = Branch(plan, config, trials=trials, ledger=ledger, progress=progress)
+    branch = Branch(plan, config, trials=trials, ledger=ledger, progress=progress, tried=() if plan.control else tried)
     for generation in branch.generations():
         budget.done(_part_of_budget(plan, generation))
     return branch.result

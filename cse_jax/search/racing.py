@@ -12,7 +12,7 @@ from cse_jax.errors import InputError
 from cse_jax.language.expression import to_authors
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened
-from cse_jax.search.choosing import choose, generator
+from cse_jax.search.choosing import Tried, choose, generator
 from cse_jax.search.config import SCALES, BranchConfig, SearchConfig
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
@@ -28,7 +28,15 @@ class Race:
     """Takes the candidates of a generation that passed the screening through trainings; each leaves with a reason."""
 
     def __init__(
-        self, name: str, part: Part, sizes: BranchConfig, config: SearchConfig, *, trials: Trials, progress: Progress
+        self,
+        name: str,
+        part: Part,
+        sizes: BranchConfig,
+        config: SearchConfig,
+        *,
+        trials: Trials,
+        progress: Progress,
+        tried: Sequence[Tried] = (),
     ) -> None:
         """Prepares the races of a branch.
 
@@ -39,12 +47,13 @@ class Race:
           config: seeds and thresholds.
           trials: runs the trainings.
           progress: hears of them.
+          tried: what another run has trained, for the strategy to start from.
         """
         self.filters = config.filters
         if self.filters.scale not in SCALES:
             raise InputError(f"search.filters.scale is {self.filters.scale!r}; use {', '.join(map(repr, SCALES))}")
         self.name, self.sizes = name, sizes
-        self.strategy = named(sizes.strategy)
+        self.strategy, self.tried = named(sizes.strategy), tried
         self.part: Part = part
         self.seed, self.default_seeds = config.seed, config.proxy_seeds
         self.trials, self.progress, self.task = trials, progress, trials.trainer.task
@@ -59,8 +68,8 @@ class Race:
         """
         if self.filters.scale == "detector":
             self._match(screened)
-        probed = self._probe(generation, screened)
-        drawn = self._drawn(generation, probed, entries)
+        probed = self._probe(generation, screened, entries)
+        drawn = self._draw(generation, probed, entries, self.sizes.max_overfit, "for whole detectors")
         overfitted = self._overfit(generation, drawn, screened, entries[0].overfit if entries else None)
         self._proxy(generation, overfitted, screened)
 
@@ -82,16 +91,15 @@ class Race:
             else:
                 candidate.reason = f"the norm of its gradient on a calibration batch is {norm:g}"
 
-    def _probe(self, generation: int, screened: Screened) -> list[Candidate]:
+    def _probe(self, generation: int, screened: Screened, entries: Sequence[Entry]) -> list[Candidate]:
         """Trains heads on fixed features; returns who reaches the default loss's share at each horizon, best first.
 
         The AP of the heads tells classification losses apart, the gain in prediction-space simulation regression losses
         (docs/benchmarks.md), so they are ranked by the product.
         """
         waiting = [c for c in screened.candidates if c.stage == "simulation" and not c.reason]
-        for candidate in waiting[self.sizes.max_probe :]:
-            candidate.reason = "not drawn: this generation's trainings of heads were used up"
-        going = waiting[: self.sizes.max_probe]
+        self._draw(generation, sorted(waiting, key=_by_promise), entries, self.sizes.max_probe, "for the heads")
+        going = [c for c in waiting if not c.reason]
         tried = [(c, float(f"{c.weight * factor:.4g}")) for c in going for factor in self.filters.weights]
         what = f"{self.name} generation {generation}: heads on fixed features"
         horizons = self.trials.trainer.horizons("probe")
@@ -124,19 +132,23 @@ class Race:
         self.progress.counts(self.name, generation, screened.counts())
         return sorted(passed, key=_by_promise)
 
-    def _drawn(self, generation: int, probed: list[Candidate], entries: Sequence[Entry]) -> list[Candidate]:
-        """Who trains whole detectors, of candidates that are ranked by promise; the others leave."""
-        most, strategy = self.sizes.max_overfit, self.sizes.strategy
-        if strategy == RANKED:
-            drawn, reason = probed[:most], f"not among the best {most} of its generation on fixed features"
+    def _draw(
+        self, generation: int, candidates: list[Candidate], entries: Sequence[Entry], most: int, whereto: str
+    ) -> list[Candidate]:
+        """Those that the strategy chooses of candidates ranked by promise; the others leave with a reason."""
+        if self.sizes.strategy == RANKED:
+            drawn = candidates[:most]
         else:
             space, units = self.task.space(self.part), self.task.box_units
             rng = generator(self.seed, self.name, generation)
-            drawn = choose(self.strategy, probed, entries, most, space=space, units=units, rng=rng)
-            reason = f"not among the {most} that the strategy {strategy!r} chose of its generation"
-        for candidate in probed:
-            if candidate not in drawn:
-                candidate.reason = reason
+            drawn = choose(
+                self.strategy, candidates, entries, most, space=space, units=units, rng=rng, tried=self.tried
+            )
+        left = set(candidates) - set(drawn)
+        for candidate in left:
+            candidate.reason = (
+                f"not among the {most} that the strategy {self.sizes.strategy!r} chose of its generation {whereto}"
+            )
         return drawn
 
     def _overfit(

@@ -14,7 +14,7 @@ from cse_jax.search.strategies.random_order import RandomOrder
 from cse_jax.search.strategies.strategy import Observation, Pool, Strategy, compress
 from cse_jax.search.strategies.surrogate import Prior, Surrogate
 
-__all__ = ["STRATEGIES", "Observation", "Pool", "Prior", "Strategy", "compress", "named"]
+__all__ = ["STRATEGIES", "Observation", "Pool", "Prior", "Strategy", "Surrogate", "compress", "named"]
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "random": RandomOrder,

@@ -94,8 +94,9 @@ def compress(
       components: how many; those beyond the rank of the behaviours are 0.
     """
     together = np.concatenate(behaviours).astype(np.float64)
-    left, sizes, _ = np.linalg.svd(together - together.mean(0), full_matrices=False)
-    places = left[:, :components] * sizes[:components]
+    together -= together.mean(0)
+    _, directions = np.linalg.eigh(together.T @ together)  # far quicker than the singular values of tall matrices
+    places = together @ directions[:, ::-1][:, :components]
     places = np.pad(places, ((0, 0), (0, components - places.shape[1])))
     places = np.arcsinh(places / (places.std() or 1.0))
     return np.split(places, np.cumsum([len(each) for each in behaviours])[:-1])

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from cse_jax.search.strategies.strategy import Observation, Pool
 
 SCORE_WEIGHT = 2.0  # of a stage's ranks from 0 to 1 beside places of mean square norm 1
+CONSIDERED = 2000  # losses of the greatest expected improvement, of which a batch is made
+_CHUNK = 4096  # losses that are judged at once
 DISTRUST = 0.25  # variance that an AP of another run has besides its noise; that of all APs together is 1
 
 
@@ -82,9 +84,10 @@ class Surrogate:
             fits.append((*_fit(_Data(*(part[sample] for part in data)), noise), inputs))
         kernel, level, _, inputs = max(fits, key=lambda fit: fit[2])
         model = _condition(_Data(inputs[rows], targets, variance), kernel, level)
-        means, covariance = model.predict(inputs[left], return_cov=True)
         incumbent = model.predict(inputs[rows[: len(told) or len(rows)]]).max()
-        return _batch(means, covariance, incumbent, level, count)
+        near = _most_promising(model, inputs[left], incumbent)
+        means, covariance = model.predict(inputs[left[near]], return_cov=True)
+        return near[_batch(means, covariance, incumbent, level, count)].tolist()
 
     def _inputs(self, pool: Pool) -> list[Float[np.ndarray, "n _"]]:
         """Of the losses of the pool, and then of the prior's: their places alone, and with what the stages say."""
@@ -161,6 +164,18 @@ def _process(kernel: Any, **settings: Any) -> Any:
     from sklearn.gaussian_process import GaussianProcessRegressor  # which takes long to import
 
     return GaussianProcessRegressor(kernel, **settings)
+
+
+def _most_promising(model: Any, inputs: Float[np.ndarray, "m d"], best: float) -> Int[np.ndarray, " k"]:
+    """The inputs of the greatest expected improvements over ``best``, at most ``CONSIDERED``, in their order."""
+    if len(inputs) <= CONSIDERED:
+        return np.arange(len(inputs))
+    chunks = (inputs[start : start + _CHUNK] for start in range(0, len(inputs), _CHUNK))
+    gains = [
+        log_expected_improvement(means - best, np.maximum(deviations, 1e-6))
+        for means, deviations in (model.predict(chunk, return_std=True) for chunk in chunks)
+    ]
+    return np.sort(np.argsort(-np.concatenate(gains), kind="stable")[:CONSIDERED])
 
 
 def _batch(
