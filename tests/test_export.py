@@ -2,7 +2,6 @@
 
 import sys
 import types
-import xml.etree.ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from populations import random_expressions
 
 import cse_jax
 from cse_jax import export
-from cse_jax.export.notation import symbols, to_latex, to_sympy
+from cse_jax.export.notation import symbols, to_sympy
 from cse_jax.export.simplification import difference_on_grid
 from cse_jax.export.source_code import is_stabilised
 from cse_jax.language import interpreter, spaces, zoo
@@ -206,11 +205,8 @@ def test_exported_losses_are_finite_at_extreme_logits(framework):
 
 
 @ALL_KNOWN
-def test_mathematical_notations(space, name):
+def test_sympy_s_and_the_authors_notation(space, name):
     loss = export.prepare(zoo.find(name, space))
-    assert to_latex(loss.formula).count("{") == to_latex(loss.formula).count("}")
-    mathml = export.FORMATS["mathml"](loss).replace("&InvisibleTimes;", "&#8290;")
-    assert xml.etree.ElementTree.fromstring(mathml).tag.endswith("math")
     rebuilt = execute(export.FORMATS["sympy"](loss))["loss"]
     assert sympy.simplify(rebuilt - to_sympy(loss.formula).doit()) == 0
     assert export.FORMATS["authors"](loss) == cse_jax.to_authors(loss.original)

@@ -4,7 +4,7 @@ import dataclasses
 import textwrap
 from collections.abc import Callable
 
-from cse_jax.export import mmdet, notation, source_code
+from cse_jax.export import mmdet, notation, source_code, typesetting
 from cse_jax.export.simplification import simplify
 from cse_jax.language.expression import Expression, to_authors, to_infix
 
@@ -79,8 +79,8 @@ def _source(framework: str) -> Callable[[Loss], str]:
 FORMATS: dict[str, Callable[[Loss], str]] = {
     "text": lambda loss: to_infix(loss.formula),
     "authors": lambda loss: to_authors(loss.original),
-    "latex": lambda loss: notation.to_latex(loss.formula),
-    "mathml": lambda loss: notation.to_mathml(loss.formula),
+    "latex": lambda loss: typesetting.to_latex(loss.formula),
+    "mathml": lambda loss: typesetting.to_mathml(loss.formula),
     "sympy": lambda loss: notation.to_sympy_code(loss.formula),
     "jax": _source("jax"),
     "numpy": _source("numpy"),

@@ -1,4 +1,4 @@
-"""Formulas in mathematical notation, by way of SymPy."""
+"""Formulas in SymPy."""
 
 from cse_jax.language.expression import Expression, to_infix
 from cse_jax.language.operators import OPERATORS, Operator
@@ -29,23 +29,6 @@ def to_sympy(expression: Expression):
 
     with sympy.evaluate(False):
         return expression.fold(lambda token: names.get(token) or sympy.Rational(token), node)
-
-
-def to_latex(expression: Expression) -> str:
-    """The formula in LaTeX, term by term as it is written; nothing is simplified."""
-    import sympy
-
-    names = symbols(expression)
-    latex = {names[v.name]: v.latex for v in expression.space.variables}
-    return sympy.latex(to_sympy(expression), symbol_names=latex, order="none")
-
-
-def to_mathml(expression: Expression) -> str:
-    """The formula in presentation MathML, for web pages."""
-    import sympy
-
-    inside = sympy.mathml(to_sympy(expression), printer="presentation", order="none")
-    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{inside}</math>'
 
 
 def to_sympy_code(expression: Expression) -> str:

@@ -8,7 +8,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from cse_jax.export.notation import to_latex
+from cse_jax.export.typesetting import to_latex
 from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.search.comparison import Row
 from cse_jax.search.conclusion import POINT
