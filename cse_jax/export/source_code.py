@@ -6,6 +6,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
+from cse_jax.export.carried import CHAIN_RULE, FLOATS
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import EPS, OPERATORS
@@ -30,6 +31,9 @@ _STABLE = {
         "pytorch": "torch.nn.functional.log_softmax(a, dim=-1)",
     },
 }
+
+_LINEAR = frozenset(("Add", "Sub", "Neg"))
+_BOUNDED = frozenset(("Abs", "Relu", "Softmax", "Dot"))  # have a domain to know about, but no infinite derivative
 
 # A formula as nested tuples ``(operator, *operands)``; leaves are tokens, numbers are floats.
 _Node = tuple | str | float
@@ -80,13 +84,36 @@ def is_stabilised(expression: Expression) -> bool:
     return found(_tree(expression))
 
 
+def _finite(node: _Node, positive: frozenset[str]) -> bool:
+    """Whether all derivatives inside a formula are finite, for areas and logits that are.
+
+    Args:
+      node: the formula.
+      positive: names of the variables that are above 0.
+    """
+
+    def above_zero(node: _Node) -> bool:
+        if isinstance(node, tuple):
+            return node[0] == "Add" and all(map(above_zero, node[1:]))
+        return node in positive if isinstance(node, str) else node > 0
+
+    if not isinstance(node, tuple):
+        return True
+    name = node[0]
+    bounded = name in _BOUNDED or name in _STABLE or not OPERATORS[name].domain
+    return (bounded or (name == "Div" and above_zero(node[2]))) and all(
+        _finite(operand, positive) for operand in node[1:]
+    )
+
+
 def _helper(name: str, framework: str) -> tuple[str, str, str]:
     """Name, parameters and body of an operator's function."""
     if name in _STABLE:
         return name, "a", _STABLE[name][framework]
     row = OPERATORS[name]
     code = row.code if isinstance(row.code, str) else row.code[framework]
-    return row.symbol, "a" if row.arity == 1 else "a, b", code.replace("xp.", MODULES[framework] + ".")
+    symbol = row.symbol if row.precedence is None else name.lower()
+    return symbol, "a" if row.arity == 1 else "a, b", code.replace("xp.", MODULES[framework] + ".")
 
 
 class _Writer:
@@ -99,6 +126,8 @@ class _Writer:
         self.assignments: list[tuple[str, str]] = []
         self.named: dict[_Node, str] = {}
         root = _tree(expression)
+        positive = frozenset(v.name for v in expression.space.variables if v.sign == "positive")
+        self.chained = framework in CHAIN_RULE and not _finite(root, positive)
         counts: Counter = Counter()
         self._count(root, counts)
         self.repeated = {node for node, count in counts.items() if count > 1 and isinstance(node, tuple)}
@@ -132,7 +161,7 @@ class _Writer:
         name, *operands = node
         row = OPERATORS.get(name)
         written = [self._write(operand) for operand in operands]
-        if row is None or row.precedence is None:
+        if row is None or row.precedence is None or (self.chained and name not in _LINEAR):
             self.functions[name] = None
             self._needs_log_softmax(name)
             return f"{_helper(name, self.framework)[0]}({', '.join(text for text, _ in written)})", 9
@@ -151,6 +180,10 @@ class _Writer:
 def _wrap(written: tuple[str, int], at_least: int) -> str:
     text, binding = written
     return text if binding >= at_least else f"({text})"
+
+
+def _is_elementwise(name: str) -> bool:
+    return name != "log_softmax" and not (name in OPERATORS and OPERATORS[name].class_axis)
 
 
 def function(
@@ -175,16 +208,22 @@ def function(
         body.append(f"return {module}.broadcast_to(({writer.result}) / {shape}[-1], {shape})")
     else:
         body.append(_over_lines("return ", writer.result))
+    parameters = ", ".join(v.symbol for v in space.variables)
+    body.insert(0, f"{parameters}{',' * (len(space.variables) == 1)} = floats({parameters})")
     helpers = [_helper(function, framework) for function in writer.functions]
-    code = "\n".join([*(text for _, _, text in helpers), *body])
-    lines = ["import math", ""] if "math." in code else []
+    rules = [FLOATS[framework], *([CHAIN_RULE[framework]] if writer.chained else [])]
+    code = "\n".join([*rules, *(text for _, _, text in helpers), *body])
+    standard = [f"import {module}" for module in ("functools", "math") if f"{module}." in code]
+    lines = [*standard, ""] if standard else []
     lines += [line for line in _IMPORTS[framework] if line != "import jax" or "jax." in code]
     lines += ["", *preamble] if preamble else []
     if "EPS" in code:
         lines += ["", f"EPS = {EPS:g}"]
-    for helper, parameters, text in helpers:
-        lines += ["", "", f"def {helper}({parameters}):", f"    return {text}"]
-    parameters = ", ".join(v.symbol for v in space.variables)
+    for rule in rules:
+        lines += ["", "", rule]
+    for function, (helper, operands, text) in zip(writer.functions, helpers, strict=True):
+        decorator = ["@chained"] if writer.chained and _is_elementwise(function) else []
+        lines += ["", "", *decorator, f"def {helper}({operands}):", f"    return {text}"]
     lines += ["", "", f"def {name}({parameters}):", f'    """{docstring}"""']
     return "\n".join([*lines, textwrap.indent("\n".join(body), "    "), ""])
 

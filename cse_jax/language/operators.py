@@ -115,7 +115,7 @@ def _named(name: str) -> Callable[[ModuleType, object], object]:
 
 
 _ERF = {
-    "numpy": "np.vectorize(math.erf, otypes=[float])(0.25 * math.sqrt(math.pi) * a)",
+    "numpy": "np.vectorize(math.erf, otypes=[float])(0.25 * math.sqrt(math.pi) * a).astype(a.dtype)",
     "jax": "jax.lax.erf(0.25 * math.sqrt(math.pi) * a)",
     "pytorch": "torch.erf(0.25 * math.sqrt(math.pi) * a)",
 }
@@ -155,7 +155,7 @@ _ROWS = (
         {
             "numpy": "np.exp(np.minimum(a, 88.0))",
             "jax": "jnp.exp(jnp.minimum(a, 88.0))",
-            "pytorch": "torch.exp(torch.clamp(a, max=88.0))",
+            "pytorch": "torch.exp(torch.minimum(a, torch.full_like(a, 88.0)))",
         },
         domain="constant above 88",
     ),
@@ -168,7 +168,15 @@ _ROWS = (
         "xp.log(a + EPS)",
         domain="1e-20 is added to the argument; NaN below -1e-20",
     ),
-    Operator("Abs", "abs", 1, jnp.abs, lambda sp, a: sp.Abs(a), "xp.abs(a)", domain="kink at 0"),
+    Operator(
+        "Abs",
+        "abs",
+        1,
+        jnp.abs,
+        lambda sp, a: sp.Abs(a),
+        {"numpy": "np.abs(a)", "jax": "jnp.abs(a)", "pytorch": "torch.where(a < 0, -a, a)"},
+        domain="kink at 0, where the gradient is 1",
+    ),
     Operator(
         "Sqrt",
         "sqrt",
