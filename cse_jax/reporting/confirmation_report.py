@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
     markdown_rows,
@@ -58,7 +59,7 @@ def markdown(data: dict[str, Any]) -> str:
     seeds = data["seeds"]
     return "\n".join(
         [
-            f"# {data['title']}",
+            f"# {escaping.markdown(data['title'])}",
             "",
             data["conclusion"],
             "",

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
     formula_as_data,
@@ -77,7 +78,7 @@ def show(console: Console, result: SearchResult) -> None:
 
 def markdown(data: dict[str, Any]) -> str:
     """The report."""
-    lines = [f"# Search {data['name']}", "", data["conclusion"], "", data["scope"], ""]
+    lines = [f"# Search {escaping.markdown(data['name'])}", "", data["conclusion"], "", data["scope"], ""]
     lines += ["## Test split", "", EXPLANATION, ""]
     lines += markdown_rows(data["table"])
     lines += [

@@ -203,7 +203,7 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     if not path.is_file():
         raise LedgerError(f"there is no ledger at {path}; is that the folder of a search?")
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             refuse_other_formats(db, path)
             rows = db.execute(
@@ -214,6 +214,9 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         raise LedgerError(f"cannot read the ledger {path}: {error}") from error
     fame: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
+        for field, kind in (("authors", str), ("generation", int), ("weight", float), ("proxy", float)):
+            if not isinstance(row[field], kind):
+                raise LedgerError(f"the ledger {path} is damaged: {field} of a candidate is {row[field]!r}")
         fame.setdefault(row["branch"], []).append(dict(row))
     return fame
 
