@@ -1,8 +1,10 @@
 """Weights from files: what is read, what is refused, and how mismatches are told."""
 
+import contextlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 
 import jax
@@ -123,6 +125,63 @@ def test_pytorch_archives_are_read_with_their_strides(tmp_path):
 def test_damaged_pytorch_archives_are_refused(tmp_path, pickled):
     with pytest.raises(TensorFileError, match="w.pth"):
         read_tensors(archive(tmp_path / "w.pth", pickled))
+
+
+def damaged(path, **entries):
+    """An archive whose entry of weights says something else of itself: an encryption, a way of compression."""
+    marks = {"flags": (6, 8), "method": (8, 10)}  # where a local and a central header have the field
+    archive(path, state_dict())
+    data = bytearray(path.read_bytes())
+    for name, value in entries.items():
+        for start, at in ((b"PK\3\4", marks[name][0]), (b"PK\1\2", marks[name][1])):
+            place = data.find(start)
+            while place >= 0:
+                data[place + at : place + at + 2] = value.to_bytes(2, "little")
+                place = data.find(start, place + 4)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"flags": 1}, "encrypted"),
+        ({"method": zipfile.ZIP_DEFLATED}, "invalid"),
+        ({"method": zipfile.ZIP_BZIP2}, "Invalid"),
+        ({"method": zipfile.ZIP_LZMA}, "w.pth"),
+        ({"method": 99}, "compression"),
+    ],
+)
+def test_archives_that_are_packed_otherwise_are_refused_in_a_line(tmp_path, entries, message):
+    with pytest.raises(TensorFileError, match=message) as error:
+        read_tensors(damaged(tmp_path / "w.pth", **entries))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"w":' * 100_000, b"[]", b'{"w": 3}', b'{"w": {"dtype": []}}'])
+def test_headers_that_are_no_table_are_refused(tmp_path, header):
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(TensorFileError, match="w.safetensors"):
+        read_tensors(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "npz", "safetensors"])
+def test_a_changed_byte_never_gives_another_error(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    match suffix:
+        case "pth":
+            archive(path, state_dict())
+        case "npz":
+            np.savez_compressed(path, w=np.arange(6.0))
+        case _:
+            safetensors(path, {"w": ("F32", np.zeros((2, 3), np.float32))})
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] = rng.integers(256)
+        path.write_bytes(data)
+        with contextlib.suppress(TensorFileError), warnings.catch_warnings(action="ignore"):
+            read_tensors(path)
 
 
 class _Malicious:

@@ -5,13 +5,17 @@ dictionary that holds them; anything else is refused.
 """
 
 import collections
+import errno
 import io
 import json
+import lzma
 import math
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -45,6 +49,11 @@ _DAMAGE = (
     AttributeError,
     ValueError,
     OverflowError,
+    RuntimeError,  # an encrypted archive, or nesting that never ends
+    MemoryError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
 )
 
 
@@ -73,7 +82,9 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except TensorFileError:
         raise
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # what archives say of bad places
+            raise
         raise TensorFileError(
             f"{path}: not a file of plain tensors ({error}); save the model's state_dict as .safetensors"
         ) from error
@@ -91,7 +102,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise TensorFileError(f"{path}: ends within its header; download it again")
     try:
         header = json.loads(data[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TensorFileError(f"{path}: its header is not JSON; is it a .safetensors file?") from error
     body, tensors = memoryview(data)[8 + length :], {}
     for name, entry in header.items():
