@@ -9,6 +9,8 @@ import pytest
 EXTRAS = {
     "torch": "compare",
     "torchvision": "parity",
+    "mmdet": "clients",
+    "mmcv": "clients",
     "deap": "compare",
     "kozax": "compare",
     "tensorboardX": "tensorboard",

@@ -1,5 +1,6 @@
 """Exported losses: simplified without becoming another loss, and executed as code against the engine."""
 
+import re
 import sys
 import types
 
@@ -213,12 +214,14 @@ def test_sympy_s_and_the_authors_notation(space, name):
 
 
 @pytest.fixture
-def mmdet_stub(monkeypatch):
-    """The two things of MMDetection that an exported module uses, with the behaviour of version 3."""
+def loss_module(monkeypatch):
+    """The loss of an exported file for MMDetection, of which there is here only what such a file imports."""
+    torch = need("torch")
 
-    class Registry(dict):
-        def register_module(self):
-            return lambda cls: self.setdefault(cls.__name__, cls)
+    class Registry:
+        def register_module(self, *, force):
+            assert force
+            return lambda cls: cls
 
     def weight_reduce_loss(loss, weight=None, reduction="mean", avg_factor=None):
         loss = loss if weight is None else loss * weight
@@ -226,61 +229,76 @@ def mmdet_stub(monkeypatch):
             return loss.sum() / avg_factor
         return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
 
-    registry = Registry()
+    heads = dict.fromkeys(("Shared2FCBBoxHead", "RetinaHead", "ATSSHead", "FCOSHead"), torch.nn.Module)
     for name, attributes in (
         ("mmdet", {}),
         ("mmdet.models", {}),
-        ("mmdet.models.losses", {}),
+        ("mmdet.models.dense_heads", heads),
+        ("mmdet.models.losses", {"accuracy": None}),
         ("mmdet.models.losses.utils", {"weight_reduce_loss": weight_reduce_loss}),
-        ("mmdet.registry", {"MODELS": registry}),
+        ("mmdet.models.roi_heads", {}),
+        ("mmdet.models.roi_heads.bbox_heads", heads),
+        ("mmdet.registry", {"MODELS": Registry()}),
+        ("mmdet.structures", {}),
+        ("mmdet.structures.bbox", {"bbox_overlaps": None}),
     ):
         module = types.ModuleType(name)
         vars(module).update(attributes)
         monkeypatch.setitem(sys.modules, name, module)
-    return registry
+
+    def loss_module(name, space, **about):
+        found = execute(export.FORMATS["mmdet"](export.prepare(zoo.find(name, space), **about)))
+        (loss,) = (found[name] for name in found if re.fullmatch(r"Searched\w+Loss[0-9a-f]{8}", name))
+        return loss
+
+    return loss_module
 
 
-def mmdet_code(name, space, **about):
-    return export.FORMATS["mmdet"](export.prepare(zoo.find(name, space), **about))
-
-
-def test_mmdet_box_loss(mmdet_stub):
+def test_mmdet_box_loss(loss_module):
     torch = need("torch")
-    code = mmdet_code("GIoU", spaces.BOX, weight=2.0)
-    execute(code)
-    assert "loss_bbox=dict(type='SearchedBoxLoss')" in code
+    module = loss_module("GIoU", spaces.BOX, weight=2.0)
     pred = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 3.0, 5.0], [9.0, 9.0, 9.0, 9.0]], requires_grad=True)
     target = torch.tensor([[0.0, 0.0, 4.0, 4.0], [2.0, 1.0, 6.0, 4.0], [0.0, 0.0, 1.0, 1.0]])
-    loss = mmdet_stub["SearchedBoxLoss"](reduction="none")(pred, target)
+    loss = module(reduction="none")(pred, target)
     by_hand = [0.0, 1 - 3 / 17 + (20 - 17) / 20, 1 + (81 - 1) / 81]
     np.testing.assert_allclose(loss.detach().numpy(), 2.0 * np.array(by_hand), rtol=1e-5, atol=1e-6)
-    mean = mmdet_stub["SearchedBoxLoss"]()(pred, target, weight=torch.ones(3, 4), avg_factor=6.0)
+    mean = module()(pred, target, weight=torch.ones(3, 4), avg_factor=6.0)
     np.testing.assert_allclose(mean.item(), loss.sum().item() / 6, rtol=1e-6)
     mean.backward()
     assert torch.isfinite(pred.grad).all()
+    none = module()(pred, target, weight=torch.zeros(3, 4), avg_factor=1.0)
+    assert none.item() == 0.0
 
 
-def test_mmdet_binary_loss(mmdet_stub):
+def test_mmdet_rows_without_weight_do_nothing(loss_module):
+    """Rows of anchors without an object have a target without area, where a formula may be infinite."""
     torch = need("torch")
-    code = mmdet_code("CEI", spaces.BINARY_CLASS)
-    execute(code)
-    assert "use_sigmoid=True" in code
+    pred = torch.tensor([[0.0, 0.0, 4.0, 4.0], [5.0, 5.0, 8.0, 8.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 0.0, 4.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    module = loss_module("exp(u / i) * exp(u / i)", spaces.BOX, simplified=False)()
+    loss = module(pred, target, weight=torch.tensor([1.0, 0.0]), avg_factor=1.0)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(pred.grad).all() and (pred.grad[1] == 0).all()
+
+
+def test_mmdet_binary_loss(loss_module):
+    torch = need("torch")
+    module = loss_module("CEI", spaces.BINARY_CLASS)
     logits, labels = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), torch.tensor([1, 2])
     quality = torch.tensor([0.7, 0.0])
-    loss = mmdet_stub["SearchedClsLoss"](reduction="none", alpha=0.25)(logits, (labels, quality))
+    loss = module(reduction="none", alpha=0.25)(logits, (labels, quality))
     p = 1 / (1 + np.exp(-logits.numpy()))
     expected = -0.75 * np.log(1 - p)
     expected[0, 1] = -0.25 * 0.7 * np.log(p[0, 1])
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5)
-    weighted = mmdet_stub["SearchedClsLoss"]()(logits, labels, weight=torch.tensor([0.0, 1.0]), avg_factor=1.0)
+    weighted = module()(logits, labels, weight=torch.tensor([0.0, 1.0]), avg_factor=1.0)
     np.testing.assert_allclose(weighted.item(), expected[1].sum(), rtol=1e-5)
 
 
-def test_mmdet_multi_class_loss(mmdet_stub):
+def test_mmdet_multi_class_loss(loss_module):
     torch = need("torch")
-    execute(mmdet_code("CEI", spaces.MULTI_CLASS))
     logits, labels = torch.tensor([[0.3, -1.0, 0.1], [2.0, 0.5, 0.0]]), torch.tensor([1, 2])
-    module = mmdet_stub["SearchedClsLoss"](reduction="none")
+    module = loss_module("CEI", spaces.MULTI_CLASS)(reduction="none", use_sigmoid=False)  # of the base's config
     plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     np.testing.assert_allclose(module(logits, labels).numpy(), plain.numpy(), rtol=1e-5)
     with_iou = module(logits, labels, iou=torch.tensor([0.5, 0.1]))  # the second row is background
