@@ -7,6 +7,7 @@
 A formula is simplified where value and gradient stay the same; the standard error says what was done.
 """
 
+import json
 import pathlib
 import sys
 
@@ -59,25 +60,50 @@ def _show_hall_of_fame(workdir: pathlib.Path) -> None:
         raise InputError(f"{what} has finished the proxy task yet; continue the search")
     if len(branches) > 1 and _FORMAT.value not in ("all", *_SHORT):
         raise InputError(f"--format={_FORMAT.value} writes one file: choose --space={' or --space='.join(branches)}")
+    detector = _detector(workdir)
     for branch in branches:
         if _RANK.value > len(members[branch]):
             raise InputError(
                 f"the hall of fame of {branch} has {len(members[branch])} members; --rank={_RANK.value} is beyond"
             )
         row = members[branch][_RANK.value - 1]
+        part = "box" if branch == spaces.BOX.name else "cls"
         scores = f"AP {row['proxy']:.4f} on the proxy task, generation {row['generation']}"
-        print(f"{branch}, rank {_RANK.value}: {scores}, weight {row['weight']:g}", file=sys.stderr)
+        weight, about = row["weight"], {}
+        if detector is None:
+            what = "no known detector: units and the box loss's usual weight, a factor on the weight, are not known"
+            print(f"{workdir / 'config.json'} tells {what}", file=sys.stderr)
+        else:
+            usual = detector.box_weight if part == "box" else 1.0
+            weight = float(f"{weight * usual:.6g}")
+            if usual != 1.0:
+                scores += f", weight {row['weight']:g} times the usual {usual:g} of {detector.__name__}"
+            about = {"units": detector.box_units, "normaliser": detector.normalisers[part]}
+        print(f"{branch}, rank {_RANK.value}: {scores}, weight {weight:g}", file=sys.stderr)
         _show(
             zoo.find(row["authors"], known[branch]),
             title="A discovered loss for object detection.",
-            weight=row["weight"],
+            weight=weight,
+            **about,
             provenance=f"rank {_RANK.value} of the {branch} branch of the search in {workdir}: {scores}.",
         )
 
 
+def _detector(workdir: pathlib.Path):
+    """The detector class of a search; none if its config is of another version or a script of one's own."""
+    import recorded
+    from detectors.models import DETECTORS
+
+    try:
+        config = recorded.search_run(json.loads((workdir / "config.json").read_text()))
+    except (InputError, OSError, ValueError):
+        return None
+    return DETECTORS.get(type(config.detector))
+
+
 def _show(expression, **about) -> None:
     loss = export.prepare(expression, simplified=_SIMPLIFY.value, **about)
-    print(f"form: {loss.note}", file=sys.stderr)
+    print(f"form: {loss.note}", *loss.usage, sep="\n", file=sys.stderr)
     if _FORMAT.value != "all":
         print(export.FORMATS[_FORMAT.value](loss))
         return

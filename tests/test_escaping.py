@@ -3,19 +3,18 @@
 import ast
 import html
 import re
-import sqlite3
 import xml.etree.ElementTree as ElementTree
 
 import markdown_it
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from ledgers import with_a_loss
 from scripts import run
 
 from cse_jax import export
 from cse_jax.export import escaping
 from cse_jax.language import spaces, zoo
-from cse_jax.search.ledger import Ledger
 
 HOSTILE = [
     '"""\nimport os\n"""',
@@ -82,25 +81,8 @@ def test_what_is_exported_does_nothing_but_define(text, format):
 
 @pytest.fixture
 def ledger(tmp_path):
-    """A ledger with one box loss in its hall of fame, in a folder with a hostile name, and how to change a field."""
-    folder = tmp_path / '"""\nimport os ?#%41'
-    folder.mkdir()
-    Ledger(folder / "ledger.sqlite", identity={}).__exit__()
-    row = {"branch": "box", "generation": 1, "number": 0, "formula": "1 - i / u", "authors": "Sub(1,Div(I,U))"}
-    row |= {"flipped": 0, "nodes": 5, "fingerprint": "", "copies": 1, "duplicates": 0, "stage": "proxy", "reason": ""}
-    row |= {"proxy": 0.5, "weight": 2.0, "curve": "[]", "aps": "[]", "seed": 0, "seconds": 1.0}
-
-    def forged(**changes):
-        with sqlite3.connect(folder / "ledger.sqlite") as db:
-            forged = row | changes
-            db.execute(
-                f"insert into candidates ({', '.join(forged)}) values ({', '.join('?' * len(forged))})",
-                tuple(forged.values()),
-            )
-            db.execute("insert into hall_of_fame values (?, 1, ?)", (forged["branch"], forged["authors"]))
-        return folder
-
-    return forged
+    """A folder with a hostile name and a ledger of one box loss, some of whose fields are forged."""
+    return lambda **changes: with_a_loss(tmp_path / '"""\nimport os ?#%41', **changes)
 
 
 def test_a_folder_s_name_stays_text(ledger):

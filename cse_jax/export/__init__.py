@@ -4,8 +4,9 @@ import dataclasses
 import textwrap
 from collections.abc import Callable
 
-from cse_jax.export import mmdet, notation, source_code, typesetting
+from cse_jax.export import definitions, mmdet, notation, source_code, typesetting
 from cse_jax.export.simplification import simplify
+from cse_jax.export.usage import usage
 from cse_jax.language.expression import Expression, to_authors, to_infix
 
 __all__ = ["FORMATS", "Loss", "prepare"]
@@ -22,6 +23,7 @@ class Loss:
       title: one line that says what this is.
       weight: factor that it was trained with.
       provenance: where it comes from; may be empty.
+      usage: units, balance and normaliser, a line each.
     """
 
     original: Expression
@@ -30,6 +32,7 @@ class Loss:
     title: str
     weight: float
     provenance: str
+    usage: tuple[str, ...]
 
 
 def prepare(
@@ -38,6 +41,8 @@ def prepare(
     title: str = "A loss for object detection.",
     weight: float = 1.0,
     provenance: str = "",
+    units: str = "",
+    normaliser: str = "",
     simplified: bool = True,
 ) -> Loss:
     """A loss, ready to be written in any of ``FORMATS``.
@@ -47,16 +52,22 @@ def prepare(
       title: one line that says what it is.
       weight: factor that it was trained with.
       provenance: where it comes from.
+      units: unit of length of the boxes in the search, ``"pixels"`` or ``"strides"``; empty if that is not known.
+      normaliser: what the search divides the sum of the loss by, in words.
       simplified: whether to look for a simpler form with the same value and gradient.
     """
+    formula, note = expression, "as it was found"
     if simplified:
         result = simplify(expression)
-        return Loss(expression, result.formula, result.note, title, weight, provenance)
-    return Loss(expression, expression, "as it was found", title, weight, provenance)
+        formula, note = result.formula, result.note
+    lines = usage(expression, units)
+    if normaliser:
+        lines.append(f"Normaliser: {normaliser}.")
+    return Loss(expression, formula, note, title, weight, provenance, tuple(lines))
 
 
 def _notes(loss: Loss) -> str:
-    lines = [f"Form: {loss.note}."]
+    lines = [*loss.usage, f"Form: {loss.note}."]
     if loss.provenance:
         lines.append(f"Source: {loss.provenance}")
     if source_code.is_stabilised(loss.formula):
@@ -77,10 +88,10 @@ def _source(framework: str) -> Callable[[Loss], str]:
 
 
 FORMATS: dict[str, Callable[[Loss], str]] = {
-    "text": lambda loss: to_infix(loss.formula),
+    "text": lambda loss: to_infix(loss.formula) + definitions.in_text(loss.formula),
     "authors": lambda loss: to_authors(loss.original),
-    "latex": lambda loss: typesetting.to_latex(loss.formula),
-    "mathml": lambda loss: typesetting.to_mathml(loss.formula),
+    "latex": lambda loss: typesetting.to_latex(loss.formula) + definitions.in_latex(loss.formula),
+    "mathml": lambda loss: typesetting.to_mathml(loss.formula, after=definitions.in_mathml(loss.formula)),
     "sympy": lambda loss: notation.to_sympy_code(loss.formula),
     "jax": _source("jax"),
     "numpy": _source("numpy"),

@@ -52,10 +52,10 @@ def _function(row: Operator) -> str:
     import sympy
 
     operands = sympy.symbols("a b", real=True)[: row.arity]
-    form = row.sympy(sympy, *operands)
+    form = row.definition(sympy, *operands) if row.definition else row.sympy(sympy, *operands)
     if isinstance(form, sympy.core.function.AppliedUndef):
         return f'sympy.Function("{type(form).__name__}")'
-    if isinstance(form, sympy.Function):
+    if isinstance(form, sympy.Function) and form.args == operands:
         return f"sympy.{type(form).__name__}"
     return f'sympy.Lambda({operands!s}, sympy.sympify("{form}"))'.replace("(a,)", "sympy.symbols('a,')").replace(
         "(a, b)", "sympy.symbols('a b')"

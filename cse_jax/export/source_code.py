@@ -6,7 +6,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
-from cse_jax.export import escaping
+from cse_jax.export import definitions, escaping
 from cse_jax.export.carried import CHAIN_RULE, FLOATS
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
@@ -259,6 +259,7 @@ def description(expression: Expression, *, title: str, notes: str) -> str:
         for v in space.variables
     ]
     formula = textwrap.fill(str(expression), 110, initial_indent="    ", subsequent_indent="    ")
+    formula += definitions.in_text(expression).replace("\n", "\n    ")
     parts = [title, "", formula, "", f"Search space {space.name}; the loss {shape}, unreduced, of"]
     text = escaping.docstring("\n".join([*parts, *inputs, "", notes]))
     return f'"""{text}\n"""'

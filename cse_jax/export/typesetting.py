@@ -98,9 +98,10 @@ def to_latex(expression: Expression) -> str:
     return _set(expression, _Latex())
 
 
-def to_mathml(expression: Expression) -> str:
-    """The formula in presentation MathML."""
-    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{_set(expression, _MathML())}</math>'
+def to_mathml(expression: Expression, after: str = "") -> str:
+    """The formula in presentation MathML; ``after`` is MathML that follows it."""
+    shown = _set(expression, _MathML()) + after
+    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{shown}</math>'
 
 
 def _set(expression: Expression, markup: _Latex | _MathML) -> str:

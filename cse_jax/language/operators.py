@@ -43,6 +43,7 @@ class Operator:
       sympy: builds the SymPy form from the ``sympy`` module and ``arity`` SymPy expressions.
       code: ``fn`` as an expression of Python in ``a`` (and ``b``), for exported files; ``xp`` stands for the array
         module.  One text for ``numpy``, ``jax`` and ``pytorch`` alike, or one for each that differs.
+      definition: builds the SymPy form of what it does, where its symbol is known by another meaning or not at all.
       domain: what to know about its arguments; empty if it is finite and smooth for all of them.
       precedence: binding strength of an infix or prefix sign; ``None`` for function notation.
       commutative: whether the two operands may be exchanged.
@@ -55,6 +56,7 @@ class Operator:
     fn: Callable[..., jax.Array]
     sympy: Callable[..., Any]
     code: str | Mapping[str, str]
+    definition: Callable[[Any, Any], Any] | None = None
     domain: str = ""
     precedence: int | None = None
     commutative: bool = False
@@ -231,11 +233,34 @@ _ROWS = (
             "jax": "(2.0 * jnp.arctan(jnp.tanh(math.pi / 8.0 * a)) * (2.0 / math.pi) + 1.0) / 2.0",
             "pytorch": "(2.0 * torch.atan(torch.tanh(math.pi / 8.0 * a)) * (2.0 / math.pi) + 1.0) / 2.0",
         },
+        definition=lambda sp, a: (1 + 4 / sp.pi * sp.atan(sp.tanh(sp.pi / 8 * a))) / 2,
     ),
-    Operator("Salf", "alf", 1, _salf, _named("alf"), "(a / 2.0 / xp.sqrt(1.0 + (a / 2.0) ** 2) + 1.0) / 2.0"),
-    Operator("Serf", "erf", 1, _serf, _named("erf"), {k: f"({v} + 1.0) / 2.0" for k, v in _ERF.items()}),
     Operator(
-        "Serfc", "erfc", 1, lambda x: 1.0 - _serf(x), _named("erfc"), {k: f"(1.0 - {v}) / 2.0" for k, v in _ERF.items()}
+        "Salf",
+        "alf",
+        1,
+        _salf,
+        _named("alf"),
+        "(a / 2.0 / xp.sqrt(1.0 + (a / 2.0) ** 2) + 1.0) / 2.0",
+        definition=lambda sp, a: (1 + a / sp.sqrt(4 + a**2)) / 2,
+    ),
+    Operator(
+        "Serf",
+        "erf",
+        1,
+        _serf,
+        _named("erf"),
+        {k: f"({v} + 1.0) / 2.0" for k, v in _ERF.items()},
+        definition=lambda sp, a: (1 + sp.erf(sp.sqrt(sp.pi) / 4 * a)) / 2,
+    ),
+    Operator(
+        "Serfc",
+        "erfc",
+        1,
+        lambda x: 1.0 - _serf(x),
+        _named("erfc"),
+        {k: f"(1.0 - {v}) / 2.0" for k, v in _ERF.items()},
+        definition=lambda sp, a: (1 - sp.erf(sp.sqrt(sp.pi) / 4 * a)) / 2,
     ),
     Operator("Tanh", "tanh", 1, jnp.tanh, lambda sp, a: sp.tanh(a), "xp.tanh(a)"),
     Operator(

@@ -82,6 +82,10 @@ class ATSS(Detector):
     cls_space = spaces.BINARY_CLASS
     box_units = "pixels"
     box_weight = 2.0  # the paper of the searched losses uses 1
+    normalisers = {
+        "cls": "the number of anchors of objects",
+        "box": "the sum of the anchors' weights, which multiply the losses: the IoUs, or 1 without weight_by_quality",
+    }
 
     def __init__(self, config: ATSSConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

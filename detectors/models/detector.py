@@ -1,5 +1,6 @@
 """What training and evaluation need of a detector."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -7,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cse_jax.language.spaces import Space
+from cse_jax.search.task import Part
 from detectors.losses import DetectionLosses
 from detectors.models.backbone import Backbone
 from detectors.models.fpn import FPN
@@ -21,6 +23,7 @@ class Detector(nnx.Module):
       cls_space: space of the classification loss.
       box_units: unit of the boxes that the box loss gets, ``"pixels"`` or ``"strides"``.
       box_weight: usual weight of the box loss.
+      normalisers: what the sums of the two losses are divided by, in words.
       backbone: the network that makes features.
       fpn: makes a pyramid of them.
       strides: of the pyramid's levels, pixels.
@@ -29,6 +32,7 @@ class Detector(nnx.Module):
     cls_space: ClassVar[Space]
     box_units: ClassVar[str]
     box_weight: ClassVar[float]
+    normalisers: ClassVar[Mapping[Part, str]]
     backbone: Backbone
     fpn: FPN
     strides: tuple[int, ...]

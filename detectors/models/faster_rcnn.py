@@ -75,6 +75,10 @@ class FasterRCNN(Detector):
     cls_space = spaces.MULTI_CLASS
     box_units = "pixels"
     box_weight = 10.0
+    normalisers = {
+        "cls": "the number of sampled RoIs of the batch",
+        "box": "the number of sampled RoIs of the batch, of objects and of background",
+    }
 
     def __init__(self, config: FasterRCNNConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

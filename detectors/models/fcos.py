@@ -107,6 +107,10 @@ class FCOS(Detector):
     cls_space = spaces.BINARY_CLASS
     box_units = "strides"
     box_weight = 1.0
+    normalisers = {
+        "cls": "the number of points of objects (with count_images, plus that of images)",
+        "box": "the sum of the points' weights, which multiply the losses: the IoUs, or 1 without weight_by_quality",
+    }
 
     def __init__(self, config: FCOSConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
