@@ -107,6 +107,11 @@ def test_a_simpler_form_that_is_another_loss_is_refused(text, refused):
     assert str(loss.formula) != refused
 
 
+def test_an_iou_of_0_is_a_point_where_losses_differ():
+    loss = export.prepare(cse_jax.parse("y * w / (softmax(x) * w)", spaces.MULTI_CLASS))  # 0 / 1e-20 there
+    assert loss.note.startswith("not simplified to")
+
+
 @ALL_SPACES
 def test_random_formulas_stay_the_same_loss_or_stay_as_they_are(space):
     changed = 0

@@ -199,8 +199,7 @@ def difference_on_grid(expression: Expression, other: Expression) -> str:
     """Empty if two formulas have the same value and gradient on the verification grid, else the first difference."""
     space = expression.space
     for units in space.units:
-        grid = trajectories(space, units)
-        inputs = dict(zip((v.name for v in space.variables), grid.inputs, strict=True))
+        inputs = _grid(space, units)
         with jax.enable_x64(True):
             both = [_value_and_gradients(e, inputs) for e in (expression, other)]
         for what, ours, theirs in zip(("value", *space.differentiable), *both, strict=True):
@@ -216,6 +215,14 @@ def difference_on_grid(expression: Expression, other: Expression) -> str:
                 kind = what if what == "value" else f"gradient in {what}"
                 return f"the {kind} would be {theirs[place]:.6g} instead of {ours[place]:.6g} at {at} ({units})"
     return ""
+
+
+def _grid(space: Space, units: str) -> dict[str, np.ndarray]:
+    """The verification grid, and the same where each of the other inputs is 0: there is such an IoU, but on no path."""
+    grid = dict(zip((v.name for v in space.variables), trajectories(space, units).inputs, strict=True))
+    others = [v.name for v in space.variables if v.sign == "nonnegative" and v.name not in space.differentiable]
+    grids = [grid, *(grid | {name: np.zeros_like(grid[name])} for name in others)]
+    return {name: np.concatenate([each[name] for each in grids]) for name in grid}
 
 
 def _value_and_gradients(expression: Expression, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
