@@ -29,8 +29,8 @@ from detectors.evaluation.photos import (
     find_objects,
     image_files,
     layout_for,
-    read_upright,
-    upright_size,
+    read_photo,
+    size_of,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -66,7 +66,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
     files, sizes, unreadable = [], [], 0
     for path in image_files(paths):
         try:
-            sizes.append(upright_size(path))
+            sizes.append(size_of(path))
             files.append(path)
         except PhotoError as error:
             print(error, file=sys.stderr, flush=True)
@@ -81,7 +81,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
     try:
         for path, name in zip(files, names, strict=True):
             try:
-                image = read_upright(path)
+                image = read_photo(path)
             except PhotoError as error:
                 print(error, file=sys.stderr, flush=True)
                 unreadable += 1

@@ -14,7 +14,7 @@ from test_evaluate import leave_training
 from detectors.data.drawing import draw_objects
 from detectors.data.records import Annotation
 from detectors.data.settings import BatchConfig
-from detectors.evaluation.photos import PhotoError, find_objects, image_files, layout_for, read_upright, upright_size
+from detectors.evaluation.photos import PhotoError, find_objects, image_files, layout_for, read_photo, size_of
 from detectors.models.fcos import fcos_tiny
 from detectors.structures import Detections
 from detectors.training.run_config import TrainRun
@@ -46,7 +46,7 @@ def finds_white(image, image_size):
 def test_objects_are_in_pixels_of_the_original(tmp_path, size):
     path = photo(tmp_path / "a.png", size, box=(8, 4, 28, 24))
     layout = layout_for([size], CONFIG)
-    found = find_objects(finds_white, read_upright(path), layout, CONFIG, least=0.5)
+    found = find_objects(finds_white, read_photo(path), layout, CONFIG, least=0.5)
     np.testing.assert_allclose(found.objects.boxes, [[8, 4, 28, 24]], atol=2.5)
     assert found.scores.tolist() == [pytest.approx(0.8)] and found.objects.labels.tolist() == [1]
     assert found.objects.size == size and len(found.objects.masks) == 1
@@ -71,7 +71,7 @@ def test_a_camera_that_was_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     path = photo(tmp_path / "a.jpg", (40, 90), exif=exif)
-    assert upright_size(path) == (90, 40) and read_upright(path).shape == (90, 40, 3)
+    assert size_of(path) == (90, 40) and read_photo(path).shape == (90, 40, 3)
 
 
 def test_files_of_folders_and_their_flaws(tmp_path):
@@ -82,9 +82,9 @@ def test_files_of_folders_and_their_flaws(tmp_path):
     torn.write_bytes(a.read_bytes()[:500])
     for path, said in [(tmp_path / "gone.jpg", "No such file"), (tmp_path / "x" / "notes.txt", "identify")]:
         with pytest.raises(PhotoError, match=f"{path.name}: .*{said}"):
-            upright_size(path)
+            size_of(path)
     with pytest.raises(PhotoError, match=r"torn.jpg: .*[Tt]runcated"):
-        read_upright(torn)
+        read_photo(torn)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (480, 640), (1200, 1600)])

@@ -3,7 +3,6 @@
 Readers of the data sets' own layouts yield ``AnnotatedImage``; ``check`` decides which parts of it can be used.
 """
 
-import io
 import json
 import pathlib
 from collections.abc import Iterable
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 
+from detectors.data.decoding import ImageError, decode_rgb, read_encoded
 from detectors.data.records import Annotation, BadRecord, BadRecords
 
 BORDER = 1.0  # pixels by which a box may reach beyond the image without being reported
@@ -46,25 +45,30 @@ def check(image: AnnotatedImage, report: BadRecords) -> tuple[bytes, AnnotatedIm
       BadRecord: the file is missing or not an image, or has another size than annotated.
     """
     try:
-        encoded = image.path.read_bytes()
-    except OSError as error:
-        raise BadRecord("missing file", f"{image.path} ({error.strerror})") from error
+        encoded = read_encoded(image.path)
+    except ImageError as error:
+        raise BadRecord("missing file", f"{image.path} ({error})") from error
     try:
-        with Image.open(io.BytesIO(encoded)) as decoded:
-            decoded.load()
-            width, height = decoded.size
-    # Pillow reports broken files as any of these, depending on the format and on where the damage is.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        height, width = decode_rgb(encoded).shape[:2]
+    except ImageError as error:
         raise BadRecord("image that cannot be decoded", f"{image.path.name} ({error})") from error
     if image.size is not None and image.size != (height, width):
+        turned = ", as stored: it is turned by its EXIF orientation" if image.size == (width, height) else ""
         raise BadRecord(
             "image of another size than annotated",
-            f"{image.path.name} is {width}x{height}, annotated {image.size[1]}x{image.size[0]}",
+            f"{image.path.name} is {width}x{height}, annotated {image.size[1]}x{image.size[0]}{turned}",
         )
+    return encoded, with_usable_boxes(image._replace(size=(height, width)), report)
+
+
+def with_usable_boxes(image: AnnotatedImage, report: BadRecords) -> AnnotatedImage:
+    """The image without the boxes that are not finite, have no area or, where its size is known, lie outside it."""
     kept = []
+    height, width = image.size or (np.inf, np.inf)
     limit = np.array([width, height])
+    known = f"{image.path.name} ({width}x{height})" if image.size else image.path.name
     for index, box in enumerate(image.boxes):
-        where = f"{image.path.name} ({width}x{height}), box {tuple(float(edge) for edge in box)}"
+        where = f"{known}, box {tuple(float(edge) for edge in box)}"
         if not np.isfinite(box).all():
             report.add("box dropped, not finite", where)
         elif (box[2:] <= box[:2]).any():
@@ -76,8 +80,7 @@ def check(image: AnnotatedImage, report: BadRecords) -> tuple[bytes, AnnotatedIm
             if (box[:2] < -BORDER).any() or (box[2:] > limit + BORDER).any():
                 report.add("box beyond the border, clipped in training", where)
     columns = {name: getattr(image, name)[kept] for name in ("boxes", "labels", "area", "crowd", "difficult")}
-    masks = tuple(image.masks[index] for index in kept)
-    return encoded, image._replace(size=(height, width), masks=masks, **columns)
+    return image._replace(masks=tuple(image.masks[index] for index in kept), **columns)
 
 
 def save_annotations(path: pathlib.Path, images: Iterable[AnnotatedImage]) -> None:

@@ -5,15 +5,14 @@ object), as TFDS gives it. A bad record never stops a run: it is counted, report
 """
 
 import collections
-import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 
 from cse_jax.errors import UserError
+from detectors.data.decoding import ImageError, decode_rgb
 
 
 @runtime_checkable
@@ -28,8 +27,8 @@ class Records(Protocol):
 class Annotation(NamedTuple):
     """The objects of one image. Boxes have an area and are in pixels of the original image.
 
-    Objects that are ``crowd`` (COCO) or ``difficult`` (VOC) are not trained on; evaluation neither rewards nor
-    punishes finding them. A field is None where a data set does not have it.
+    Objects that are ``crowd`` (COCO) or ``difficult`` (VOC) are not trained on. COCO's rules neither reward nor punish
+    finding the former, VOC's rules both. A field is None where a data set does not have it.
     """
 
     image_id: int
@@ -96,16 +95,14 @@ class BadRecords:
 
 
 def decode_image(encoded: bytes, image_id: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes PNG, JPEG or another format that Pillow reads into RGB.
+    """The pixels of an image, as ``decode_rgb`` says.
 
     Raises:
-      BadRecord: the bytes are not a complete image.
+      BadRecord: they cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("RGB"))
-    # Pillow reports broken files as any of these, depending on the format and on where the damage is.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return decode_rgb(encoded)
+    except ImageError as error:
         raise BadRecord("image that cannot be decoded", f"image {image_id} ({error})") from error
 
 

@@ -1,6 +1,5 @@
 """Image files as a detector's input, and its detections in pixels of these files."""
 
-import io
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -8,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps
 
 from cse_jax.errors import UserError
+from detectors.data.decoding import ImageError, decode_rgb, read_encoded, upright_size
 from detectors.data.pipeline import Example, Layout, make_batch
 from detectors.data.records import Annotation
 from detectors.data.resizing import fitted_size, image_size, resized
@@ -19,7 +18,6 @@ from detectors.evaluation.coco import Predict, collect
 from detectors.structures import SIZE_MULTIPLE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of the images in a folder
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class PhotoError(UserError, OSError):
@@ -44,32 +42,28 @@ def image_files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
                 yield file
 
 
-def upright_size(path: pathlib.Path) -> tuple[int, int]:
+def size_of(path: pathlib.Path) -> tuple[int, int]:
     """(height, width) of an image turned as its camera says, from the file's header only.
 
     Raises:
       PhotoError: it is missing, or not an image.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return (width, height) if turned else (height, width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(_said(path, error)) from error
+        return upright_size(read_encoded(path))
+    except ImageError as error:
+        raise PhotoError(f"{path}: {error}") from error
 
 
-def read_upright(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image's pixels, turned as its camera says.
+def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An image's pixels, as a detector was trained on them.
 
     Raises:
       PhotoError: it is missing, damaged or not an image.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(_said(path, error)) from error
+        return decode_rgb(read_encoded(path))
+    except ImageError as error:
+        raise PhotoError(f"{path}: {error}") from error
 
 
 def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
@@ -108,7 +102,3 @@ def find_objects(
     masks = None if found.masks is None else tuple(bytes(found.masks[index]["counts"]) for index in order)
     objects = nothing._replace(boxes=found.boxes[order], labels=found.labels[order], masks=masks)
     return Finding(objects, found.scores[order])
-
-
-def _said(path: pathlib.Path, error: Exception) -> str:
-    return f"{path}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
