@@ -157,7 +157,7 @@ def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0)
     labels = np.zeros((rows, layout.max_boxes), np.int32)
     valid = np.zeros((rows, layout.max_boxes), bool)
     sizes = np.tile(np.array((height, width), np.float32), (rows, 1))
-    image_id = np.full(rows, -1, np.int32)
+    image_id = np.full(rows, -1, np.int64)
     stride = layout.mask_stride
     masks = np.zeros((rows, layout.max_boxes, height // stride, width // stride), bool) if stride else None
     # Rows of interleaved channels keep numpy's inner loop long: 10x faster than broadcasting over the 3 channels.

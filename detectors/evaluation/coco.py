@@ -31,7 +31,7 @@ class GroundTruth(NamedTuple):
     labels: Int[np.ndarray, " n"]
     area: Float[np.ndarray, " n"]  # of the mask where there is one; tells small, medium and large objects apart
     crowd: Bool[np.ndarray, " n"]  # crowds are neither found nor missed
-    difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules treat them as crowds
+    difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules do not know them
     masks: Sequence[dict] | None = None  # COCO's compressed run lengths
 
 
@@ -80,13 +80,16 @@ def matched(found: Found, truth: GroundTruth, categories: Sequence[str]) -> list
     evaluator = _box_evaluator(found, truth, categories)
     evaluator.evaluate()
     everything = evaluator.params.area_rng[0]
-    return [row for row in evaluator.eval_imgs if row and list(row["aRng"]) == list(everything)]
+    found_by = [row for row in evaluator.eval_imgs if row and list(row["aRng"]) == list(everything)]
+    ids = np.sort(truth.image_ids).tolist()
+    return [row | {"image_id": ids[row["image_id"]]} for row in found_by]
 
 
 def _box_evaluator(found: Found, truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCOeval:
     _check(found, truth)
     reference = _reference(truth, categories)
-    columns = (found.image_of[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
+    places = _places(found.image_of, truth)
+    columns = (places[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
     results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
     return hotcoco.COCOeval(reference, results, "bbox")
 
@@ -104,7 +107,9 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
     _all_masks(truth, "ground truth")
     reference = _reference(truth, categories)
     # Without boxes, so that the masks' own areas tell small, medium and large ones apart.
-    rows = zip(found.image_of.tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True)
+    rows = zip(
+        _places(found.image_of, truth).tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True
+    )
     results = reference.load_res(
         [{"image_id": i, "score": s, "category_id": c, "segmentation": mask} for i, s, c, mask in rows]
     )
@@ -205,22 +210,27 @@ def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
     )
 
 
+def _places(image_of: Int[np.ndarray, " n"], truth: GroundTruth) -> Int[np.ndarray, " n"]:
+    """The place of each image among the ground truth's, by id: hotcoco keeps ids as floats, exact up to 2^53."""
+    return np.searchsorted(np.sort(truth.image_ids), image_of)
+
+
 def _reference(truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCO:
-    ignored = truth.crowd if truth.difficult is None else truth.crowd | truth.difficult
-    images = [{"id": int(image_id)} for image_id in truth.image_ids]
+    places = _places(truth.image_of, truth)
+    images = [{"id": place} for place in range(len(truth.image_ids))]
     if truth.masks is not None:
-        sizes = dict(zip(truth.image_of.tolist(), (mask["size"] for mask in truth.masks), strict=True))
+        sizes = dict(zip(places.tolist(), (mask["size"] for mask in truth.masks), strict=True))
         for image in images:
             image["height"], image["width"] = sizes.get(image["id"], (1, 1))
     return hotcoco.COCO.from_arrays(
         images,
         # Categories are matched by id; names may repeat.
         [{"id": label, "name": str(label)} for label in range(len(categories))],
-        truth.image_of,
+        places,
         truth.labels,
         _xywh(truth.boxes),
         area=truth.area.astype(np.float64),
-        iscrowd=ignored.astype(np.int64),
+        iscrowd=truth.crowd.astype(np.int64),
         segmentation=None if truth.masks is None else list(truth.masks),
     )
 

@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     boxes: Metrics | None
     masks: Metrics | None
     voc: VocMetrics | None
-    objects: dict[str, int]  # of each category, without crowds and difficult ones
+    objects: dict[str, int]  # of each category, without crowds
 
 
 def score(
@@ -51,8 +51,7 @@ def score(
     Raises:
       InputError: as ``evaluate``, ``evaluate_masks`` and ``evaluate_voc``.
     """
-    counted = ~truth.crowd if truth.difficult is None else ~(truth.crowd | truth.difficult)
-    objects = np.bincount(truth.labels[counted], minlength=len(categories)).tolist()
+    objects = np.bincount(truth.labels[~truth.crowd], minlength=len(categories)).tolist()
     return Scores(
         evaluate(found, truth, categories) if boxes else None,
         evaluate_masks(found, truth, categories) if masks else None,
