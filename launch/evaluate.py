@@ -68,6 +68,8 @@ def _score_file(path: pathlib.Path, annotations: pathlib.Path) -> None:
     reference = read_reference(annotations, masks=masks)
     found = read_results(path, reference, iou_type=_IOU_TYPE.value)
     print(f"{path}: {len(found.scores)} detections on {len(reference.truth.image_ids)} images of {annotations}\n")
+    if reference.bad_records:
+        print(f"Bad records of {annotations}, left out:\n{reference.bad_records}\n")
     print(table(score(found, reference.truth, reference.categories, boxes=not masks, masks=masks)))
 
 

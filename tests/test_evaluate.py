@@ -15,6 +15,7 @@ from cse_jax import workdir
 from detectors import checkpoint
 from detectors.data.coco import CocoData
 from detectors.data.datasets import DataConfig, category_names, open_dataset
+from detectors.data.json_rows import FileError
 from detectors.data.voc import VocData
 from detectors.evaluation import inference
 from detectors.evaluation.coco import Found, detect, evaluate, evaluate_masks, ground_truth
@@ -172,8 +173,8 @@ GOOD = {"image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 10], "score": 0.5}
         ({"bbox": [1, 2, 3]}, "entry 1 can't be used: .*It is .*1, 2, 3"),
         ({"bbox": [1, 2, -3, 4]}, "width and height not below 0"),
         ({"score": float("nan")}, "must be finite"),
-        ({"score": "high"}, "could not convert"),
-        ({"score": None, "drop": "score"}, "it has no score"),
+        ({"score": "high"}, 'score is "high": expected a number'),
+        ({"score": None, "drop": "score"}, "it has no field score"),
     ],
 )
 def test_bad_results_are_named(tmp_path, change, said):
@@ -198,20 +199,19 @@ def test_bad_masks_and_files_are_named(tmp_path):
         path.write_text(json.dumps([GOOD | {"segmentation": mask}]))
         with pytest.raises(ResultsError, match=f"entry 0 can't be used: .*{said}"):
             read_results(path, reference, iou_type="segm")
-    with pytest.raises(ResultsError, match=r"annotation 0 \(id 1\) can't be used: it has no segmentation"):
+    with pytest.raises(ResultsError, match="1 of 1 objects have no segmentation that can be read"):
         read_reference(truth, masks=True)
-    with pytest.raises(ResultsError, match="is no results file of COCO"):
+    with pytest.raises(FileError, match="is not a results file of COCO"):
         read_results(truth, reference)
-    with pytest.raises(ResultsError, match="is no annotation file of COCO"):
+    with pytest.raises(FileError, match="is not an annotation file of COCO"):
         read_reference(path, masks=False)
     path.write_text("[{")
-    with pytest.raises(ResultsError, match="--results_file=.* is not JSON"):
+    with pytest.raises(FileError, match="is not JSON, and should be a results file"):
         read_results(path, reference)
-    with pytest.raises(ResultsError, match="can't be read: No such file"):
+    with pytest.raises(FileError, match="can't be read: No such file"):
         read_results(tmp_path / "gone.json", reference)
     truth.write_text(json.dumps(TRUTH | {"annotations": [{"id": 4, "image_id": 8, "category_id": 7, "bbox": [1] * 4}]}))
-    with pytest.raises(ResultsError, match=r"annotation 0 \(id 4\).*image_id 8 is not among its images"):
-        read_reference(truth, masks=False)
+    assert "truth.json: image 8" in str(read_reference(truth, masks=False).bad_records)
 
 
 def test_no_results_score_zero(tmp_path):
@@ -268,6 +268,7 @@ def test_progress_counts_images(coco):
 # --- the script ---
 
 CONFIG = """
+from detectors.data.json_rows import FileError
 from detectors.data.voc import VocData
 from detectors.models.fcos import fcos_tiny
 from detectors.training.run_config import TrainRun

@@ -14,7 +14,7 @@ from pycocotools import mask as maskUtils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detectors.data.coco import run_lengths
+from detectors.data.masks import run_lengths
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation
 from detectors.data.resizing import resized
@@ -367,7 +367,11 @@ def test_annotated_masks_found_as_they_are_score_one_and_crowds_do_not_count(tes
     index = {category["id"]: label for label, category in enumerate(reference["categories"])}
     objects = reference["annotations"]
     masks = [
-        {"size": sizes[o["image_id"]], "counts": run_lengths(o["segmentation"], sizes[o["image_id"]])} for o in objects
+        {
+            "size": sizes[o["image_id"]],
+            "counts": run_lengths(json.dumps(o["segmentation"]).encode(), sizes[o["image_id"]]),
+        }
+        for o in objects
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         oracle = COCO(str(references / "instances_val2014_100_gt.json"))

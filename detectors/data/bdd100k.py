@@ -5,14 +5,15 @@ root/labels/det_20/det_{train,val}.json, or the older root/labels/bdd100k_labels
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 
 from detectors.data.annotated import AnnotatedImage
-from detectors.data.on_disk import DiskData, LayoutError, columns
+from detectors.data.json_rows import Flag, RowError, read_table, rows
+from detectors.data.on_disk import DiskData, columns
 from detectors.data.records import BadRecord, BadRecords
 
 BDD_CATEGORIES = (
@@ -66,38 +67,53 @@ class Bdd100kData(DiskData):
 
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         (path,), (folder,) = self.annotation_files(role), self.image_folders(role)
-        try:
-            rows = json.loads(path.read_bytes())
-            rows = rows["frames"] if isinstance(rows, dict) else rows
-        except (ValueError, KeyError) as error:
-            raise LayoutError(f"{path} is not a file of BDD100K labels: {error}") from error
-        for image_id, row in enumerate(rows, start=1):
+        content = read_table(path, _Frames | list[msgspec.Raw], wanted="a file of BDD100K labels, a list of images")
+        parts = content.frames if isinstance(content, _Frames) else content
+        for image_id, row in enumerate(rows(parts, _Image), start=1):
             try:
-                yield _read_row(row, folder, image_id, categories)
+                if isinstance(row, RowError):
+                    name = row.row.get("name", "") if isinstance(row.row, dict) else ""
+                    raise BadRecord("annotation that cannot be read", f"row {image_id} {name}: {row}")
+                yield self._read_row(row, folder, image_id, categories)
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
 
-
-def _read_row(row: object, folder: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
-    """Reads one image's labels. Lanes and drivable areas have no box and do not count as objects."""
-    name = row.get("name") if isinstance(row, dict) else None
-    if not isinstance(row, dict) or not isinstance(name, str):
-        raise BadRecord("annotation that cannot be read", f"row {image_id} has no name")
-    try:
-        objects = [label for label in row.get("labels") or [] if label.get("box2d")]
-        own = [str(o["category"]) for o in objects]
-        boxes = np.array([[o["box2d"][e] for e in ("x1", "y1", "x2", "y2")] for o in objects], np.float64)
-        crowd = [category in IGNORED or _is_crowd(o) for category, o in zip(own, objects, strict=True)]
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        detail = f"{name} ({type(error).__name__}: {error})"
-        raise BadRecord("annotation that cannot be read", detail) from error
-    ours = [RENAMED.get(category, IGNORED.get(category, category)) for category in own]
-    unknown = sorted(set(ours) - set(categories))
-    if unknown:
-        raise BadRecord("category that is not declared", f"{name}: {', '.join(unknown)}")
-    labels = [categories.index(category) for category in ours]
-    return AnnotatedImage(folder / name, image_id, None, **columns(boxes.reshape(-1, 4), labels, crowd=crowd))
+    def _read_row(self, row: "_Image", folder: pathlib.Path, image_id: int, categories: tuple[str, ...]):
+        """Reads one image's labels. Lanes and drivable areas have no box and do not count as objects."""
+        objects = [label for label in row.labels or [] if label.box2d is not None]
+        own = [label.category for label in objects]
+        corners = [(box.x1, box.y1, box.x2, box.y2) for box in (label.box2d for label in objects) if box]
+        crowd = [o.category in IGNORED or bool(o.attributes and o.attributes.crowd) for o in objects]
+        ours = [RENAMED.get(category, IGNORED.get(category, category)) for category in own]
+        unknown = sorted(set(ours) - set(categories))
+        if unknown:
+            raise BadRecord("category that is not declared", f"{row.name}: {', '.join(unknown)}")
+        boxes = np.array(corners, np.float64).reshape(-1, 4)
+        described = columns(boxes, [categories.index(category) for category in ours], crowd=crowd)
+        return AnnotatedImage(self.image_path(folder, row.name), image_id, None, **described)
 
 
-def _is_crowd(label: dict) -> bool:
-    return bool((label.get("attributes") or {}).get("crowd"))
+class _Box(msgspec.Struct):
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+class _Attributes(msgspec.Struct):
+    crowd: Flag = None
+
+
+class _Label(msgspec.Struct):
+    category: str
+    box2d: _Box | None = None
+    attributes: _Attributes | None = None
+
+
+class _Image(msgspec.Struct):
+    name: str
+    labels: list[_Label] | None = None
+
+
+class _Frames(msgspec.Struct):
+    frames: list[msgspec.Raw]

@@ -6,17 +6,15 @@
 Smaller sets in the same format have other file names: ``--config.data.annotations`` and ``--config.data.images``.
 """
 
-import collections
+import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
-from hotcoco import mask as rle
-
 from detectors.data.annotated import AnnotatedImage
-from detectors.data.on_disk import DiskData, LayoutError, columns
+from detectors.data.coco_files import described, read_categories, read_coco
+from detectors.data.decoding import ImageError, read_encoded, upright_size
+from detectors.data.on_disk import DiskData, LayoutError
 from detectors.data.records import BadRecord, BadRecords
 
 
@@ -52,95 +50,43 @@ class CocoData(DiskData):
     def categories(self) -> tuple[str, ...]:
         """The categories in the order of their ids; ids have gaps, labels do not."""
         (path,) = self.annotation_files("train")
-        return tuple(category["name"] for category in _categories(_read(path), path))
+        return tuple(read_categories(path).values())
 
     def category_ids(self, categories: tuple[str, ...]) -> list[int]:
         """The number that each category has in the annotations."""
         found = {}
         for role in ("test", "train"):  # the file of test is the small one
             (path,) = self.annotation_files(role)
-            found |= {row["name"]: row["id"] for row in _categories(_read(path), path, categories)}
+            found |= {name: number for number, name in read_categories(path).items()}
             if found.keys() >= set(categories):
                 break
         return [found[name] for name in categories]
 
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         (path,), (folder,) = self.annotation_files(role), self.image_folders(role)
-        content = _read(path)
-        label_of = {row["id"]: categories.index(row["name"]) for row in _categories(content, path, categories)}
-        objects = collections.defaultdict(list)
-        for row in content["annotations"]:
-            objects[row.get("image_id")].append(row)
-        images = []
-        for row in content["images"]:
-            if {"id", "file_name", "height", "width"} <= row.keys():
-                images.append(row)
-            else:
-                report.add("annotation that cannot be read", f"{path.name}: image without id, name or size {row}")
-        for image_id in objects.keys() - {row["id"] for row in images}:
-            report.add("objects of an image that is not listed", f"{path.name}: image {image_id}")
-        for row in images:
+        content = read_coco(path, report)
+        undeclared = set(content.categories.values()) - set(categories)
+        if undeclared:
+            raise LayoutError(
+                f"{path} declares categories that the file of train has not: {', '.join(sorted(undeclared))}; both must"
+                " declare the same"
+            )
+        label_of = {number: categories.index(name) for number, name in content.categories.items()}
+        for image_id, row in content.images.items():
+            if row.file_name is None:
+                report.add("image that cannot be used", f"{path.name}: image {image_id} has no file_name")
+                continue
             try:
-                yield _read_image(row, objects[row["id"]], folder, label_of)
+                image = self.image_path(folder, row.file_name)
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
+                continue
+            size = row.size or _true_size(image)
+            columns = described(row, content.objects.get(image_id, []), size, label_of, report)
+            yield AnnotatedImage(image, image_id, size, **columns)
 
 
-def _read_image(row: dict, objects: list[dict], folder: pathlib.Path, label_of: dict[int, int]) -> AnnotatedImage:
-    unknown = sorted({str(o.get("category_id")) for o in objects if o.get("category_id") not in label_of})
-    if unknown:
-        raise BadRecord("category that is not declared", f"{row['file_name']}: category_id {', '.join(unknown)}")
-    try:
-        size = (row["height"], row["width"])
-        corners = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
-        described = columns(
-            np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1),
-            [label_of[o["category_id"]] for o in objects],
-            area=[float(o.get("area", o["bbox"][2] * o["bbox"][3])) for o in objects],
-            crowd=[bool(o.get("iscrowd", 0)) for o in objects],
-            difficult=[bool(o.get("difficult", o.get("ignore", 0))) for o in objects],
-            masks=[run_lengths(o.get("segmentation"), size) for o in objects],
-        )
-    except (LookupError, TypeError, ValueError) as error:
-        raise BadRecord(
-            "annotation that cannot be read", f"{row['file_name']} ({type(error).__name__}: {error})"
-        ) from error
-    return AnnotatedImage(folder / row["file_name"], row["id"], size, **described)
-
-
-def run_lengths(segmentation: list | dict | None, size: tuple[int, int]) -> bytes:
-    """A mask as COCO's compressed run lengths, rasterised as in COCO's own evaluation; empty if there is none.
-
-    Args:
-      segmentation: polygons ``[[x1, y1, x2, y2, ...], ...]`` in pixels, or run lengths ``{"size", "counts"}``.
-      size: (height, width) of the image.
-
-    Raises:
-      ValueError, TypeError: it is neither, or its run lengths are of an image of another size.
-    """
-    if not segmentation:
-        return b""
-    if isinstance(segmentation, dict):
-        if tuple(segmentation.get("size", ())) != size:
-            raise ValueError(f"run lengths of size {segmentation.get('size')} for an image of size {size}")
-        return bytes(rle.frPyObjects(segmentation, *size)["counts"])
-    return bytes(rle.merge(rle.frPyObjects(segmentation, *size))["counts"])
-
-
-def _read(path: pathlib.Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-        missing = {"images", "annotations", "categories"} - content.keys()
-    except (ValueError, AttributeError) as error:
-        raise LayoutError(f"{path} is not a COCO annotation file: {error}") from error
-    if missing:
-        raise LayoutError(f"{path} is not a COCO annotation file: it has no {', '.join(sorted(missing))}")
-    return content
-
-
-def _categories(content: dict, path: pathlib.Path, expected: tuple[str, ...] = ()) -> list[dict]:
-    rows = sorted(content["categories"], key=lambda row: row["id"])
-    names = [row["name"] for row in rows]
-    if len(set(names)) < len(names) or (expected and not set(names) <= set(expected)):
-        raise LayoutError(f"{path} declares the categories {names}, which must be unique and those of {expected}")
-    return rows
+def _true_size(path: pathlib.Path) -> tuple[int, int] | None:
+    """(height, width) of an image file; None if it cannot be read."""
+    with contextlib.suppress(ImageError):
+        return upright_size(read_encoded(path))

@@ -41,11 +41,13 @@ class DiskData(BatchConfig, abc.ABC):
       select_images: number of images, always the same, that are taken from train to be the select split; if 0,
         ``select`` is ``test``.
       limit: use only the first images of each split, for trials; 0 for all.
+      outside: read images outside the root as well, where the annotations name such.
     """
 
     root: str = ""
     select_images: int = 0
     limit: int = 0
+    outside: bool = dataclasses.field(default=False, kw_only=True)
 
     kind: ClassVar[str]  # folder of its builds
     title: ClassVar[str]
@@ -75,6 +77,18 @@ class DiskData(BatchConfig, abc.ABC):
         """The absolute path of root."""
         return pathlib.Path(self.root).expanduser().absolute()
 
+    def image_path(self, folder: pathlib.Path, name: str) -> pathlib.Path:
+        """Where an image is that the annotations name, in one of ``image_folders``.
+
+        Raises:
+          BadRecord: that is outside the root.
+        """
+        path = pathlib.Path(os.path.normpath(folder / name))
+        inside = any(path.is_relative_to(os.path.normpath(within)) for within in (self.folder(), folder))
+        if not inside and not self.outside:
+            raise BadRecord("image outside the root, not read", f"{name} (set --config.outside=True to read it)")
+        return path
+
     def check_layout(self) -> None:
         """Raises LayoutError unless root holds what is expected there."""
         advice = f"{self.title} is expected there as {', '.join(self.expected())}. Get it from {self.source}."
@@ -91,7 +105,8 @@ class DiskData(BatchConfig, abc.ABC):
 
     def build_name(self) -> str:
         """Name of the build of this root as it is now."""
-        own = {field.name for field in dataclasses.fields(self)} - {f.name for f in dataclasses.fields(DiskData)}
+        shared = {f.name for f in dataclasses.fields(DiskData)} - {"outside"}
+        own = {field.name for field in dataclasses.fields(self)} - shared
         digest = hashlib.sha256(
             json.dumps([str(self.folder()), {name: getattr(self, name) for name in own}], sort_keys=True).encode()
         )
@@ -118,8 +133,11 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
     builder_config: DetectionSetConfig  # a property of TFDS, typed
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.1.0": "Images are upright, text is read as the number it is, bad masks leave their boxes.",
+        "1.0.0": "First version.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         objects = {
@@ -226,10 +244,12 @@ def columns(
 ) -> dict:
     """The columns of an ``AnnotatedImage``; those that a layout does not have are filled with defaults."""
     n = len(boxes)
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes are checked later
+        box_area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return {
         "boxes": boxes,
         "labels": np.array(labels, np.int32).reshape(n),
-        "area": (boxes[:, 2:] - boxes[:, :2]).prod(1) if area is None else np.array(area, np.float64).reshape(n),
+        "area": box_area if area is None else np.array(area, np.float64).reshape(n),
         "crowd": np.zeros(n, bool) if crowd is None else np.array(crowd, bool).reshape(n),
         "difficult": np.zeros(n, bool) if difficult is None else np.array(difficult, bool).reshape(n),
         "masks": (b"",) * n if masks is None else tuple(masks),

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detectors.data.annotated import AnnotatedImage
+from detectors.data.decoding import SUFFIXES, image_files
+from detectors.data.json_rows import read_bytes, shown
 from detectors.data.on_disk import DiskData, columns
 from detectors.data.records import BadRecord, BadRecords
 
@@ -80,13 +82,14 @@ class VocData(DiskData):
         image_id = 0
         for name in getattr(self, role):
             listed = self._list(name)
-            for line in listed.read_text().splitlines():
+            images = image_files(listed.parents[2] / "JPEGImages")
+            for line in read_bytes(listed).decode(errors="replace").splitlines():
                 if not line.strip():
                     continue
                 image_id += 1
-                path = listed.parents[2] / "Annotations" / f"{line.split()[0]}.xml"
+                path = _annotation(listed.parents[2] / "Annotations", line)
                 try:
-                    yield _read_xml(path, image_id, categories)
+                    yield _read_xml(path, image_id, images, categories)
                 except BadRecord as bad:
                     report.add(bad.reason, bad.detail)
 
@@ -98,17 +101,27 @@ class VocData(DiskData):
 _FOLDERS = ("Annotations", "JPEGImages")
 
 
-def _read_xml(path: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
+def _annotation(folder: pathlib.Path, line: str) -> pathlib.Path:
+    """The annotation file that a line of a list names; after the name there may be a number, as in VOC's own lists."""
+    whole = pathlib.PurePath(line.strip())
+    stem = whole.stem if whole.suffix.lower() in SUFFIXES else whole.name
+    path = folder / f"{stem}.xml"
+    return path if path.exists() else folder / f"{line.split()[0]}.xml"
+
+
+def _read_xml(
+    path: pathlib.Path, image_id: int, images: dict[str, pathlib.Path], categories: tuple[str, ...]
+) -> AnnotatedImage:
     """Reads one annotation file. Raises BadRecord if it is missing, damaged or names an unknown category."""
     try:
-        tree = ElementTree.parse(path).getroot()
-        size = (int(_text(tree, "size/height")), int(_text(tree, "size/width")))
+        tree = ElementTree.fromstring(read_bytes(path))
+        size = (_side(tree, "height"), _side(tree, "width"))
         objects = tree.findall("object")
-        inclusive = [[float(_text(o, f"bndbox/{e}")) for e in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-        difficult = [bool(int(o.findtext("difficult") or 0)) for o in objects]
-    except FileNotFoundError as error:
-        raise BadRecord("missing file", str(path)) from error
-    except (ElementTree.ParseError, ValueError) as error:
+        inclusive = [[_number(o, f"bndbox/{e}") for e in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+        difficult = [_flag(o, "difficult") for o in objects]
+    except OSError as error:
+        raise BadRecord("missing file", f"{path} ({error.strerror})") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise BadRecord("annotation that cannot be read", f"{path.name} ({error})") from error
     names = [(o.findtext("name") or "").strip() for o in objects]
     unknown = sorted(set(names) - set(categories))
@@ -117,14 +130,36 @@ def _read_xml(path: pathlib.Path, image_id: int, categories: tuple[str, ...]) ->
     corners = np.array(inclusive, np.float64).reshape(-1, 4)
     # Pixels count from 1, and the far ones are inside. A box of one pixel keeps its corners, and so has no area.
     boxes = corners - np.where((corners[:, 2:] > corners[:, :2]).all(1, keepdims=True), [1, 1, 0, 0], 0)
-    image = path.parents[1] / "JPEGImages" / f"{path.stem}.jpg"
+    image = images.get(path.stem, path.parents[1] / "JPEGImages" / f"{path.stem}.jpg")
+    known = (size[0], size[1]) if size[0] and size[1] else None
     return AnnotatedImage(
-        image, image_id, size, **columns(boxes, [categories.index(name) for name in names], difficult=difficult)
+        image, image_id, known, **columns(boxes, [categories.index(name) for name in names], difficult=difficult)
     )
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def _number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
     if text is None:
         raise ValueError(f"no {path}")
-    return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is {shown(text)}, not a number") from error
+
+
+def _side(tree: ElementTree.Element, name: str) -> int:
+    """A side of the image in pixels; 0 where it is not said."""
+    value = _number(tree, f"size/{name}") if tree.find(f"size/{name}") is not None else 0.0
+    if not 0 <= value < 2**20 or value != int(value):
+        raise ValueError(f"size/{name} is {value:g}, not a number of pixels")
+    return int(value)
+
+
+def _flag(element: ElementTree.Element, name: str) -> bool:
+    text = (element.findtext(name) or "").strip().lower()
+    if text not in _FLAGS:
+        raise ValueError(f"{name} is {shown(text)}, not 0 or 1")
+    return _FLAGS[text]
+
+
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
