@@ -421,8 +421,9 @@ def test_held_out_images_are_not_trained_on(voc):
 
 
 def test_the_padding_is_checked_before_training(voc):
-    with pytest.raises(ValueError, match="has 1 boxes, more than max_boxes=0: set data.max_boxes to at least 1"):
-        open_dataset(dataclasses.replace(voc, max_boxes=0))
+    dataset = open_dataset(dataclasses.replace(voc, max_boxes=0))
+    with pytest.raises(ValueError, match="has 1 boxes, more than max_boxes=0: train with --config.data.max_boxes=1"):
+        train_batches(dataset.train, batch_size=1, seed=0)
 
 
 def test_cells_of_masks_must_fill_the_batch(coco):

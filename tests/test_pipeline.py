@@ -124,8 +124,13 @@ def test_images_without_boxes_and_small_ones_are_scored():
 
 
 def test_too_many_boxes_name_the_image_and_the_remedy():
-    with pytest.raises(ValueError, match="Image 5 has 3 boxes.*max_boxes=2: set data.max_boxes to at least 3"):
-        open_train([record(1), record(5, [GOOD_BOX] * 3, [0] * 3)], max_boxes=2)
+    records = [record(1), record(5, [GOOD_BOX] * 3, [0] * 3)]
+    train, _ = open_train(records, max_boxes=2)
+    with pytest.raises(ValueError, match="Image 5 has 3 boxes.*max_boxes=2: train with --config.data.max_boxes=3"):
+        train_batches(train, batch_size=1, seed=0)
+    assert [len(batch.image) for batch in eval_batches(train, 1)] == [1, 1]  # which need no padding
+    remedied, _ = open_train(records, max_boxes=3)
+    assert next(train_batches(remedied, batch_size=2, seed=0)).valid.sum() == 4
 
 
 def test_grey_and_palette_images_become_rgb():

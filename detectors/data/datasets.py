@@ -67,7 +67,7 @@ def open_dataset(config: DataConfig | DiskData) -> Dataset:
 
     Raises:
       BuildError, LayoutError: the data set can be neither built nor read; the message names the folder.
-      InputError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
+      InputError: a split has no valid record.
     """
     builder = (
         build_detection_set(config)
@@ -119,7 +119,7 @@ def open_records(
       config: how batches are made.
 
     Raises:
-      InputError: an image has more boxes than ``config.max_boxes``, or a split has no valid record.
+      InputError: a split has no valid record.
     """
     annotations, images, reports = {}, {}, {}
     for split in SPLITS:
@@ -201,15 +201,10 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
 
 
 def _usable(annotations: Sequence[Annotation], config: BatchConfig, report: BadRecords, *, training: bool) -> list[int]:
-    """Indices of the images to use; raises InputError where the padding is too short."""
+    """Indices of the images to use."""
     kept = []
     for index, annotation in enumerate(annotations):
         boxes = int(annotation.trained.sum())
-        if boxes > config.max_boxes:
-            raise InputError(
-                f"Image {annotation.image_id} has {boxes} boxes, more than max_boxes={config.max_boxes}: set "
-                f"data.max_boxes to at least {max(int(other.trained.sum()) for other in annotations)}."
-            )
         if training and min(annotation.size) < config.min_side:
             height, width = annotation.size
             report.add(f"image with a side under {config.min_side}", f"image {annotation.image_id} ({width}x{height})")

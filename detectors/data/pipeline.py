@@ -86,9 +86,13 @@ def train_batches(
     Returns:
       A Grain iterator. ``get_state`` and ``set_state`` save and restore it; its state counts from ``start_step``. With
       workers, ``close`` it when done.
+
+    Raises:
+      InputError: an image has more boxes than batches are padded to.
     """
     import grain  # slow to import, and not needed to evaluate
 
+    _check_padding(source)
     streams, groups = [], source.orientations()
     for group in groups:
         endless = grain.MapDataset.range(len(group)).seed(seed).repeat()
@@ -112,12 +116,28 @@ def train_batches(
 def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
     """Every image once, in order; landscape ones before portrait ones if their batches differ in shape.
 
-    The last batch of a shape is filled up with blank images, which ``real`` marks as False.
+    Batches have no boxes: an image may show any number, and is scored with ``source.annotations``. The last batch of a shape is filled up with blank images, which ``real`` marks as False.
     """
     for group in source.orientations():
         for start in range(0, len(group), batch_size):
-            chosen = [source[index] for index in group[start : start + batch_size]]
-            yield make_batch(chosen, source.layout, batch_size)
+            chosen = [_without_objects(source[index]) for index in group[start : start + batch_size]]
+            yield make_batch(chosen, source.layout._replace(max_boxes=0, mask_stride=0), batch_size)
+
+
+def _without_objects(example: Example) -> Example:
+    annotation = example.annotation
+    nothing = Annotation(annotation.image_id, annotation.size, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    return example._replace(annotation=nothing)
+
+
+def _check_padding(source: Source) -> None:
+    boxes = [int(annotation.trained.sum()) for annotation in source.annotations]
+    if boxes and max(boxes) > source.layout.max_boxes:
+        fullest = source.annotations[int(np.argmax(boxes))]
+        raise InputError(
+            f"Image {fullest.image_id} has {max(boxes)} boxes, more than max_boxes={source.layout.max_boxes}: train with "
+            f"--config.data.max_boxes={max(boxes)}."
+        )
 
 
 def one_image_per_category(source: Source, seed: int) -> Source:

@@ -24,7 +24,9 @@ from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections
 
 USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
-_MAY_DIFFER = {"root", "data_dir", "cache", "workers", "flip", "mask_stride"}  # settings without effect on predictions
+_MAY_DIFFER = {  # settings without effect on predictions
+    *("root", "data_dir", "outside", "cache", "workers", "flip", "mask_stride", "max_boxes"),
+}
 _LOADERS = {
     FCOSConfig: weights.load_fcos,
     FasterRCNNConfig: weights.load_faster_rcnn,
