@@ -68,7 +68,8 @@ def test_checkpoints_are_found_by_name_path_and_preference(tmp_path):
 
 def test_another_detector_or_data_than_trained_is_named(tmp_path):
     leave_training(tmp_path, TrainRun(detector=fcos_tiny(3)))
-    inference.check_trained_with(tmp_path, TrainRun(detector=fcos_tiny(3), data=DataConfig(workers=4, max_boxes=99), steps=1))
+    read_otherwise = DataConfig(workers=4, max_boxes=99)
+    inference.check_trained_with(tmp_path, TrainRun(detector=fcos_tiny(3), data=read_otherwise, steps=1))
     with pytest.raises(workdir.WorkdirError, match=r"config.detector.classes: 3 -> 4.*fields of the training"):
         inference.check_trained_with(tmp_path, TrainRun(detector=fcos_tiny(4)))
     with pytest.raises(workdir.WorkdirError, match=r"config.data.short_side: 0 -> 64"):

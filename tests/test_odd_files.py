@@ -268,6 +268,9 @@ def test_a_bad_mask_is_named_and_leaves_its_box(tmp_path, form, said):
     assert [len(a.labels) for a in dataset.test.annotations] == [3] * 6
     cases = dataset.bad_records["test"].cases["mask dropped, its box is kept"]
     assert cases[0].startswith("image 3 (3.png), annotation 3: ") and said in cases[0]
+    with_masks = open_dataset(dataclasses.replace(config, mask_stride=4))
+    assert (len(with_masks.train), len(with_masks.test)) == (5, 6)
+    assert "image with an object without mask, not trained on" in with_masks.bad_records["train"].counts
     with pytest.raises(ResultsError, match="1 of 18 objects have no segmentation(.|\n)*annotation 3: "):
         read_reference(tmp_path / "truth.json", masks=True)
 

@@ -203,16 +203,24 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
 def _usable(annotations: Sequence[Annotation], config: BatchConfig, report: BadRecords, *, training: bool) -> list[int]:
     """Indices of the images to use."""
     kept = []
+    masks = config.mask_stride and any(any(annotation.masks or ()) for annotation in annotations)
     for index, annotation in enumerate(annotations):
         boxes = int(annotation.trained.sum())
         if training and min(annotation.size) < config.min_side:
             height, width = annotation.size
             report.add(f"image with a side under {config.min_side}", f"image {annotation.image_id} ({width}x{height})")
+        elif training and masks and _lacks_a_mask(annotation):
+            report.add("image with an object without mask, not trained on", f"image {annotation.image_id}")
         elif training and not boxes:
             report.add("image without boxes, not trained on", f"image {annotation.image_id}")
         else:
             kept.append(index)
     return kept
+
+
+def _lacks_a_mask(annotation: Annotation) -> bool:
+    runs = annotation.masks or (b"",) * len(annotation.labels)
+    return any(not runs[index] for index in np.flatnonzero(annotation.trained))
 
 
 def _check_split(split: str, annotations: Sequence[Annotation], records: int, report: BadRecords) -> None:

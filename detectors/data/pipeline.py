@@ -116,7 +116,8 @@ def train_batches(
 def eval_batches(source: Source, batch_size: int) -> Iterator[Batch]:
     """Every image once, in order; landscape ones before portrait ones if their batches differ in shape.
 
-    Batches have no boxes: an image may show any number, and is scored with ``source.annotations``. The last batch of a shape is filled up with blank images, which ``real`` marks as False.
+    Batches have no boxes: an image may show any number, and is scored with ``source.annotations``. The last batch of a
+    shape is filled up with blank images, which ``real`` marks as False.
     """
     for group in source.orientations():
         for start in range(0, len(group), batch_size):
@@ -135,8 +136,8 @@ def _check_padding(source: Source) -> None:
     if boxes and max(boxes) > source.layout.max_boxes:
         fullest = source.annotations[int(np.argmax(boxes))]
         raise InputError(
-            f"Image {fullest.image_id} has {max(boxes)} boxes, more than max_boxes={source.layout.max_boxes}: train with "
-            f"--config.data.max_boxes={max(boxes)}."
+            f"Image {fullest.image_id} has {max(boxes)} boxes, more than max_boxes={source.layout.max_boxes}: train "
+            f"with --config.data.max_boxes={max(boxes)}."
         )
 
 
