@@ -6,7 +6,8 @@
 
     python launch/data.py --config=configs/data/coco.py --config.root=/data/coco --benchmark=50 --config.workers=8
 
-A data set is built once; the same command then only reads it. Every record is decoded again when it is verified.
+A data set is built once; the same command then only reads it, unless bad images have been repaired. Every record is
+decoded again when it is verified. --rebuild builds it again.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from PIL import Image
 import script
 from detectors.data.datasets import open_dataset, read_built
 from detectors.data.drawing import draw_objects
-from detectors.data.on_disk import ROLES, build_detection_set
+from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
 from detectors.data.pipeline import train_batches
 from detectors.data.resizing import fitted_size
 
@@ -31,6 +32,7 @@ _DRAW = flags.DEFINE_integer("draw", 0, "Images of each split that are drawn wit
 _OUT = flags.DEFINE_string("out", "samples", "Folder of the drawn images.")
 _SEED = flags.DEFINE_integer("seed", 0, "Which images are drawn.")
 _LIST_BAD = flags.DEFINE_integer("list_bad", 20, "Bad records that are named for each reason.", lower_bound=0)
+_REBUILD = flags.DEFINE_bool("rebuild", False, "Build the data set again, from all its files as they are now.")
 _BENCHMARK = flags.DEFINE_integer(
     "benchmark", 0, "Training batches of 16 images that are timed, against plain Pillow.", lower_bound=0
 )
@@ -42,13 +44,26 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     config = dataclasses.replace(_CONFIG.value, mask_stride=1)  # masks are counted and drawn
     with script.ending("The check of the data set", interrupted="A data set that was built stays."):
-        started = time.monotonic()
-        builder = build_detection_set(config)
-        print(f"{config.title} in {builder.data_path} ({time.monotonic() - started:.1f} s)")
+        builder = _built(config)
         for role in ROLES:
             _verify(builder, role)
         if _BENCHMARK.value:
             _benchmark(_CONFIG.value, _BENCHMARK.value)
+
+
+def _built(config: DiskData):
+    """The build of a data set, made again if that may help; prints where it is."""
+    started = time.monotonic()
+    config.check_layout()
+    there = bool(built_categories(config))
+    builder = build_detection_set(config, again=_REBUILD.value)
+    repaired = repaired_files(builder) if there else []
+    if repaired:
+        print(f"{len(repaired)} images that were bad have changed, such as {repaired[0]}: the data set is built again.")
+        builder = build_detection_set(config, again=True)
+    made = "built" if repaired or _REBUILD.value or not there else "as it was built before (--rebuild builds it again)"
+    print(f"{config.title}, {made}: {builder.data_path} ({time.monotonic() - started:.1f} s)")
+    return builder
 
 
 def _verify(builder, role: str) -> None:
@@ -62,8 +77,8 @@ def _verify(builder, role: str) -> None:
             unreadable.append(split.names[index])
     if unreadable:
         raise OSError(
-            f"{len(unreadable)} records of {role} have another size than annotated, the first {unreadable[0]}: delete "
-            f"{builder.data_path} to have it built again."
+            f"{len(unreadable)} records of {role} in {builder.data_path} have another size than annotated, the first "
+            f"{unreadable[0]}: build it again with --rebuild."
         )
     total = {
         "images": len(annotations),

@@ -500,6 +500,31 @@ def test_launch_data_verifies_and_draws(coco, tmp_path):
         assert np.array_equal(np.asarray(picture), np.asarray(original)) == (stem == "3")  # it has no objects
 
 
+def test_repaired_images_are_read_again(tmp_path):
+    root = coco_tree(tmp_path / "coco")
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][3]["file_name"] = "more/4.jpg"  # missing, in a folder of its own
+    path.write_text(json.dumps(content))
+    (root / "train2017" / "more").mkdir()
+    command = ["data", f"--config.root={root}", f"--config.data_dir={tmp_path / 'built'}"]
+    code, output = run(*command)
+    assert code == 0 and "train: 3 images" in output and "COCO, built: " in output, output
+    code, output = run(*command)
+    assert "as it was built before (--rebuild builds it again): " in output and "train: 3 images" in output
+    write_image(root / "train2017" / "more" / "4.jpg")
+    code, output = run(*command)
+    assert "1 images that were bad have changed, such as " in output and "train: 4 images" in output, output
+    write_image(root / "train2017" / "5.jpg")  # in place
+    assert "train: 5 images" in run(*command)[1]
+    write_image(root / "train2017" / "1.jpg", seed=9)
+    code, output = run(*command, "--rebuild")
+    assert "COCO, built: " in output
+    builder = build_detection_set(CocoData(str(root), data_dir=str(tmp_path / "built")))
+    stored = np.asarray(Image.open(root / "train2017" / "1.jpg"))
+    np.testing.assert_array_equal(read_built(builder, "train").image(0), stored)
+
+
 def test_launch_data_fails_with_one_line():
     code, output = run("data", "--config=configs/data/voc.py", "--config.root=/nowhere")
     assert code == 1

@@ -45,7 +45,7 @@ def default_data_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
 
 
-def build_once(make_builder: Callable[[], Builder]) -> Builder:
+def build_once(make_builder: Callable[[], Builder], *, again: bool = False) -> Builder:
     """The builder, after building its data set unless it is there.
 
     The files appear under their final name in one step when they are complete. Several processes may call this at
@@ -53,10 +53,11 @@ def build_once(make_builder: Callable[[], Builder]) -> Builder:
 
     Args:
       make_builder: makes a new builder at each call.
+      again: whether to replace a build that is there.
     """
     with _quiet_tfds():
         builder = make_builder()
-        if builder.data_path.exists():
+        if builder.data_path.exists() and not again:
             return builder
         path = pathlib.Path(builder.data_path)
         folder = pathlib.Path(builder.data_dir_root) / builder.name
@@ -64,6 +65,9 @@ def build_once(make_builder: Callable[[], Builder]) -> Builder:
             # Another process may have built it meanwhile; only a new builder reads what it wrote.
             builder = make_builder()
             _remove_interrupted_builds(path)
+            if again and path.exists():
+                shutil.rmtree(path)
+                builder = make_builder()
             builder.download_and_prepare(
                 download_dir=folder / "downloads",
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),

@@ -173,12 +173,13 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {role: self._generate_examples(role, categories) for role in ROLES}
 
     def _generate_examples(self, role: str, categories: tuple[str, ...]):
-        report, kept = BadRecords(shown=ALL), []
+        report, kept, bad_files = BadRecords(shown=ALL), [], {}
         for image in self.builder_config.data.read(role, categories, report):
             try:
                 encoded, image = check(image, report)
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
+                bad_files[str(image.path)] = _stamp(image.path)
                 continue
             columns = zip(image.boxes, image.labels, image.area, image.crowd, image.difficult, image.masks, strict=True)
             objects = [
@@ -199,10 +200,31 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         path = pathlib.Path(self.data_path)
         save_annotations(path / f"annotations-{role}.npz", kept)
         save_report(path / f"bad_records-{role}.json", report)
+        (path / f"bad_files-{role}.json").write_text(json.dumps(bad_files))
 
 
-def build_detection_set(data: DiskData) -> DetectionSet:
+def _stamp(path: pathlib.Path) -> list[int] | None:
+    """What tells whether a file has changed; None for one that is missing."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def repaired_files(builder: tfds.core.DatasetBuilder) -> list[str]:
+    """Images that could not be used when a data set was built, and that have changed since."""
+    path = pathlib.Path(builder.data_path)
+    bad = [json.loads((path / f"bad_files-{role}.json").read_text()) for role in ROLES]
+    return [name for files in bad for name, stamp in files.items() if _stamp(pathlib.Path(name)) != stamp]
+
+
+def build_detection_set(data: DiskData, *, again: bool = False) -> DetectionSet:
     """Builds the data set unless this root's build is there, and returns its builder.
+
+    Args:
+      data: which one.
+      again: whether to replace a build that is there.
 
     Raises:
       LayoutError: root does not hold the data set, or no image of it can be used.
@@ -213,7 +235,7 @@ def build_detection_set(data: DiskData) -> DetectionSet:
     kind = type(data.kind, (DetectionSet,), {"name": data.kind}, skip_registration=True)
     config = DetectionSetConfig(name=data.build_name(), data=data)
     try:
-        return build_once(lambda: kind(data_dir=target, config=config, file_format="array_record"))
+        return build_once(lambda: kind(data_dir=target, config=config, file_format="array_record"), again=again)
     except LayoutError:
         raise
     except (OSError, RuntimeError) as error:
