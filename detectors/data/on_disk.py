@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 from tensorflow_datasets.core import writer
 
-from cse_jax.errors import UserError
+from cse_jax.errors import InputError, UserError
 from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
 from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
 from detectors.data.records import BadRecord, BadRecords
@@ -42,12 +43,14 @@ class DiskData(BatchConfig, abc.ABC):
         ``select`` is ``test``.
       limit: use only the first images of each split, for trials; 0 for all.
       outside: read images outside the root as well, where the annotations name such.
+      test_share: of the images that are the test split, where train and test are the same images; always the same ones.
     """
 
     root: str = ""
     select_images: int = 0
     limit: int = 0
     outside: bool = dataclasses.field(default=False, kw_only=True)
+    test_share: float = dataclasses.field(default=0.0, kw_only=True)
 
     kind: ClassVar[str]  # folder of its builds
     title: ClassVar[str]
@@ -84,10 +87,25 @@ class DiskData(BatchConfig, abc.ABC):
           BadRecord: that is outside the root.
         """
         path = pathlib.Path(os.path.normpath(folder / name))
+        if "\\" in name and not path.exists():  # written on Windows
+            path = pathlib.Path(os.path.normpath(folder / name.replace("\\", "/")))
         inside = any(path.is_relative_to(os.path.normpath(within)) for within in (self.folder(), folder))
         if not inside and not self.outside:
             raise BadRecord("image outside the root, not read", f"{name} (set --config.outside=True to read it)")
         return path
+
+    def split(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
+        """The images of ``train`` or ``test``, as ``read`` yields them, without those of the other."""
+        found = self.read(role, categories, report)
+        if not self.test_share:
+            yield from found
+            return
+        if not 0 < self.test_share < 1:
+            raise InputError(f"data.test_share={self.test_share} must be a share of the images, between 0 and 1")
+        everything = list(found)
+        drawn = sorted(everything, key=lambda image: hashlib.sha256(_place(image.path, self.folder())).digest())
+        test = {image.path for image in drawn[: math.ceil(self.test_share * len(drawn))]}
+        yield from (image for image in everything if (image.path in test) == (role == "test"))
 
     def check_layout(self) -> None:
         """Raises LayoutError unless root holds what is expected there."""
@@ -105,7 +123,7 @@ class DiskData(BatchConfig, abc.ABC):
 
     def build_name(self) -> str:
         """Name of the build of this root as it is now."""
-        shared = {f.name for f in dataclasses.fields(DiskData)} - {"outside"}
+        shared = {f.name for f in dataclasses.fields(DiskData)} - {"outside", "test_share"}
         own = {field.name for field in dataclasses.fields(self)} - shared
         digest = hashlib.sha256(
             json.dumps([str(self.folder()), {name: getattr(self, name) for name in own}], sort_keys=True).encode()
@@ -174,7 +192,7 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, role: str, categories: tuple[str, ...]):
         report, kept, bad_files = BadRecords(shown=ALL), [], {}
-        for image in self.builder_config.data.read(role, categories, report):
+        for image in self.builder_config.data.split(role, categories, report):
             try:
                 encoded, image = check(image, report)
             except BadRecord as bad:
@@ -201,6 +219,11 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         save_annotations(path / f"annotations-{role}.npz", kept)
         save_report(path / f"bad_records-{role}.json", report)
         (path / f"bad_files-{role}.json").write_text(json.dumps(bad_files))
+
+
+def _place(path: pathlib.Path, root: pathlib.Path) -> bytes:
+    """Where a file is below the root, which may itself be anywhere."""
+    return os.path.relpath(path, root).encode(errors="surrogateescape")
 
 
 def _stamp(path: pathlib.Path) -> list[int] | None:

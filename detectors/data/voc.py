@@ -6,6 +6,7 @@ root is the folder ``VOCdevkit``. For a data set with these three folders direct
 year (``--config.data.train="('train',)" --config.data.test="('test',)"``) and the categories (``--config.data.names``).
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 from detectors.data.annotated import AnnotatedImage
 from detectors.data.decoding import SUFFIXES, image_files
 from detectors.data.json_rows import read_bytes, shown
-from detectors.data.on_disk import DiskData, columns
+from detectors.data.on_disk import ROLES, DiskData, columns
 from detectors.data.records import BadRecord, BadRecords
 
 VOC_CATEGORIES = (
@@ -48,13 +49,16 @@ class VocData(DiskData):
     """VOC 2007+2012 trainval against 2007 test, or a data set in its format.
 
     Attributes:
-      train, test: lists of images, each ``folder/list`` or, for a root without years, ``list``.
-      names: the categories.
+      train, test: lists of images, each ``folder/list`` or, for a root without years, ``list``; or folders of XML
+        files.
+      names: the categories; none for those that the XML files name, sorted.
+      images: folder of the images, beside that of the XML files; if there is none, they are in the same one.
     """
 
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     test: tuple[str, ...] = ("VOC2007/test",)
     names: tuple[str, ...] = VOC_CATEGORIES
+    images: str = "JPEGImages"
 
     kind = "voc"
     title = "Pascal VOC"
@@ -66,32 +70,59 @@ class VocData(DiskData):
         return [*folders, *(str(path.relative_to(self.folder())) for name in lists for path in [self._list(name)])]
 
     def annotation_files(self, role: str) -> list[pathlib.Path]:
-        folders = {self._list(name).parents[2] / "Annotations" for name in getattr(self, role)}
-        return [
-            *(self._list(name) for name in getattr(self, role)),
-            *(path for folder in sorted(folders) for path in sorted(folder.glob("*.xml"))),
-        ]
+        lists = [self._list(name) for name in getattr(self, role) if not self._holds_files(name)]
+        folders = {self._folders(name)[0] for name in getattr(self, role)}
+        return [*lists, *(path for folder in sorted(folders) for path in sorted(folder.glob("*.xml")))]
 
     def image_folders(self, role: str) -> list[pathlib.Path]:
-        return [self._list(name).parents[2] / "JPEGImages" for name in getattr(self, role)]
+        return [self._folders(name)[1] for name in getattr(self, role)]
 
     def categories(self) -> tuple[str, ...]:
-        return tuple(self.names)
+        return tuple(self.names) or tuple(sorted(self._named()))
 
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         image_id = 0
         for name in getattr(self, role):
-            listed = self._list(name)
-            images = image_files(listed.parents[2] / "JPEGImages")
-            for line in read_bytes(listed).decode(errors="replace").splitlines():
-                if not line.strip():
-                    continue
+            _, images = self._folders(name)
+            found = image_files(images)
+            for path in self._annotations(name):
                 image_id += 1
-                path = _annotation(listed.parents[2] / "Annotations", line)
+                image = found.get(path.stem, images / f"{path.stem}.jpg")
                 try:
-                    yield _read_xml(path, image_id, images, categories)
+                    yield _read_xml(path, image_id, image, categories)
                 except BadRecord as bad:
                     report.add(bad.reason, bad.detail)
+
+    def _annotations(self, name: str) -> list[pathlib.Path]:
+        """The XML files of a list or folder."""
+        folder, _ = self._folders(name)
+        if self._holds_files(name):
+            return sorted(folder.glob("*.xml"))
+        lines = read_bytes(self._list(name)).decode(errors="replace").splitlines()
+        return [_annotation(folder, line) for line in lines if line.strip()]
+
+    def _folders(self, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+        """The folders of a list's XML files and images."""
+        if not self._holds_files(name):
+            base = self._list(name).parents[2]
+            return base / "Annotations", base / self.images
+        folder = self.folder() / name
+        images = folder.parent / self.images
+        return folder, images if self.images and images.is_dir() else folder
+
+    def _holds_files(self, name: str) -> bool:
+        """Whether it is a folder of XML files instead of a list."""
+        return not self._list(name).is_file() and any((self.folder() / name).glob("*.xml"))
+
+    def _named(self) -> set[str]:
+        """The names of all objects."""
+        found = set()
+        for path in (path for role in ROLES for name in getattr(self, role) for path in self._annotations(name)):
+            with contextlib.suppress(OSError, ElementTree.ParseError, ValueError, LookupError):
+                found |= {
+                    (o.findtext("name") or "").strip() for o in ElementTree.fromstring(read_bytes(path)).iter("object")
+                }
+        return found - {""}
 
     def _list(self, name: str) -> pathlib.Path:
         path = pathlib.PurePath(name)
@@ -109,9 +140,7 @@ def _annotation(folder: pathlib.Path, line: str) -> pathlib.Path:
     return path if path.exists() else folder / f"{line.split()[0]}.xml"
 
 
-def _read_xml(
-    path: pathlib.Path, image_id: int, images: dict[str, pathlib.Path], categories: tuple[str, ...]
-) -> AnnotatedImage:
+def _read_xml(path: pathlib.Path, image_id: int, image: pathlib.Path, categories: tuple[str, ...]) -> AnnotatedImage:
     """Reads one annotation file. Raises BadRecord if it is missing, damaged or names an unknown category."""
     try:
         tree = ElementTree.fromstring(read_bytes(path))
@@ -130,7 +159,6 @@ def _read_xml(
     corners = np.array(inclusive, np.float64).reshape(-1, 4)
     # Pixels count from 1, and the far ones are inside. A box of one pixel keeps its corners, and so has no area.
     boxes = corners - np.where((corners[:, 2:] > corners[:, :2]).all(1, keepdims=True), [1, 1, 0, 0], 0)
-    image = images.get(path.stem, path.parents[1] / "JPEGImages" / f"{path.stem}.jpg")
     known = (size[0], size[1]) if size[0] and size[1] else None
     return AnnotatedImage(
         image, image_id, known, **columns(boxes, [categories.index(name) for name in names], difficult=difficult)
