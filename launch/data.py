@@ -1,11 +1,14 @@
 """Builds a data set from its original layout, verifies it and draws samples.
 
+    python launch/data.py --root=/data/mine
     python launch/data.py --config=configs/data/coco.py --config.root=/data/coco
     python launch/data.py --config=configs/data/voc.py --config.root=/data/VOCdevkit --draw=20 --out=samples
     python launch/data.py --config=configs/data/bccd.py --config.root=/data/BCCD --list_bad=100
 
     python launch/data.py --config=configs/data/coco.py --config.root=/data/coco --benchmark=50 --config.workers=8
 
+The first recognises the layout (COCO, VOC, YOLO or BDD100K, as annotation tools write them), and writes a config to
+search on the data set.
 A data set is built once; the same command then only reads it, unless bad images have been repaired. Every record is
 decoded again when it is verified. --rebuild builds it again.
 """
@@ -13,6 +16,7 @@ decoded again when it is verified. --rebuild builds it again.
 import dataclasses
 import io
 import pathlib
+import re
 import time
 
 import numpy as np
@@ -21,8 +25,10 @@ from ml_collections import config_flags
 from PIL import Image
 
 import script
-from detectors.data.datasets import open_dataset, read_built
+from cse_jax import workdir
+from detectors.data.datasets import BuiltSplit, open_dataset, read_built
 from detectors.data.drawing import draw_objects
+from detectors.data.layouts import differing, recognise
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
 from detectors.data.pipeline import train_batches
 from detectors.data.resizing import fitted_size
@@ -32,6 +38,8 @@ _DRAW = flags.DEFINE_integer("draw", 0, "Images of each split that are drawn wit
 _OUT = flags.DEFINE_string("out", "samples", "Folder of the drawn images.")
 _SEED = flags.DEFINE_integer("seed", 0, "Which images are drawn.")
 _LIST_BAD = flags.DEFINE_integer("list_bad", 20, "Bad records that are named for each reason.", lower_bound=0)
+_ROOT = flags.DEFINE_string("root", None, "Folder of a data set whose layout is recognised, instead of --config.")
+_SEARCH_CONFIG = flags.DEFINE_string("search_config", None, "With --root: the config to write; in runs/ by default.")
 _REBUILD = flags.DEFINE_bool("rebuild", False, "Build the data set again, from all its files as they are now.")
 _BENCHMARK = flags.DEFINE_integer(
     "benchmark", 0, "Training batches of 16 images that are timed, against plain Pillow.", lower_bound=0
@@ -42,13 +50,20 @@ _BATCH = 16
 def main(argv: list[str]) -> None:
     script.start(argv)
     logging.set_verbosity(logging.ERROR)
-    config = dataclasses.replace(_CONFIG.value, mask_stride=1)  # masks are counted and drawn
+    if _ROOT.value is not None and flags.FLAGS["config"].present:
+        raise app.UsageError("give either --root or --config")
     with script.ending("The check of the data set", interrupted="A data set that was built stays."):
-        builder = _built(config)
+        config = _CONFIG.value
+        if _ROOT.value is not None:
+            said, config = recognise(pathlib.Path(_ROOT.value).expanduser().absolute())
+            print(f"{_ROOT.value} has {said}.")
+        builder = _built(dataclasses.replace(config, mask_stride=1))  # masks are counted and drawn
         for role in ROLES:
             _verify(builder, role)
+        if _ROOT.value is not None:
+            _write_search_config(said, config, read_built(builder, "train", masks=False))
         if _BENCHMARK.value:
-            _benchmark(_CONFIG.value, _BENCHMARK.value)
+            _benchmark(config, _BENCHMARK.value)
 
 
 def _built(config: DiskData):
@@ -101,6 +116,64 @@ def _verify(builder, role: str) -> None:
         drawn.save(out / f"{role}-{pathlib.PurePath(split.names[index]).stem}.png")
     if len(chosen):
         print(f"drawn: {len(chosen)} images in {out}")
+
+
+def _write_search_config(said: str, config: DiskData, train: BuiltSplit) -> None:
+    """Writes a config to search on the data set with, unless one is there."""
+    name = re.sub(r"\W+", "_", config.folder().name).strip("_") or "data"
+    path = pathlib.Path(_SEARCH_CONFIG.value or f"runs/{name}_search.py")
+    data = differing(config) | {
+        "select_images": max(1, len(train.annotations) // 10),
+        "max_boxes": max(1, *(int(annotation.trained.sum()) for annotation in train.annotations)),
+        "short_side": 120,
+        "long_side": 160,
+        "cache": True,
+    }
+    fields = "".join(f"            {field}={value!r},\n" for field, value in data.items())
+    text = _SEARCH.format(
+        title=said.replace("\\", "/"),
+        path=path,
+        module=type(config).__module__,
+        kind=type(config).__name__,
+        name=name,
+        classes=len(train.categories),
+        root=str(config.folder()),
+        fields=fields,
+    )
+    if path.exists() and path.read_text() != text:
+        print(f"\nconfig to search with: {path} is there already and was left as it is")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_whole(path, text)
+    print(f"\nconfig to search with: python launch/search.py --config={path}")
+
+
+_SEARCH = '''"""Search on a data set of one's own, written by launch/data.py, which found {title}.
+
+python launch/search.py --config={path}
+
+The search sees the images at 160 x 120 pixels, as that of configs/search/fcos_bccd.py does.
+"""
+
+from {module} import {kind}
+from detectors.models.fcos import fcos_tiny
+from detectors.training.run_config import training_in_seconds
+from detectors.training.search_trainer import ScheduleConfig
+from search_run import SearchRun, search_in_minutes
+
+
+def get_config() -> SearchRun:
+    return SearchRun(
+        name={name!r},
+        search=search_in_minutes(),
+        detector=fcos_tiny(classes={classes}),
+        train=training_in_seconds(learning_rate=0.002),
+        schedule=ScheduleConfig(overfit=80, proxy=(150, 400), final=400),
+        data={kind}(
+            {root!r},
+{fields}        ),
+    )
+'''
 
 
 def _benchmark(config, batches: int) -> None:
