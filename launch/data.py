@@ -13,6 +13,7 @@ A data set is built once; the same command then only reads it, unless bad images
 decoded again when it is verified. --rebuild builds it again.
 """
 
+import collections
 import dataclasses
 import io
 import pathlib
@@ -27,6 +28,8 @@ from PIL import Image
 import script
 from cse_jax import workdir
 from detectors.data.datasets import BuiltSplit, open_dataset, read_built
+from detectors.data.decoding import mode_of
+from detectors.data.doubts import doubts_of_annotations
 from detectors.data.drawing import draw_objects
 from detectors.data.layouts import differing, recognise
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
@@ -45,6 +48,7 @@ _BENCHMARK = flags.DEFINE_integer(
     "benchmark", 0, "Training batches of 16 images that are timed, against plain Pillow.", lower_bound=0
 )
 _BATCH = 16
+_SATURATED = 0.6  # share of an image's values that are 0 or 255, from which on it is doubted
 
 
 def main(argv: list[str]) -> None:
@@ -85,9 +89,17 @@ def _verify(builder, role: str) -> None:
     """Prints what a split holds and draws some of it."""
     split = read_built(builder, role, shown_bad=_LIST_BAD.value)
     annotations = split.annotations
-    unreadable = []
+    unreadable, modes, flat, saturated = [], collections.Counter(), [], []
+    lowest, highest = 255, 0
     for index, annotation in enumerate(annotations):
         image = split.image(index)
+        modes[mode_of(split.encoded(index)[0])] += 1
+        low, high = int(image.min()), int(image.max())
+        lowest, highest = min(lowest, low), max(highest, high)
+        if low == high:
+            flat.append(split.names[index])
+        elif np.mean((image == 0) | (image == 255)) > _SATURATED:
+            saturated.append(split.names[index])
         if image.shape[:2] != annotation.size:
             unreadable.append(split.names[index])
     if unreadable:
@@ -107,6 +119,12 @@ def _verify(builder, role: str) -> None:
     print(f"\n{role}: " + ", ".join(f"{count} {name}" for name, count in total.items()))
     counts = np.bincount(np.concatenate([a.labels for a in annotations]), minlength=len(split.categories))
     print("categories: " + ", ".join(f"{name} {n}" for name, n in zip(split.categories, counts, strict=True)))
+    print(f"pixels: {', '.join(f'{n} {mode}' for mode, n in modes.most_common())}; levels {lowest} to {highest}")
+    doubts = doubts_of_annotations(annotations)
+    doubts += [f"{len(flat)} images are of one colour, such as {flat[0]}"] if flat else []
+    doubts += [f"{len(saturated)} images are mostly black or white, such as {saturated[0]}"] if saturated else []
+    for doubt in doubts:
+        print(f"Warning: {doubt}")
     print("bad records: " + (f"\n{split.report}" if split.report else "none"))
     out = pathlib.Path(_OUT.value)
     chosen = np.random.default_rng(_SEED.value).permutation(len(annotations))[: _DRAW.value].tolist()

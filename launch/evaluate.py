@@ -16,17 +16,19 @@ import math
 import pathlib
 import time
 
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 import script
 from cse_jax import workdir
 from detectors.data.datasets import open_dataset
+from detectors.data.doubts import doubts_of_boxes
 from detectors.data.on_disk import DiskData
 from detectors.data.voc import VocData
 from detectors.evaluation import inference
-from detectors.evaluation.coco import Found, detect, ground_truth
-from detectors.evaluation.results_files import IOU_TYPES, read_reference, read_results, write_results
+from detectors.evaluation.coco import Found, GroundTruth, detect, ground_truth
+from detectors.evaluation.results_files import IOU_TYPES, Reference, read_reference, read_results, write_results
 from detectors.evaluation.scores import as_json, score, table
 from detectors.models.mask_rcnn import MaskRCNNConfig
 
@@ -70,7 +72,17 @@ def _score_file(path: pathlib.Path, annotations: pathlib.Path) -> None:
     print(f"{path}: {len(found.scores)} detections on {len(reference.truth.image_ids)} images of {annotations}\n")
     if reference.bad_records:
         print(f"Bad records of {annotations}, left out:\n{reference.bad_records}\n")
+    for file, objects in {annotations: reference.truth, path: found}.items():
+        for doubt in [] if masks else _doubts(objects, reference):
+            print(f"Warning: {file}: {doubt}\n")
     print(table(score(found, reference.truth, reference.categories, boxes=not masks, masks=masks)))
+
+
+def _doubts(objects: GroundTruth | Found, reference: Reference) -> list[str]:
+    """What looks wrong about boxes on images whose size is known."""
+    sizes = [reference.sizes[image_id] for image_id in objects.image_of.tolist()]
+    known = np.array([size is not None for size in sizes], bool)
+    return doubts_of_boxes(objects.boxes[known], np.array([size for size in sizes if size], np.float64).reshape(-1, 2))
 
 
 def _score_detector(config) -> None:
