@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scripts import run
 
 from detectors.data.bdd100k import Bdd100kData
 from detectors.data.coco import CocoData
@@ -235,6 +236,36 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "truth.json")
     with pytest.raises(FileError, match="not a regular file"):
         read_reference(tmp_path / "truth.json", masks=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "renamed", "said"),
+    [
+        ({"file_name": "1.PNG"}, None, "1.png is there: correct upper and lower case"),
+        ({"file_name": "1.jpg"}, None, "1.png is there: correct the suffix"),
+        ({"file_name": "images/1.png"}, None, "images/1.png is there: correct the folder of the images"),
+        ({"file_name": "1.png"}, "photos/1.png", "photos/1.png is there: correct the folder of the images"),
+        ({"file_name": "train/x.png"}, None, "images/train does not exist"),
+    ],
+)
+def test_a_missing_image_names_the_likely_cause(tmp_path, fields, renamed, said):
+    config = write_set(tmp_path, changed(PLAIN, "images", 0, **fields))
+    if renamed:
+        (tmp_path / renamed).parent.mkdir()
+        (tmp_path / "images" / "1.png").rename(tmp_path / renamed)
+    assert said in str(open_dataset(config).bad_records["test"])
+
+
+def test_many_missing_images_are_counted(tmp_path):
+    listed = [{"id": i, "file_name": f"none/{i}.png", "height": 60, "width": 80} for i in range(400)]
+    config = write_set(tmp_path, PLAIN | {"images": listed, "annotations": []})
+    with pytest.raises(LayoutError, match="400 x missing file") as raised:
+        open_dataset(config)
+    assert len(str(raised.value)) < 3000 and str(raised.value).count("none/") <= 3 * 2
+    write_set(tmp_path, PLAIN | {"images": [*PLAIN["images"], *listed[8:]]})
+    arguments = [f"--config.{name}={getattr(config, name)}" for name in ("root", "annotations", "images")]
+    code, output = run("data", *arguments, "--list_bad=2", data_dir=tmp_path / "built")
+    assert code == 0 and "392 x missing file" in output and output.count(".png") < 20, output
 
 
 # --- masks ---

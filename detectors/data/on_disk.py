@@ -22,11 +22,13 @@ from tensorflow_datasets.core import writer
 from cse_jax.errors import InputError, UserError
 from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
 from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
+from detectors.data.missing import likely_cause
 from detectors.data.records import BadRecord, BadRecords
 from detectors.data.settings import BatchConfig
 
 ROLES = ("train", "test")
 ALL = 10**9  # cases of bad records that a build lists
+SHOWN = 3  # cases of each reason that an error lists
 
 
 class LayoutError(UserError, OSError):
@@ -196,7 +198,10 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             try:
                 encoded, image = check(image, report)
             except BadRecord as bad:
-                report.add(bad.reason, bad.detail)
+                hint = ""
+                if bad.reason == "missing file" and report.counts[bad.reason] < SHOWN:
+                    hint = likely_cause(image.path, self.builder_config.data.folder())
+                report.add(bad.reason, bad.detail + hint)
                 bad_files[str(image.path)] = _stamp(image.path)
                 continue
             columns = zip(image.boxes, image.labels, image.area, image.crowd, image.difficult, image.masks, strict=True)
@@ -214,7 +219,9 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
             kept.append(image)
         if not kept:
-            raise LayoutError(f"No image of {role} in {self.builder_config.data.root} can be used:\n{report}")
+            raise LayoutError(
+                f"No image of {role} in {self.builder_config.data.root} can be used:\n{report.first(SHOWN)}"
+            )
         path = pathlib.Path(self.data_path)
         save_annotations(path / f"annotations-{role}.npz", kept)
         save_report(path / f"bad_records-{role}.json", report)

@@ -65,6 +65,10 @@ class BadRecords:
         self.cases: dict[str, list[str]] = collections.defaultdict(list)
         self._shown = shown
 
+    def first(self, shown: int) -> "BadRecords":
+        """The same counts with up to ``shown`` cases of each reason."""
+        return BadRecords.from_json(self.to_json(), shown)
+
     def to_json(self) -> dict[str, list]:
         """For each reason the count and the cases that are kept."""
         return {reason: [count, self.cases[reason]] for reason, count in self.counts.items()}
@@ -89,8 +93,9 @@ class BadRecords:
     def __str__(self) -> str:
         lines = []
         for reason, count in self.counts.most_common():
-            more = "; ..." if count > len(self.cases[reason]) else ""
-            lines.append(f"{count} x {reason}: {'; '.join(self.cases[reason])}{more}")
+            more = ["..."] if count > len(self.cases[reason]) else []
+            cases = "; ".join([*self.cases[reason], *more])
+            lines.append(f"{count} x {reason}" + (f": {cases}" if self.cases[reason] else ""))
         return "\n".join(lines)
 
 
