@@ -29,6 +29,7 @@ from detectors.evaluation.photos import (
     find_objects,
     image_files,
     layout_for,
+    passed_over,
     read_photo,
     size_of,
 )
@@ -45,6 +46,8 @@ _CHECKPOINT = flags.DEFINE_string(
 _WEIGHTS = flags.DEFINE_string("weights", None, "torchvision's weights, instead of a checkpoint.")
 _OUT = flags.DEFINE_string("out", "predictions", "Folder of the drawn images and of predictions.json.")
 _SCORE = flags.DEFINE_float("score", 0.5, "Objects with a lower score are left out.", lower_bound=0.0, upper_bound=1.0)
+_RECURSIVE = flags.DEFINE_bool("recursive", False, "Look into the sub-folders of folders as well.")
+_NAMED = 20  # images that can't be read
 _SAY_EVERY = 5.0  # seconds between lines of progress
 
 
@@ -58,19 +61,22 @@ def main(argv: list[str]) -> None:
     with script.ending("The prediction", interrupted=f"What was found until then is in {out}."):
         unreadable = _predict(_CONFIG.value, argv[1:], out)
     if unreadable:
-        sys.exit(f"{unreadable} images could not be read; they are named above.")
+        which = "they are" if unreadable <= _NAMED else f"the first {_NAMED} are"
+        sys.exit(f"{unreadable} images could not be read; {which} named above.")
 
 
 def _predict(config, paths: list[str], out: pathlib.Path) -> int:
     """Draws all images that can be read, and returns how many can't."""
     files, sizes, unreadable = [], [], 0
-    for path in image_files(paths):
+    left_out = passed_over(paths, recursive=_RECURSIVE.value)
+    if left_out:
+        print(f"Left out: {left_out}", flush=True)
+    for path in image_files(paths, recursive=_RECURSIVE.value):
         try:
             sizes.append(size_of(path))
             files.append(path)
         except PhotoError as error:
-            print(error, file=sys.stderr, flush=True)
-            unreadable += 1
+            unreadable = _said(error, unreadable)
     if not files:
         raise InputError(f"there is no image to look at in {', '.join(paths)}")
     predict, categories = _detector(config)
@@ -83,8 +89,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
             try:
                 image = read_photo(path)
             except PhotoError as error:
-                print(error, file=sys.stderr, flush=True)
-                unreadable += 1
+                unreadable = _said(error, unreadable)
                 continue
             finding = find_objects(predict, image, layout, config.data, least=_SCORE.value)
             draw_objects(image, finding.objects, categories, scores=finding.scores).save(out / name)
@@ -101,6 +106,13 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
     if listed and not objects:
         print(f"None has a score of {_SCORE.value} or more; a lower --score shows what the detector is less sure of.")
     return unreadable
+
+
+def _said(error: PhotoError, before: int) -> int:
+    """Names one more image that can't be read, if not too many were named before; returns how many there are."""
+    if before < _NAMED:
+        print(error, file=sys.stderr, flush=True)
+    return before + 1
 
 
 def _detector(config):

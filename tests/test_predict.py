@@ -14,7 +14,15 @@ from test_evaluate import leave_training
 from detectors.data.drawing import draw_objects
 from detectors.data.records import Annotation
 from detectors.data.settings import BatchConfig
-from detectors.evaluation.photos import PhotoError, find_objects, image_files, layout_for, read_photo, size_of
+from detectors.evaluation.photos import (
+    PhotoError,
+    find_objects,
+    image_files,
+    layout_for,
+    passed_over,
+    read_photo,
+    size_of,
+)
 from detectors.models.fcos import fcos_tiny
 from detectors.structures import Detections
 from detectors.training.run_config import TrainRun
@@ -78,6 +86,12 @@ def test_files_of_folders_and_their_flaws(tmp_path):
     a, b = photo(tmp_path / "x" / "b.jpg"), photo(tmp_path / "x" / "a.PNG")
     (tmp_path / "x" / "notes.txt").write_text("")
     assert list(image_files([str(tmp_path / "x"), str(a), "gone.jpg"])) == [b, a, pathlib.Path("gone.jpg")]
+    deep = photo(tmp_path / "x" / "y" / "c.gif")
+    assert list(image_files([str(tmp_path / "x")], recursive=True)) == [b, a, deep]
+    assert passed_over([str(tmp_path / "x")]) == (
+        "1 sub-folders (--recursive looks into them) and files that are no images by their names (.txt)"
+    )
+    assert passed_over([str(tmp_path / "x" / "y"), str(a)], recursive=True) == ""
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(a.read_bytes()[:500])
     for path, said in [(tmp_path / "gone.jpg", "No such file"), (tmp_path / "x" / "notes.txt", "identify")]:

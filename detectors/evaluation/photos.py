@@ -9,15 +9,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cse_jax.errors import UserError
-from detectors.data.decoding import ImageError, decode_rgb, read_encoded, upright_size
+from detectors.data.decoding import SUFFIXES, ImageError, decode_rgb, read_encoded, upright_size
 from detectors.data.pipeline import Example, Layout, make_batch
 from detectors.data.records import Annotation
 from detectors.data.resizing import fitted_size, image_size, resized
 from detectors.data.settings import BatchConfig
 from detectors.evaluation.coco import Predict, collect
 from detectors.structures import SIZE_MULTIPLE
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of the images in a folder
 
 
 class PhotoError(UserError, OSError):
@@ -31,15 +29,31 @@ class Finding(NamedTuple):
     scores: Float[np.ndarray, " n"]
 
 
-def image_files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
-    """The given files, and those in the given folders that are images by their names, each file once."""
+def image_files(paths: Iterable[str], *, recursive: bool = False) -> Iterator[pathlib.Path]:
+    """The given files, and those in the given folders that are images by their names, each file once.
+
+    Args:
+      paths: files and folders.
+      recursive: whether to look into the folders' sub-folders.
+    """
     seen = set()
     for path in map(pathlib.Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        below = path.rglob("*") if recursive else path.glob("*")
+        inside = sorted(p for p in below if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         for file in inside:
             if file.absolute() not in seen:
                 seen.add(file.absolute())
                 yield file
+
+
+def passed_over(paths: Iterable[str], *, recursive: bool = False) -> str:
+    """What in the given folders ``image_files`` leaves out, in words; empty for nothing."""
+    inside = [p for path in map(pathlib.Path, paths) if path.is_dir() for p in path.glob("**/*" if recursive else "*")]
+    folders = 0 if recursive else sum(p.is_dir() for p in inside)
+    others = sorted({p.suffix.lower() or p.name for p in inside if p.is_file() and p.suffix.lower() not in SUFFIXES})
+    parts = [f"{folders} sub-folders (--recursive looks into them)"] if folders else []
+    parts += [f"files that are no images by their names ({', '.join(others[:5])})"] if others else []
+    return " and ".join(parts)
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:
