@@ -100,6 +100,13 @@ def ultralytics(root):
     (root / "set.yaml").write_text("path: ../datasets/set\ntrain: images/train\nval: images/val\nnames: {0: cat}\n")
 
 
+def supervision_yolo(root):
+    """Its data.yaml names categories only."""
+    label_studio_yolo(root)
+    (root / "classes.txt").unlink()
+    (root / "data.yaml").write_text("nc: 1\nnames: [cat]\n")
+
+
 def label_studio_yolo(root):
     for name in names(".jpg"):
         picture(root / "images" / name)
@@ -145,6 +152,7 @@ LAYOUTS = {  # what it is called, images to train and test on
     roboflow_yolo: ("YOLO's layout (data.yaml, trained on train, tested on val)", 10, 10),
     ultralytics: ("YOLO's layout (set.yaml, trained on train, tested on val)", 10, 10),
     label_studio_yolo: ("YOLO's layout (names of categories in a text file, no splits: 20%", 8, 2),
+    supervision_yolo: ("YOLO's layout (data.yaml, no splits: 20%", 8, 2),
     label_img_yolo: ("YOLO's layout (names of categories in a text file, no splits: 20%", 8, 2),
     label_img_voc: ("XML files of VOC's format in annotations/ (no splits: 20%", 8, 2),
     roboflow_voc: ("XML files of VOC's format (trained on train, tested on valid)", 10, 10),

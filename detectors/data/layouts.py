@@ -72,10 +72,8 @@ def _yolo(root: pathlib.Path) -> Recognised | None:
         keys = [key for key, value in config.settings().items() if value]
         train = next((key for key in _TRAIN if key in keys), None)
         test = next((key for key in _TEST if key in keys and _has_images(config, key)), None)
-        if train is None:
-            continue
-        split = {"train": train, "test": test} if test else {"train": train, "test": train, "test_share": TEST_SHARE}
-        changed = dataclasses.replace(config, **split)
+        share = 0.0 if train and test else TEST_SHARE
+        changed = dataclasses.replace(config, train=train or "", test=test or train or "", test_share=share)
         return Recognised(f"YOLO's layout ({path.name}, {_split_in_words(changed)})", changed)
     return None
 
@@ -105,8 +103,8 @@ def _voc(root: pathlib.Path) -> Recognised | None:
     images = _images_folder(root)
     if train is None or images is None:
         return None
-    split = {"test": (test,)} if test else {"test": (train,), "test_share": TEST_SHARE}
-    config = VocData(train=(train,), names=(), images=images, **split)
+    share = 0.0 if test else TEST_SHARE
+    config = VocData(train=(train,), test=(test or train,), names=(), images=images, test_share=share)
     return Recognised(f"Pascal VOC's layout (lists in ImageSets/Main, {_split_in_words(config)})", config)
 
 

@@ -37,7 +37,7 @@ class YoloData(DiskData):
     Attributes:
       file: names the folders and categories, under root; without it, the images are all those under root, and the
         categories are in ``classes.txt`` or ``obj.names``.
-      train, test: entries of ``file``.
+      train, test: entries of ``file``; empty for all images under root.
     """
 
     file: str = "data.yaml"
@@ -96,12 +96,13 @@ class YoloData(DiskData):
 
     def images_of(self, role: str) -> list[pathlib.Path]:
         """The images of a split, sorted."""
-        if not self.file:
+        key = getattr(self, role)
+        if not self.file or not key:
             return _within(self.folder())
-        key, settings = getattr(self, role), self.settings()
+        settings = self.settings()
         named = settings.get(key)
-        places = named if isinstance(named, list) else [named]
-        if not all(isinstance(place, str) and place for place in places):
+        places = [place for place in (named if isinstance(named, list) else [named]) if isinstance(place, str)]
+        if not places:
             raise LayoutError(
                 f"{self.folder() / self.file} has no images of {key} ({key}: {shown(named)}); its entries are "
                 f"{', '.join(map(str, settings))}"
