@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         for role in ROLES:
             _verify(builder, role)
         if _ROOT.value is not None:
-            _write_search_config(said, config, read_built(builder, "train", masks=False))
+            _write_search_config(config, read_built(builder, "train", masks=False))
         if _BENCHMARK.value:
             _benchmark(config, _BENCHMARK.value)
 
@@ -136,7 +136,7 @@ def _verify(builder, role: str) -> None:
         print(f"drawn: {len(chosen)} images in {out}")
 
 
-def _write_search_config(said: str, config: DiskData, train: BuiltSplit) -> None:
+def _write_search_config(config: DiskData, train: BuiltSplit) -> None:
     """Writes a config to search on the data set with, unless one is there."""
     name = re.sub(r"\W+", "_", config.folder().name).strip("_") or "data"
     path = pathlib.Path(_SEARCH_CONFIG.value or f"runs/{name}_search.py")
@@ -149,8 +149,6 @@ def _write_search_config(said: str, config: DiskData, train: BuiltSplit) -> None
     }
     fields = "".join(f"            {field}={value!r},\n" for field, value in data.items())
     text = _SEARCH.format(
-        title=said.replace("\\", "/"),
-        path=path,
         module=type(config).__module__,
         kind=type(config).__name__,
         name=name,
@@ -166,9 +164,7 @@ def _write_search_config(said: str, config: DiskData, train: BuiltSplit) -> None
     print(f"\nconfig to search with: python launch/search.py --config={path}")
 
 
-_SEARCH = '''"""Search on a data set of one's own, written by launch/data.py, which found {title}.
-
-python launch/search.py --config={path}
+_SEARCH = '''"""Search on a data set of one's own, written by launch/data.py.
 
 The search sees the images at 160 x 120 pixels, as that of configs/search/fcos_bccd.py does.
 """
