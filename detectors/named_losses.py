@@ -162,7 +162,7 @@ def _options(function: Callable, text: str) -> dict[str, int | float | None]:
     takes = f"{name} takes {shown}" if known else f"{name} takes no hyper-parameters"
     try:
         call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("hyper-parameters are given by keyword")
         given = [(_keyword(k), ast.literal_eval(k.value)) for k in call.keywords]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:

@@ -216,6 +216,7 @@ def test_formulas_are_read_as_before():
         (BINARY, "focal_loss(**{})", "cannot read"),
         (BINARY, "focal_loss(gamma=__import__('os').getpid())", "cannot read"),
         (BINARY, "focal_loss(gamma=1) + focal_loss(gamma=2)", "cannot read"),
+        (BINARY, "focal_loss(gamma=1)(gamma=2)", "cannot read"),
         (BINARY, "focal_loss(gamma=" + "(" * 3000 + ")" * 3000 + ")", "cannot read"),
         (BOX, "1 - i / v", "^space box has no variable 'v'"),
         (BOX, "lag(i)", "^space box has no operator 'lag'"),
