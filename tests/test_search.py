@@ -304,11 +304,14 @@ def test_an_unknown_scale_is_refused(tmp_path):
 
 def test_a_default_that_fails_stops_the_search(tmp_path):
     class Broken(FakeTrainer):
-        def train_one(self, losses, purpose, seed, horizon):
-            return Training(None, failure="not finite at step 1")
+        def train(self, losses, *, purpose, seed, horizon, stop):
+            self.stop = stop
+            return [Training(None, failure="not finite at step 1")]
 
-    with pytest.raises(search.SearchFailed, match="default losses failed in the proxy training: not finite at step 1"):
-        run(tmp_path, Broken())
+    trainer, said = Broken(), "default losses failed in the proxy training: not finite at step 1"
+    with pytest.raises(search.SearchFailed, match=said) as _:  # which keeps the frames of the search
+        run(tmp_path, trainer)
+    assert trainer.stop.is_set(), "the other trainings go on"
 
 
 def test_a_branch_can_be_left_out(tmp_path):

@@ -1,5 +1,6 @@
 """The whole search: classification branch, regression branch, controls, and the final comparison."""
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -102,13 +103,14 @@ def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) 
                 trainer.prepare()
             what = f"default losses, {purpose} task"
             aps[purpose] = []
-            for outcome in trials.run(jobs, purpose=purpose, what=what, horizon=horizon):
-                if outcome.failure or not math.isfinite(outcome.ap):
-                    raise SearchFailed(
-                        f"the default losses failed in the {purpose} training: "
-                        f"{outcome.failure or 'AP is not finite'}. Lower the learning rate or check the data."
-                    )
-                aps[purpose].append(outcome.ap)
+            with contextlib.closing(trials.run(jobs, purpose=purpose, what=what, horizon=horizon)) as outcomes:
+                for outcome in outcomes:
+                    if outcome.failure or not math.isfinite(outcome.ap):
+                        raise SearchFailed(
+                            f"the default losses failed in the {purpose} training: "
+                            f"{outcome.failure or 'AP is not finite'}. Lower the learning rate or check the data."
+                        )
+                    aps[purpose].append(outcome.ap)
     trainer.forget(default, purpose="proxy", seed=config.seed)
     return statistics.fmean(aps["proxy"])
 

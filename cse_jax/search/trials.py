@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cse_jax.search.progress import Progress
@@ -52,7 +52,9 @@ class Trials:
         """Prepares trainings; ``workers`` of them (or of groups of them) run at once, in threads."""
         self.trainer, self._ledger, self._progress, self._workers = trainer, ledger, progress, workers
 
-    def run(self, jobs: Sequence[Job], *, purpose: Purpose, what: str, horizon: int | None = None) -> Iterator[Outcome]:
+    def run(
+        self, jobs: Sequence[Job], *, purpose: Purpose, what: str, horizon: int | None = None
+    ) -> Generator[Outcome, None, None]:
         """Trains under each pair of losses with its seed, unless the ledger has the result.
 
         A loss that diverges is recorded with its reason and yields AP NaN.  Any other error is not the loss's: it is
