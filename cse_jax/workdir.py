@@ -21,6 +21,7 @@ from cse_jax.errors import UserError
 
 _DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
 _AGAIN_SECONDS = 0.05
+_LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -33,12 +34,14 @@ class WorkdirError(UserError, RuntimeError):
 def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Creates the folder if need be and holds it, so that no second search writes there.
 
+    A folder in which nothing was written is removed after an error.
+
     Raises:
       WorkdirError: it can't be written, or another process holds it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115
+        lock = open(path / _LOCK, "w")  # noqa: SIM115
     except OSError as error:
         raise WorkdirError(
             f"cannot write to the work folder {path}: {error.strerror}; choose another work folder"
@@ -52,7 +55,17 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
                     f"another search is running in {path}; wait for it or choose another work folder"
                 ) from error
             raise
-        yield path
+        try:
+            yield path
+        except BaseException:
+            _remove_if_empty(path)
+            raise
+
+
+def _remove_if_empty(path: pathlib.Path) -> None:
+    if [file.name for file in path.iterdir()] == [_LOCK]:
+        (path / _LOCK).unlink()
+        path.rmdir()
 
 
 def describe(config: Any) -> dict[str, Any]:

@@ -75,9 +75,9 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
     about = workdir.describe(config)
+    trainer = trainer_of(config, folder, selects=bool(_TUNED.value) or purpose == "proxy")
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        trainer = trainer_of(config, folder, selects=bool(_TUNED.value) or purpose == "proxy")
         costs: dict[str, float] = {name: trainer.horizons(name)[-1] for name in ("proxy", "final")}
         with Monitor(console, steps=costs) as monitor:
             if trainer.shared_start:

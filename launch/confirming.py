@@ -45,9 +45,9 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
     about = workdir.describe(config)
     with workdir.opened(folder_of(config, search)) as folder:
         workdir.check_same_config(folder, about["config"])
+        trainer = trainer_of(config, folder, selects=False)
         with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
             workdir.write_description(folder, about)
-            trainer = trainer_of(config, folder, selects=False)
             with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:
                 found = confirmation.run(
                     result, seeds, trainer=trainer, ledger=ledger, progress=monitor, workers=config.search.workers

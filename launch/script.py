@@ -52,7 +52,7 @@ def ending(
       interrupted: said after Ctrl-C.
       folder: where the traceback of an unforeseen error goes; a temporary folder otherwise.
       say: prints an error; to the standard error by default.
-      kept: said after an error.
+      kept: said after an error, unless the folder is gone.
 
     Raises:
       SystemExit: with 1 after an error.
@@ -73,7 +73,8 @@ def ending(
                 f"{what} stopped because of an error in the program ({type(error).__name__}: {_first_line(error)}). "
                 f"The traceback is in {path}"
             )
-        (say or _to_stderr)("\n".join(filter(None, [message, kept])))
+        left = kept if folder is None or folder.exists() else ""
+        (say or _to_stderr)("\n".join(filter(None, [message, left])))
         sys.exit(1)
 
 

@@ -58,10 +58,10 @@ def main(argv: list[str]) -> None:
 
 def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: float) -> None:
     about = workdir.describe(config)
+    trainer = trainer_of(config, folder)
+    tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
-        trainer = trainer_of(config, folder)
-        tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }

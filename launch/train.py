@@ -79,13 +79,16 @@ def _discovered(search: pathlib.Path, given: LossConfig, detector) -> LossConfig
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     about = workdir.describe(config)
+    if _RESUME.value:
+        workdir.check_same_config(folder, about["config"])
+        if (folder / "result.json").exists():
+            print(f"This training is finished: {folder / 'result.json'}")
+            return
+    compiled = starting_from(jit_detector(build, config.train), build, config.weights)
+    data = open_dataset(config.data)
+    data.check_classes(config.detector.classes)
     if not _RESUME.value:
         _forget(folder)
-    workdir.check_same_config(folder, about["config"])
-    if (folder / "result.json").exists():
-        print(f"This training is finished: {folder / 'result.json'}")
-        return
-    compiled = starting_from(jit_detector(build, config.train), build, config.weights)
     workdir.write_description(folder, about)
 
     names = {
@@ -99,9 +102,6 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         f"{about['device']}",
         flush=True,
     )
-
-    data = open_dataset(config.data)
-    data.check_classes(config.detector.classes)
 
     batch_size, partial = config.train.batch_size, folder / "partial"
     steps, epoch = config.length(len(data.train))

@@ -81,5 +81,14 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         workdir.write_description(tmp_path, {"config": {}, "versions": {}, "device": ""})
 
 
+def test_a_folder_without_anything_written_is_removed_after_an_error(tmp_path):
+    for name, written in (("empty", False), ("used", True)):
+        with pytest.raises(ValueError, match="wrong"), workdir.opened(tmp_path / name) as folder:
+            if written:
+                (folder / "config.json").write_text("{}")
+            raise ValueError("wrong")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
 def _indented(text):
     return "\n".join("    " + line for line in text.splitlines())
