@@ -9,18 +9,13 @@ import json
 import os
 import pathlib
 import platform
-import signal
-import sys
 from collections.abc import Collection, Iterator
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from cse_jax.errors import UserError
 
-_DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
-_AGAIN_SECONDS = 0.05
 _LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -172,35 +167,3 @@ def device() -> str:
     """The device that trains, in words."""
     first = jax.devices()[0]
     return f"{jax.device_count()} x {first.device_kind} ({first.platform})"
-
-
-def hear_interrupts() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt wherever it arrives, but for code that would drop it: there, right after.
-
-    A termination, as a batch system or ``kill`` asks for it, is the same; it works where Ctrl-C is ignored, too.
-    """
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
-
-
-def _interrupt(_: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code.co_name in _DEAF:
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
-
-
-def leave_interrupted() -> NoReturn:
-    """Ends the process with the exit status of an interruption, at once.
-
-    Where the interruption met a compilation, jaxlib crashes in an orderly exit.  Everything that must be closed has
-    been by the time the script's outermost handler runs.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)

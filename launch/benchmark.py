@@ -10,6 +10,8 @@
 Medians over alternating rounds; ratios are what to compare between machines.
 """
 
+import script
+
 import json
 import os
 import pathlib
@@ -23,13 +25,12 @@ if any("detectors" in argument for argument in sys.argv):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning, PyTorch's threads lose tenfold on a busy machine
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-import script
 from benchmarks import detectors, losses, screening, simulation, strategies
-from cse_jax.errors import UserError
+from cse_jax.errors import InputError
 
 SUITES = {
     "losses": losses.measure,
@@ -47,7 +48,7 @@ _SIZE = flags.DEFINE_enum(
     "small: the detectors and populations of a search, R50 at 256 x 320 in the suite of detectors (default on CPU); "
     "full: R50 at 800 x 1344 (default elsewhere); smallest: only to see that it runs.",
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1, upper_bound=1000)
 _TABLE = flags.DEFINE_string(
     "table", None, "Table of trained losses of the suite of strategies; the package's by default."
 )
@@ -59,16 +60,16 @@ _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file."
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
+        raise InputError(f"--json={_JSON.value} is in no folder that exists")
     console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
     size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
     device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
     console.print(f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}", markup=False)
-    try:
+    with script.ending("The measurement"):
         tables = SUITES[_SUITE.value](
             size=size, rounds=_ROUNDS.value, say=lambda text: console.print(text, markup=False)
         )
-    except UserError as error:
-        sys.exit(str(error))
     for title, rows in tables.items():
         table = Table(title=title, title_justify="left")
         for column in rows[0]:
@@ -90,4 +91,4 @@ def _shown(value) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

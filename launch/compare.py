@@ -10,15 +10,16 @@ row.  The config is that of a search, of which the detector, the data and the le
 interruption the same command goes on; further pairs and seeds add to those that are done.
 """
 
+import script
+
 import dataclasses
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-import script
 from cse_jax import workdir
 from cse_jax.reporting import confirmation_report
 from cse_jax.reporting.monitor import Monitor
@@ -39,8 +40,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _PAIRS = flags.DEFINE_multi_string(
     "pair", [], "Classification loss | box loss; the last one is compared with the rest."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 8, "Trainings of each pair.", lower_bound=1)
-_FIRST_SEED = flags.DEFINE_integer("first_seed", 2_000_000, "The first seed; searches and tables use smaller ones.")
+_SEEDS = flags.DEFINE_integer("seeds", 8, "Trainings of each pair.", lower_bound=1, upper_bound=10_000)
+_FIRST_SEED = flags.DEFINE_integer(
+    "first_seed", 2_000_000, "The first seed; searches and tables use smaller ones.", lower_bound=0, upper_bound=10**9
+)
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "select"], "Score on the test split, or on the one to choose among pairs."
 )
@@ -49,6 +52,7 @@ _TUNED = flags.DEFINE_integer(
     0,
     "Trainings of a random search over hyper-parameters of usual losses, whose best is a row.",
     lower_bound=0,
+    upper_bound=100_000,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder; runs/compare_<config.name> by default.")
 
@@ -106,4 +110,4 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

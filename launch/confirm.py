@@ -7,29 +7,31 @@ The second command trains another detector than the search did; the data may be 
 same command resumes; with more seeds it adds to those that are done.
 """
 
+import script
+
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
 import recorded
-import script
 from confirming import confirm
 from cse_jax import workdir
+from cse_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of a search; that of the search in --workdir if none."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished search.")
-_SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound=1, upper_bound=10_000)
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
     if _WORKDIR.value is None:
-        raise app.UsageError("--workdir names the folder of a finished search")
+        raise InputError("--workdir names the folder of a finished search")
     search = pathlib.Path(_WORKDIR.value)
     with script.ending("The confirmation", interrupted="Nothing finished is lost: the same command resumes."):
         config = _CONFIG.value or recorded.search_run(workdir.read_result(search)["config"])
@@ -37,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

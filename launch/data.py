@@ -13,6 +13,8 @@ A data set is built once; the same command then only reads it, unless bad images
 decoded again when it is verified. --rebuild builds it again.
 """
 
+import script
+
 import collections
 import dataclasses
 import io
@@ -21,11 +23,10 @@ import re
 import time
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 from PIL import Image
 
-import script
 from cse_jax import workdir
 from detectors.data.datasets import BuiltSplit, open_dataset, read_built
 from detectors.data.decoding import mode_of
@@ -37,15 +38,23 @@ from detectors.data.pipeline import train_batches
 from detectors.data.resizing import fitted_size
 
 _CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/data/coco.py"), "The data set.")
-_DRAW = flags.DEFINE_integer("draw", 0, "Images of each split that are drawn with their objects.", lower_bound=0)
+_DRAW = flags.DEFINE_integer(
+    "draw", 0, "Images of each split that are drawn with their objects.", lower_bound=0, upper_bound=10**6
+)
 _OUT = flags.DEFINE_string("out", "samples", "Folder of the drawn images.")
-_SEED = flags.DEFINE_integer("seed", 0, "Which images are drawn.")
-_LIST_BAD = flags.DEFINE_integer("list_bad", 20, "Bad records that are named for each reason.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Which images are drawn.", lower_bound=0, upper_bound=10**9)
+_LIST_BAD = flags.DEFINE_integer(
+    "list_bad", 20, "Bad records that are named for each reason.", lower_bound=0, upper_bound=10**9
+)
 _ROOT = flags.DEFINE_string("root", None, "Folder of a data set whose layout is recognised, instead of --config.")
 _SEARCH_CONFIG = flags.DEFINE_string("search_config", None, "With --root: the config to write; in runs/ by default.")
 _REBUILD = flags.DEFINE_bool("rebuild", False, "Build the data set again, from all its files as they are now.")
 _BENCHMARK = flags.DEFINE_integer(
-    "benchmark", 0, "Training batches of 16 images that are timed, against plain Pillow.", lower_bound=0
+    "benchmark",
+    0,
+    "Training batches of 16 images that are timed, against plain Pillow.",
+    lower_bound=0,
+    upper_bound=10**6,
 )
 _BATCH = 16
 _SATURATED = 0.6  # share of an image's values that are 0 or 255, from which on it is doubted
@@ -218,4 +227,4 @@ def _benchmark(config, batches: int) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

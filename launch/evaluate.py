@@ -10,6 +10,8 @@ The first two take config file and fields of the training. Scores are AP by the 
 and data have them, and VOC's mAP for its data; they are printed and written to the work folder.
 """
 
+import script
+
 import dataclasses
 import json
 import math
@@ -17,11 +19,11 @@ import pathlib
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-import script
 from cse_jax import workdir
+from cse_jax.errors import InputError
 from detectors.data.datasets import open_dataset
 from detectors.data.doubts import doubts_of_boxes
 from detectors.data.on_disk import DiskData
@@ -43,7 +45,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _WEIGHTS = flags.DEFINE_string("weights", None, "torchvision's weights, instead of a checkpoint.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "select", "train"], "What to evaluate on.")
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Images per call of the detector.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Images per call of the detector.", lower_bound=1, upper_bound=4096)
 _RESULTS = flags.DEFINE_bool("results", False, "Write the detections as well, as COCO's results file.")
 _RESULTS_FILE = flags.DEFINE_string("results_file", None, "Detections in COCO's format to score, without a detector.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The ground truth of --results_file, in COCO's format.")
@@ -55,9 +57,9 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 def main(argv: list[str]) -> None:
     script.start(argv)
     if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
-        raise app.UsageError("--results_file needs --annotations, and they go together")
+        raise InputError("--results_file needs --annotations, and they go together")
     if _WEIGHTS.value and _CHECKPOINT.value:
-        raise app.UsageError("give either --weights or --checkpoint")
+        raise InputError("give either --weights or --checkpoint")
     with script.ending("The evaluation", interrupted="Nothing was written."):
         if _RESULTS_FILE.value is not None:
             _score_file(pathlib.Path(_RESULTS_FILE.value), pathlib.Path(_ANNOTATIONS.value))
@@ -167,4 +169,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

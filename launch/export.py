@@ -7,20 +7,21 @@
 A formula is simplified where value and gradient stay the same; the standard error says what was done.
 """
 
+import script
+
 import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
-import script
 from cse_jax import export
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
 from cse_jax.search.ledger import read_hall_of_fame
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
-_RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1)
+_RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1, upper_bound=10_000)
 _FORMULA = flags.DEFINE_string("formula", None, "A formula, or the name of a known loss, instead of --workdir.")
 _SPACE = flags.DEFINE_string(
     "space",
@@ -36,11 +37,11 @@ _SHORT = ("text", "authors", "latex")
 def main(argv: list[str]) -> None:
     script.start(argv)
     if (_WORKDIR.value is None) == (_FORMULA.value is None):
-        raise app.UsageError("give either --workdir or --formula")
+        raise InputError("give either --workdir or --formula")
     with script.ending("The export", interrupted="Nothing was written."):
         if _FORMULA.value is not None:
             if _SPACE.value is None:
-                raise app.UsageError(f"--formula needs --space: one of {', '.join(spaces.SPACES)}, or a Python file")
+                raise InputError(f"--formula needs --space: one of {', '.join(spaces.SPACES)}, or a Python file")
             space = spaces.find(_SPACE.value)
             name = f"{_FORMULA.value}: " if _FORMULA.value in zoo.known(space) else ""
             title = f"{name}a loss for object detection."
@@ -112,4 +113,4 @@ def _show(expression, **about) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -8,14 +8,15 @@ The file is written every few seconds, and after an interruption, on another mac
 it.  The report says how noisy the trainings are, which stages predict their outcome, and how good the best losses are.
 """
 
+import script
+
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-import script
 from cse_jax import loss_table, workdir
 from cse_jax.errors import InputError
 from cse_jax.loss_table.making import make
@@ -81,4 +82,4 @@ def _show(table: loss_table.LossTable, config: LossTableRun, console: Console) -
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -9,15 +9,16 @@ size, into a PNG of the folder --out; predictions.json beside them lists the sam
 and left out, and the exit code is then 1.
 """
 
+import script
+
 import json
 import pathlib
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-import script
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import category_names
@@ -53,9 +54,9 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
-        raise app.UsageError("name the images, or folders of them")
+        raise InputError("name the images, or folders of them")
     if _WEIGHTS.value and _CHECKPOINT.value:
-        raise app.UsageError("give either --weights or --checkpoint")
+        raise InputError("give either --weights or --checkpoint")
     script.quiet()
     out = pathlib.Path(_OUT.value)
     with script.ending("The prediction", interrupted=f"What was found until then is in {out}."):
@@ -157,4 +158,4 @@ def _drawn_names(files: list[pathlib.Path]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -15,31 +15,36 @@ Several processes share the work of random screening:
     python launch/screen.py --space=box --coordinator=host:1234 --processes=2 --process=1
 """
 
+import script
+
 import os
 import pathlib
+import re
 import sys
 import time
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # batches run side by side instead
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-import script
 from cse_jax.atlas.enumeration import enumerate_losses
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.atlas.survivors import Survivors, read_survivors, write_size
+from cse_jax.errors import InputError
 from cse_jax.language import spaces
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
-_COUNT = flags.DEFINE_integer("count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1)
+_COUNT = flags.DEFINE_integer(
+    "count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1, upper_bound=10**15
+)
 _OUT = flags.DEFINE_string("out", None, "Folder of the survivors; runs/screen_<space> by default.")
 _UNITS = flags.DEFINE_enum(
     "units", "pixels", ["pixels", "strides"], "Unit of length that the detector feeds its losses."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of all formulas.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of all formulas.", lower_bound=0, upper_bound=10**9)
 _MAX_NODES = flags.DEFINE_integer(
     "max_nodes",
     None,
@@ -52,21 +57,29 @@ _PER_OPERATOR = flags.DEFINE_integer(
     None,
     "Size of a batch, in tiles of each operator; 16 by default, 512 on accelerators.",
     lower_bound=1,
+    upper_bound=65_536,
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0 where several share the work.")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes share the work.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address host:port of process 0 where several share the work.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes share the work.", lower_bound=1, upper_bound=65_536
+)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0, upper_bound=65_535)
 _ENUMERATE = flags.DEFINE_bool("enumerate", False, "Screen all formulas up to --max_nodes, not random ones.")
 _BATCHES = flags.DEFINE_integer(
-    "batches", None, "Screen this many batches, instead of --count formulas.", lower_bound=1
+    "batches", None, "Screen this many batches, instead of --count formulas.", lower_bound=1, upper_bound=10**9
 )
-_FLUSH_SECONDS = flags.DEFINE_float("flush_seconds", 20.0, "How often survivors are written.", lower_bound=0.0)
+_FLUSH_SECONDS = flags.DEFINE_float(
+    "flush_seconds", 20.0, "How often survivors are written.", lower_bound=0.0, upper_bound=1e6
+)
+_ADDRESS = re.compile(r"[^:/\s]+:[1-9][0-9]{0,4}|\[[0-9a-fA-F:]+\]:[1-9][0-9]{0,4}")
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
     if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
-        raise app.UsageError("several processes need --coordinator, --processes and a --process below it")
+        raise InputError("several processes need --coordinator, --processes and a --process below it")
+    if _COORDINATOR.value is not None and not _ADDRESS.fullmatch(_COORDINATOR.value):
+        raise InputError(f"--coordinator={_COORDINATOR.value} is no address; write host:port, as in localhost:1234")
     console = Console(file=sys.stdout)
 
     def say(message: str) -> None:
@@ -85,7 +98,7 @@ def main(argv: list[str]) -> None:
 def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
     """All formulas, size by size; a file for each size."""
     if _PROCESSES.value > 1:
-        raise app.UsageError("--enumerate runs in one process")
+        raise InputError("--enumerate runs in one process")
     largest = _MAX_NODES.value or 6
     settings = {"space": space.name, "units": _UNITS.value, "enumerated": True}
     titles = ("nodes", "formulas", "behaviours", "dependent", "convergent", "seconds")
@@ -155,8 +168,8 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
                 what = f"{space.name}: {rate / 1e6:.2f} M/s, {survivors.behaviours:,} convergent behaviours"
                 progress.update(task, completed=min(survivors.candidates, share), description=what)
     finally:
+        survivors.flush()  # before what may take longer than an interruption waits
         batches.close()
-        survivors.flush()
     console.print(
         f"{survivors.candidates:,} formulas of {space.name}: {len(survivors.seen):,} distinct ones converge, with "
         f"{survivors.behaviours:,} behaviours, in {folder}",
@@ -169,4 +182,4 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

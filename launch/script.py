@@ -1,4 +1,8 @@
-"""What all scripts share: how they start, and how they end, whatever happens."""
+"""What all scripts share: how they start, and how they end, whatever happens.
+
+Each imports it first.  From then on, during the other imports and the reading of flags and config as well, Ctrl-C and
+errors end the script with a sentence, never with a traceback.
+"""
 
 import contextlib
 import pathlib
@@ -6,41 +10,64 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from absl import app, logging
-from rich.console import Console
+import interrupts
 
-from cse_jax import workdir
-from cse_jax.errors import UserError
+if TYPE_CHECKING:  # slow to import: Ctrl-C is heard before that
+    from rich.console import Console
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ERROR_FILE = "error.txt"
-_HINTS = {  # the flags that help against an error, by its class, which need not be imported for that
+_FOR_USERS = (("cse_jax.errors", "UserError"), ("absl.flags", "Error"))  # module and name of classes of errors
+_HINTS = {  # what helps against an error, by its class, which need not be imported for that
     "WorkdirError": "The flag --workdir names the folder.",
     "LedgerError": "The flag --workdir names the folder.",
     "SearchFailed": "The flag is --config.train.learning_rate.",
     "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
+    "ModuleNotFoundError": "Install it: python -m pip install . in the folder of the project.",
 }
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs the main function of a script with its arguments that are no flags."""
+    from absl import app
+
+    app.run(main, flags_parser=read_flags)
+
+
+def read_flags(argv: list[str]) -> list[str]:
+    """Reads the flags; returns the arguments that are none.
+
+    Raises:
+      flags.Error: names the flag, its value and what it may be.
+    """
+    from absl import flags
+
+    return flags.FLAGS(argv)
 
 
 def start(argv: list[str]) -> None:
     """Refuses arguments that are no flags, and silences what is not for users."""
+    from cse_jax.errors import InputError
+
     if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; flags begin with --")
+        raise InputError(f"unknown argument {argv[1]!r}; flags begin with --")
     quiet()
 
 
 def quiet() -> None:
-    """Shows warnings only, and lets Ctrl-C arrive wherever the script is."""
+    """Shows warnings only."""
+    from absl import logging
+
     logging.set_verbosity(logging.WARNING)
-    workdir.hear_interrupts()
 
 
 @contextlib.contextmanager
 def ending(
     what: str,
     *,
-    interrupted: str,
+    interrupted: str = "",
     folder: pathlib.Path | None = None,
     say: Callable[[str], None] | None = None,
     kept: str = "",
@@ -57,15 +84,13 @@ def ending(
     Raises:
       SystemExit: with 1 after an error.
     """
+    interrupts.say(interrupted)
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {interrupted}")
-        workdir.leave_interrupted()
-    except app.UsageError:
-        raise
+        interrupts.leave()
     except Exception as error:
-        if isinstance(error, UserError | OSError):
+        if _is_for_users(error):
             message = f"{what} stopped: {error} {_HINTS.get(type(error).__name__, '')}".rstrip()
         else:
             path = _write_traceback(folder)
@@ -80,7 +105,7 @@ def ending(
 
 @contextlib.contextmanager
 def in_folder(
-    what: str, folder: pathlib.Path, console: Console, *, interrupted: str, kept: str
+    what: str, folder: pathlib.Path, console: "Console", *, interrupted: str, kept: str
 ) -> Iterator[pathlib.Path]:
     """Holds a work folder, and ends the script as ``ending`` does, with errors on the console.
 
@@ -89,12 +114,18 @@ def in_folder(
       folder: of the run.
       console: where the run shows itself.
     """
+    from cse_jax import workdir
 
     def say(message: str) -> None:
         console.print(f"\n{message}", style="red", markup=False, soft_wrap=True)
 
     with ending(what, interrupted=interrupted, folder=folder, say=say, kept=kept), workdir.opened(folder):
         yield folder
+
+
+def _is_for_users(error: Exception) -> bool:
+    known = [getattr(sys.modules[module], name) for module, name in _FOR_USERS if module in sys.modules]
+    return isinstance(error, (OSError, ModuleNotFoundError, *known))
 
 
 def _first_line(error: Exception) -> str:
@@ -114,3 +145,20 @@ def _write_traceback(folder: pathlib.Path | None) -> pathlib.Path:
 
 def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr)
+
+
+def _end(_, error: BaseException, __) -> None:
+    """Ends the process after an exception that nothing has caught."""
+    with contextlib.suppress(SystemExit), ending(pathlib.Path(sys.argv[0]).name):
+        raise error
+
+
+def _is_script() -> bool:
+    """Whether this process runs a script of this folder."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return main is not None and pathlib.Path(main).resolve().parent == ROOT / "launch"
+
+
+if _is_script():
+    sys.excepthook = _end
+    interrupts.hear()

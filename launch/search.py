@@ -9,15 +9,16 @@ After an interruption the same command resumes the search.  With --confirm the l
 trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
 """
 
+import script
+
 import pathlib
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-import script
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import report
@@ -33,7 +34,7 @@ _SCALES = {
 }
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<config.name> by default.")
 _CONFIRM = flags.DEFINE_integer(
-    "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0
+    "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0, upper_bound=10_000
 )
 
 
@@ -91,4 +92,4 @@ def _scale(config: SearchRun) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

@@ -8,6 +8,8 @@
 After an interruption the same command resumes from the last checkpoint.
 """
 
+import script
+
 import dataclasses
 import functools
 import json
@@ -15,10 +17,9 @@ import pathlib
 import shutil
 import time
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-import script
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
@@ -160,4 +161,4 @@ def _forget(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(main)

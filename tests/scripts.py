@@ -1,5 +1,7 @@
 """Runs the scripts of ``launch/``: in this process where that is enough, else as processes of their own."""
 
+import script
+
 import contextlib
 import io
 import os
@@ -13,41 +15,37 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 _OF_ML_COLLECTIONS = r"the load_module\(\) method"
 _SCRIPT = "<run_path>"  # what absl calls a script that is run here
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> tuple[int, str]:
-    """Runs ``launch/<script>.py`` with these arguments in this process; its exit code and all that it printed."""
+def run(name: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> tuple[int, str]:
+    """Runs ``launch/<name>.py`` with these arguments in this process; its exit code and all that it printed."""
     output = io.StringIO()
-    argv = [f"launch/{script}.py", *map(str, arguments)]
+    argv = [f"launch/{name}.py", *map(str, arguments)]
     printed = contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)
     with printed[0], printed[1], _own_flags(), _as_from_root(argv, data_dir):
-        code = _main(script)
+        code = _main(name)
     return code, output.getvalue()
 
 
-def functions(script: str) -> dict[str, Any]:
-    """The functions of ``launch/<script>.py``, by name; its flags are forgotten."""
+def functions(name: str) -> dict[str, Any]:
+    """The functions of ``launch/<name>.py``, by name; its flags are forgotten."""
     with warnings.catch_warnings(), _own_flags():
         warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
-        return runpy.run_path(str(ROOT / "launch" / f"{script}.py"))
+        return runpy.run_path(str(ROOT / "launch" / f"{name}.py"))
 
 
-def _main(script: str) -> int:
-    """What ``app.run`` does with a main function, but for the end of the process."""
+def _main(name: str) -> int:
+    """What ``script.run`` does with a main function, but for the end of the process."""
     try:
-        with warnings.catch_warnings():
+        with script.ending(f"{name}.py"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
-            main = runpy.run_path(str(ROOT / "launch" / f"{script}.py"))["main"]
-            argv = flags.FLAGS(sys.argv)
-        main(argv)
-    except (app.UsageError, flags.Error) as error:
-        print(f"FATAL Flags parsing error: {error}")
-        return 1
+            main = runpy.run_path(str(ROOT / "launch" / f"{name}.py"))["main"]
+            main(script.read_flags(sys.argv))
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code)
@@ -108,10 +106,10 @@ class Script(subprocess.Popen[str]):
             return self.returncode, self.said()
 
 
-def start(script: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> Script:
+def start(name: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent") -> Script:
     """Starts a script as a process that hears interrupts, for tests that end it."""
     environment = os.environ | {"CSE_JAX_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
+    command = [sys.executable, f"launch/{name}.py", *map(str, arguments)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     try:
         return Script(command, cwd=ROOT, env=environment, start_new_session=True)
