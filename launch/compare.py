@@ -17,9 +17,9 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
+import config_file
 from cse_jax import workdir
 from cse_jax.reporting import confirmation_report
 from cse_jax.reporting.monitor import Monitor
@@ -34,9 +34,7 @@ from detectors.models import build_detector
 from detectors.training.search_trainer import task_of
 from search_run import SearchRun, trainer_of
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(script.ROOT / "configs/search/default.py"), "Config of a search: detector, data, schedule."
-)
+_CONFIG = config_file.define("configs/search/default.py", "Config of a search: detector, data, schedule.", SearchRun)
 _PAIRS = flags.DEFINE_multi_string(
     "pair", [], "Classification loss | box loss; the last one is compared with the rest."
 )

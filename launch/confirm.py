@@ -13,17 +13,16 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
+import config_file
 import recorded
 from confirming import confirm
 from cse_jax import workdir
 from cse_jax.errors import InputError
+from search_run import SearchRun
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config of a search; that of the search in --workdir if none."
-)
+_CONFIG = config_file.define(None, "Config of a search; that of the search in --workdir if none.", SearchRun)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished search.")
 _SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound=1, upper_bound=10_000)
 

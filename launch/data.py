@@ -24,9 +24,9 @@ import time
 
 import numpy as np
 from absl import flags, logging
-from ml_collections import config_flags
 from PIL import Image
 
+import config_file
 from cse_jax import workdir
 from detectors.data.datasets import BuiltSplit, open_dataset, read_built
 from detectors.data.decoding import mode_of
@@ -37,7 +37,7 @@ from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_c
 from detectors.data.pipeline import train_batches
 from detectors.data.resizing import fitted_size
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/data/coco.py"), "The data set.")
+_CONFIG = config_file.define("configs/data/coco.py", "The data set.", DiskData)
 _DRAW = flags.DEFINE_integer(
     "draw", 0, "Images of each split that are drawn with their objects.", lower_bound=0, upper_bound=10**6
 )

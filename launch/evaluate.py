@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
+import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import open_dataset
@@ -33,9 +33,11 @@ from detectors.evaluation.coco import Found, GroundTruth, detect, ground_truth
 from detectors.evaluation.results_files import IOU_TYPES, Reference, read_reference, read_results, write_results
 from detectors.evaluation.scores import as_json, score, table
 from detectors.models.mask_rcnn import MaskRCNNConfig
+from detectors.training.run_config import TrainRun
+from detectors.weights.pretrained import PretrainedFasterRCNN
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(script.ROOT / "configs/train/fcos_digits.py"), "Of the training, or pretrained."
+_CONFIG = config_file.define(
+    "configs/train/fcos_digits.py", "Of the training, or pretrained.", TrainRun, PretrainedFasterRCNN
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _CHECKPOINT = flags.DEFINE_string(

@@ -14,19 +14,16 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
+import config_file
 from cse_jax import loss_table, workdir
-from cse_jax.errors import InputError
 from cse_jax.loss_table.making import make
 from cse_jax.reporting import loss_table_report
 from cse_jax.reporting.monitor import Monitor
 from search_run import LossTableRun, trainer_of
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(script.ROOT / "configs/loss_table/fcos_digits.py"), "Which losses, detector and data."
-)
+_CONFIG = config_file.define("configs/loss_table/fcos_digits.py", "Which losses, detector and data.", LossTableRun)
 _FILE = flags.DEFINE_string("file", None, "The table; runs/<config.name>.parquet by default.")
 _REPORT = flags.DEFINE_string("report", None, "Only report on this table, and train nothing.")
 _BESIDE = flags.DEFINE_string("beside", None, "Say also how far this table, of other trainings, agrees on the order.")
@@ -59,8 +56,6 @@ def main(argv: list[str]) -> None:
 
 def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, console: Console) -> loss_table.LossTable:
     parts = [part for part in ("cls", "box") if part in config.parts]
-    if len(parts) != len(config.parts):
-        raise InputError(f"config.parts is {config.parts}; use ('cls',), ('box',) or ('cls', 'box')")
     trainer = trainer_of(config, folder)
     about = workdir.describe(config)
     about["task"] = {name: about["config"][name] for name in _TASK}

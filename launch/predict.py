@@ -17,8 +17,8 @@ import sys
 import time
 
 from absl import flags
-from ml_collections import config_flags
 
+import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import category_names
@@ -34,9 +34,11 @@ from detectors.evaluation.photos import (
     read_photo,
     size_of,
 )
+from detectors.training.run_config import TrainRun
+from detectors.weights.pretrained import PretrainedFasterRCNN
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(script.ROOT / "configs/train/fcos_digits.py"), "Of the training, or pretrained."
+_CONFIG = config_file.define(
+    "configs/train/fcos_digits.py", "Of the training, or pretrained.", TrainRun, PretrainedFasterRCNN
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _CHECKPOINT = flags.DEFINE_string(

@@ -5,6 +5,7 @@ errors end the script with a sentence, never with a traceback.
 """
 
 import contextlib
+import math
 import pathlib
 import sys
 import tempfile
@@ -37,14 +38,24 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def read_flags(argv: list[str]) -> list[str]:
-    """Reads the flags; returns the arguments that are none.
+    """Reads the flags, the config among them, and checks it; returns the arguments that are no flags.
 
     Raises:
-      flags.Error: names the flag, its value and what it may be.
+      flags.Error, InputError: names the flag or the field, its value and what it may be.
     """
     from absl import flags
 
-    return flags.FLAGS(argv)
+    from cse_jax.errors import InputError
+    from cse_jax.ranges import validate
+
+    rest = flags.FLAGS(argv)
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+        validate(flags.FLAGS["config"].value)
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if flags.FLAGS[name].present and isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} is {value}; it must be a finite number")  # absl's bounds let nan pass
+    return rest
 
 
 def start(argv: list[str]) -> None:

@@ -16,9 +16,9 @@ import sys
 import time
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
+import config_file
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import report
@@ -26,7 +26,7 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ledger import Ledger
 from search_run import SearchRun, trainer_of
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/search/default.py"), "What to search.")
+_CONFIG = config_file.define("configs/search/default.py", "What to search.", SearchRun)
 _SCALES = {
     "prediction": "every candidate's gradient matched to the default loss's on simulated predictions",
     "detector": "every candidate's gradient matched to the default loss's in the trained detector",

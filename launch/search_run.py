@@ -2,9 +2,11 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated, Literal
 
 from cse_jax.errors import InputError
 from cse_jax.loss_table.config import LossTableConfig
+from cse_jax.ranges import Items
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
@@ -85,7 +87,7 @@ class LossTableRun(DetectorRun):
     """
 
     name: str = "loss_table"
-    parts: tuple[str, ...] = ("cls", "box")
+    parts: Annotated[tuple[Literal["cls", "box"], ...], Items()] = ("cls", "box")
     table: LossTableConfig = dataclasses.field(default_factory=LossTableConfig)
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
 

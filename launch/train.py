@@ -18,8 +18,8 @@ import shutil
 import time
 
 from absl import flags
-from ml_collections import config_flags
 
+import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
@@ -37,7 +37,7 @@ from detectors.training.loop import fit
 from detectors.training.run_config import LossConfig, TrainRun
 from detectors.training.step import jit_detector
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(script.ROOT / "configs/train/fcos_digits.py"), "What to train.")
+_CONFIG = config_file.define("configs/train/fcos_digits.py", "What to train.", TrainRun)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
 _SEARCH = flags.DEFINE_string("search", None, "Folder of a finished search, whose losses become config.loss.")
 _RESUME = flags.DEFINE_bool("resume", True, "Resume from the last checkpoint; --noresume deletes it and restarts.")

@@ -11,13 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
-_OF_ML_COLLECTIONS = r"the load_module\(\) method"
 _SCRIPT = "<run_path>"  # what absl calls a script that is run here
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -34,16 +32,23 @@ def run(name: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent
 
 def functions(name: str) -> dict[str, Any]:
     """The functions of ``launch/<name>.py``, by name; its flags are forgotten."""
-    with warnings.catch_warnings(), _own_flags():
-        warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
+    with _own_flags():
         return runpy.run_path(str(ROOT / "launch" / f"{name}.py"))
+
+
+@contextlib.contextmanager
+def own_flags(name: str) -> Iterator[list[flags.Flag]]:
+    """The flags that ``launch/<name>.py`` defines, but for ``--config``."""
+    with _own_flags():
+        runpy.run_path(str(ROOT / "launch" / f"{name}.py"))
+        own = [flag for flag in flags.FLAGS if flags.FLAGS.find_module_defining_flag(flag) == _SCRIPT]
+        yield [flags.FLAGS[flag] for flag in own]
 
 
 def _main(name: str) -> int:
     """What ``script.run`` does with a main function, but for the end of the process."""
     try:
-        with script.ending(f"{name}.py"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=_OF_ML_COLLECTIONS)
+        with script.ending(f"{name}.py"):
             main = runpy.run_path(str(ROOT / "launch" / f"{name}.py"))["main"]
             main(script.read_flags(sys.argv))
     except SystemExit as end:

@@ -12,6 +12,7 @@ from flax import nnx
 from micro import library_losses
 
 from benchmarks.smallest import FEATURES
+from detectors.models import build_detector
 from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, _handed_on, _refined, cascade_rcnn_tiny
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.roi_head import RoIConfig, SampledRoIs, sample_rois
@@ -208,6 +209,6 @@ def test_published_settings():
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="have 2, 3 and 3 entries"):
-        CascadeRCNN(dataclasses.replace(TINY, stage_ious=(0.5, 0.6)), rngs=nnx.Rngs(0))
+        build_detector(dataclasses.replace(TINY, stage_ious=(0.5, 0.6)))
     with pytest.raises(ValueError, match=r"roi\.class_agnostic must be True"):
-        CascadeRCNN(dataclasses.replace(TINY, roi=RoIConfig()), rngs=nnx.Rngs(0))
+        build_detector(dataclasses.replace(TINY, roi=RoIConfig(levels=2)))

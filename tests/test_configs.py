@@ -84,5 +84,5 @@ def test_an_unknown_detector_is_named():
 def test_a_training_without_length_is_refused():
     config = read(ROOT / "configs" / "train" / "fcos_digits.py").get_config()
     config.steps, config.epochs = 0, 0.0
-    with pytest.raises(ValueError, match=r"no step: config\.steps=0, config\.epochs=0"):
-        config.length(1000)
+    with pytest.raises(ValueError, match="steps=0 and epochs=0 make a training without a step"):
+        config.check()

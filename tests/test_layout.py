@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = {
     "cse_jax": [
         ("errors",),
-        ("workdir",),
+        ("workdir", "ranges"),
         ("language",),
         ("losses", "export", "sampling"),
         ("screening",),
@@ -32,8 +32,8 @@ FLOORS = {
         ("training",),
     ],
 }
-# What the detectors take from the search: losses, the trainer protocol, and the base of errors and of run folders.
-SHARED = ("errors", "workdir", "language", "losses", "search.task", "search.trainer")
+# What the detectors take from the search: losses, the trainer protocol, and what errors, configs and run folders share.
+SHARED = ("errors", "ranges", "workdir", "language", "losses", "search.task", "search.trainer")
 
 
 def modules(package):

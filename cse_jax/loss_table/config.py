@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from cse_jax.ranges import Count, Positive, Seed, Threads
+
 
 @dataclasses.dataclass
 class LossTableConfig:
@@ -21,11 +23,11 @@ class LossTableConfig:
 
     classification: tuple[str, ...] = ()
     regression: tuple[str, ...] = ()
-    generated: int = 400
-    rejected: int = 20
-    population: int = 1_000_000
-    seeds: int = 2
-    first_seed: int = 1_000
-    seed: int = 0
-    workers: int = 2
+    generated: Count = 400
+    rejected: Count = 20
+    population: Positive = 1_000_000
+    seeds: Positive = 2
+    first_seed: Seed = 1_000
+    seed: Seed = 0
+    workers: Threads = 2
     stages: bool = True

@@ -1,8 +1,13 @@
 """What to search, and how much: the sizes and thresholds of a search."""
 
 import dataclasses
+import pathlib
+from typing import Annotated, Literal
 
-SCALES = ("prediction", "detector", "none")
+from cse_jax.errors import InputError
+from cse_jax.ranges import Amount, Count, Items, Positive, PositiveAmount, Range, Seed, Share, Threads
+from cse_jax.search.strategies import named
+
 # Where their seeds begin, above a search's own; those of tables of losses begin at 1,000.
 _FINAL, _CONFIRMATION = 10_000, 1_000_000
 
@@ -30,19 +35,27 @@ class BranchConfig:
       screened: folder of an atlas whose shortest losses are a half of the first population; empty for none.
     """
 
-    generations: int = 3
-    population: int = 10_000
-    offspring: int = 2_000
-    max_probe: int = 256
-    max_overfit: int = 10
-    max_proxy: int = 5
-    proxy_seeds: int = 2
+    generations: Count = 3
+    population: Positive = 10_000
+    offspring: Positive = 2_000
+    max_probe: Positive = 256
+    max_overfit: Positive = 10
+    max_proxy: Positive = 5
+    proxy_seeds: Positive = 2
     strategy: str = "surrogate"
-    parents: int = 3
-    crossover: float = 0.3
-    mutation: float = 0.3
+    parents: Positive = 3
+    crossover: Share = 0.3
+    mutation: Share = 0.3
     seed_known: bool = True
     screened: str = ""
+
+    def check(self) -> None:
+        """Raises InputError for shares that exceed the whole, or names of nothing."""
+        named(self.strategy)
+        if self.crossover + self.mutation > 1.0:
+            raise InputError(f"crossover={self.crossover} and mutation={self.mutation} must not exceed 1 together")
+        if self.screened and not pathlib.Path(self.screened).is_dir():
+            raise InputError(f"screened={self.screened!r} is no folder; launch/screen.py makes such folders")
 
 
 @dataclasses.dataclass
@@ -65,14 +78,14 @@ class FilterConfig:
     """
 
     sign_flip: bool = True
-    scale: str = "prediction"
-    weights: tuple[float, ...] = (1.0,)
-    simulation_tolerance: float = 0.5
-    early_probe_tolerance: float = 0.5
-    probe_tolerance: float = 0.8
-    overfit_tolerance: float = 0.8
-    later_overfit_tolerance: float = 1.0
-    max_nodes: int = 40
+    scale: Literal["prediction", "detector", "none"] = "prediction"
+    weights: Annotated[tuple[PositiveAmount, ...], Items()] = (1.0,)
+    simulation_tolerance: Amount = 0.5
+    early_probe_tolerance: Amount = 0.5
+    probe_tolerance: Amount = 0.8
+    overfit_tolerance: Amount = 0.8
+    later_overfit_tolerance: Amount = 1.0
+    max_nodes: Annotated[int, Range(least=1, most=64)] = 40
 
 
 @dataclasses.dataclass
@@ -90,8 +103,8 @@ class FinalConfig:
         a control.
     """
 
-    seeds: int = 3
-    fit_weights: tuple[float, ...] = (0.5, 2.0)
+    seeds: Positive = 3
+    fit_weights: tuple[PositiveAmount, ...] = (0.5, 2.0)
     branches: bool = True
     random_search: bool = False
     tuned: bool = False
@@ -109,8 +122,8 @@ class SearchConfig:
       final: the final comparison.
     """
 
-    seed: int = 0
-    workers: int = 2
+    seed: Seed = 0
+    workers: Threads = 2
     classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)

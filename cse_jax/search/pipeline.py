@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import UserError
+from cse_jax.ranges import validate
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
 from cse_jax.search.choosing import Tried
@@ -60,9 +61,11 @@ def run(
       tried: by part, what another run has trained, for the strategies to start from.
 
     Raises:
+      InputError: the config is wrong.
       SearchFailed: the default losses can't be trained.
       LedgerError: the ledger can't be written.
     """
+    validate(config, "search")
     trials = Trials(trainer, ledger, progress, workers=config.workers)
     plans = _plans(config)
     budget = Budget(_trainings(config, plans, trainer), progress)

@@ -8,12 +8,11 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from cse_jax.errors import InputError
 from cse_jax.language.expression import to_authors
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened
 from cse_jax.search.choosing import Tried, choose, generator
-from cse_jax.search.config import SCALES, BranchConfig, SearchConfig
+from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
 from cse_jax.search.strategies import named
@@ -50,8 +49,6 @@ class Race:
           tried: what another run has trained, for the strategy to start from.
         """
         self.filters = config.filters
-        if self.filters.scale not in SCALES:
-            raise InputError(f"search.filters.scale is {self.filters.scale!r}; use {', '.join(map(repr, SCALES))}")
         self.name, self.sizes = name, sizes
         self.strategy, self.tried = named(sizes.strategy), tried
         self.part: Part = part

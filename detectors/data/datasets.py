@@ -13,6 +13,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Count, Positive, Share, validate
 from detectors.data.annotated import load_annotations, load_report
 from detectors.data.building import BuildError, Example
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
@@ -20,7 +21,7 @@ from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_c
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, Records, decode_image, read_annotation
 from detectors.data.resizing import fitted_size, image_size, resized
-from detectors.data.settings import BatchConfig
+from detectors.data.settings import BatchConfig, Deviation, Grey
 from detectors.structures import SIZE_MULTIPLE
 
 
@@ -29,12 +30,12 @@ class DataConfig(BatchConfig):
     """The digit scenes and how batches are made from them."""
 
     digit_scenes: DigitScenesConfig = dataclasses.field(default_factory=DigitScenesConfig)
-    max_boxes: int = dataclasses.field(default=8, kw_only=True)
-    mean: tuple[float, float, float] = dataclasses.field(default=(128.0, 128.0, 128.0), kw_only=True)
-    std: tuple[float, float, float] = dataclasses.field(default=(60.0, 60.0, 60.0), kw_only=True)
-    flip: float = dataclasses.field(default=0.0, kw_only=True)  # digits are not the same mirrored
-    short_side: int = dataclasses.field(default=0, kw_only=True)
-    long_side: int = dataclasses.field(default=0, kw_only=True)
+    max_boxes: Positive = dataclasses.field(default=8, kw_only=True)
+    mean: tuple[Grey, Grey, Grey] = dataclasses.field(default=(128.0, 128.0, 128.0), kw_only=True)
+    std: tuple[Deviation, Deviation, Deviation] = dataclasses.field(default=(60.0, 60.0, 60.0), kw_only=True)
+    flip: Share = dataclasses.field(default=0.0, kw_only=True)  # digits are not the same mirrored
+    short_side: Count = dataclasses.field(default=0, kw_only=True)
+    long_side: Count = dataclasses.field(default=0, kw_only=True)
     cache: bool = dataclasses.field(default=True, kw_only=True)
 
 
@@ -67,8 +68,9 @@ def open_dataset(config: DataConfig | DiskData) -> Dataset:
 
     Raises:
       BuildError, LayoutError: the data set can be neither built nor read; the message names the folder.
-      InputError: a split has no valid record.
+      InputError: the config is wrong, or a split has no valid record.
     """
+    validate(config, "data")
     builder = (
         build_detection_set(config)
         if isinstance(config, DiskData)
@@ -232,8 +234,6 @@ def _check_split(split: str, annotations: Sequence[Annotation], records: int, re
 
 def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
     """One shape that holds all images; if they are resized, with their long side as width."""
-    if config.mask_stride and SIZE_MULTIPLE % config.mask_stride:
-        raise InputError(f"data.mask_stride={config.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")
     sizes = np.array([_target(a.size, config) for split in annotations.values() for a in split])
     if config.limits:
         sizes.sort(axis=1)

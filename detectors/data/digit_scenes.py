@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from tensorflow_datasets.core import writer
 
-from cse_jax.errors import InputError
+from cse_jax.ranges import Positive, Seed, validate
 from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
 from detectors.data.scene_rendering import SceneConfig, render_scene
 
@@ -33,10 +33,10 @@ GLYPH_SHARES = (0.6, 0.2, 0.2)  # of each digit's glyphs, per split
 class DigitScenesConfig:
     """What is built: the images per split, the seed of everything random, and how a scene looks."""
 
-    train_images: int = 2000
-    select_images: int = 400
-    test_images: int = 400
-    seed: int = 0
+    train_images: Positive = 2000
+    select_images: Positive = 400
+    test_images: Positive = 400
+    seed: Seed = 0
     scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
 
     @property
@@ -50,13 +50,6 @@ class DigitScenesConfig:
     def images(self, split: str) -> int:
         """Number of images of a split."""
         return {"train": self.train_images, "select": self.select_images, "test": self.test_images}[split]
-
-    def check(self) -> None:
-        """Raises InputError for settings that cannot be built."""
-        for split in SPLITS:
-            if self.images(split) < 1:
-                raise InputError(f"{split}_images={self.images(split)} must be at least 1")
-        self.scene.check()
 
 
 @dataclasses.dataclass(eq=False)
@@ -151,7 +144,7 @@ def build_digit_scenes(config: DigitScenesConfig, data_dir: str | os.PathLike = 
       BuildError: the folder cannot be written or the disk is full; the message names the folder and says what to do.
       InputError: the settings contradict each other.
     """
-    config.check()
+    validate(config, "data.digit_scenes")
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     builder_config = DigitScenesBuilderConfig(name=config.name, scenes=config)
     try:

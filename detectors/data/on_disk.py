@@ -20,6 +20,7 @@ from jaxtyping import Float
 from tensorflow_datasets.core import writer
 
 from cse_jax.errors import InputError, UserError
+from cse_jax.ranges import Count, Share
 from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
 from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
 from detectors.data.missing import likely_cause
@@ -49,10 +50,10 @@ class DiskData(BatchConfig, abc.ABC):
     """
 
     root: str = ""
-    select_images: int = 0
-    limit: int = 0
+    select_images: Count = 0
+    limit: Count = 0
     outside: bool = dataclasses.field(default=False, kw_only=True)
-    test_share: float = dataclasses.field(default=0.0, kw_only=True)
+    test_share: Share = dataclasses.field(default=0.0, kw_only=True)
 
     kind: ClassVar[str]  # folder of its builds
     title: ClassVar[str]

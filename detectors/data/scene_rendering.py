@@ -5,17 +5,23 @@ around the ink, in pixels, as ``(x1, y1, x2, y2)`` with the far edge exclusive.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Count, Positive, Range
 
 INK_LEVEL = 0.3  # coverage from which a pixel counts as ink when a box is fitted
 PLACEMENT_TRIES = 40
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+Pixels = Annotated[int, Range(least=4, most=4096)]
+Overlap = Annotated[float, Range(least=0, below=1)]
+Contrast = Annotated[float, Range(above=0, most=120)]  # more does not fit on a grey ground
+Noise = Annotated[float, Range(least=0, most=255)]
 
 
 @dataclasses.dataclass
@@ -25,31 +31,23 @@ class SceneConfig:
     Less contrast, more noise, more clutter and more overlap make the detection harder.
     """
 
-    image_size: int = 96
-    max_objects: int = 8
-    min_height: int = 20  # of a digit's ink, about
-    max_height: int = 46
-    max_overlap: float = 0.1  # largest shared area of two boxes, as a share of the smaller one's
-    contrast: float = 80.0  # least difference in luminance between ink and the ground below it
-    noise: float = 6.0  # largest standard deviation of the pixel noise
-    clutter: int = 4  # largest number of lines, blobs and pieces of strokes in an image
+    image_size: Pixels = 96
+    max_objects: Positive = 8
+    min_height: Pixels = 20  # of a digit's ink, about
+    max_height: Pixels = 46
+    max_overlap: Overlap = 0.1  # largest shared area of two boxes, as a share of the smaller one's
+    contrast: Contrast = 80.0  # least difference in luminance between ink and the ground below it
+    noise: Noise = 6.0  # largest standard deviation of the pixel noise
+    clutter: Count = 4  # largest number of lines, blobs and pieces of strokes in an image
 
     def check(self) -> None:
         """Raises InputError for settings that cannot be drawn."""
-        if not 4 <= self.min_height <= self.max_height:
-            raise InputError(f"min_height={self.min_height} and max_height={self.max_height} must be 4 <= min <= max")
+        if self.min_height > self.max_height:
+            raise InputError(f"min_height={self.min_height} must not exceed max_height={self.max_height}")
         if 1.5 * self.max_height > self.image_size:
             raise InputError(
                 f"max_height={self.max_height} does not fit image_size={self.image_size}: keep it below two thirds"
             )
-        if self.max_objects < 1:
-            raise InputError(f"max_objects={self.max_objects} must be at least 1")
-        if not 0 <= self.max_overlap < 1:
-            raise InputError(f"max_overlap={self.max_overlap} must be in [0, 1)")
-        if not 0 < self.contrast <= 120:
-            raise InputError(f"contrast={self.contrast} must be in (0, 120]: more does not fit on a grey ground")
-        if self.noise < 0 or self.clutter < 0:
-            raise InputError(f"noise={self.noise} and clutter={self.clutter} must not be negative")
 
 
 class Scene(NamedTuple):

@@ -1,8 +1,14 @@
 """How batches are made from any data set."""
 
 import dataclasses
+from typing import Annotated
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Count, Positive, Range, Share
+from detectors.structures import SIZE_MULTIPLE
+
+Grey = Annotated[float, Range(least=0, most=255)]
+Deviation = Annotated[float, Range(above=0, most=255)]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,29 +28,28 @@ class BatchConfig:
     """
 
     data_dir: str = ""
-    max_boxes: int = 100
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    flip: float = 0.5
-    min_side: int = 32
-    short_side: int = 800
-    long_side: int = 1333
-    mask_stride: int = 0
-    workers: int = 0
+    max_boxes: Positive = 100
+    mean: tuple[Grey, Grey, Grey] = (123.675, 116.28, 103.53)
+    std: tuple[Deviation, Deviation, Deviation] = (58.395, 57.12, 57.375)
+    flip: Share = 0.5
+    min_side: Count = 32
+    short_side: Count = 800
+    long_side: Count = 1333
+    mask_stride: Annotated[int, Range(least=0, most=32)] = 0
+    workers: Annotated[int, Range(least=0, most=1024)] = 0
     cache: bool = False
 
     @property
     def limits(self) -> tuple[int, int] | None:
-        """(short, long) side that images are resized to fit into; None if they keep their size.
+        """(short, long) side that images are resized to fit into; None if they keep their size."""
+        return (self.short_side, self.long_side) if self.long_side else None
 
-        Raises:
-          InputError: the sides contradict each other.
-        """
-        if not self.short_side and not self.long_side:
-            return None
-        if not 0 < self.short_side <= self.long_side:
+    def check(self) -> None:
+        """Raises InputError for settings that contradict each other."""
+        if not 0 < self.short_side <= self.long_side and (self.short_side or self.long_side):
             raise InputError(
-                f"data.short_side={self.short_side} and data.long_side={self.long_side} must be 0 < short <= long, or "
-                "both 0 to keep the images' size"
+                f"short_side={self.short_side} and long_side={self.long_side} must be 0 < short <= long, or both 0 to "
+                "keep the images' size"
             )
-        return self.short_side, self.long_side
+        if self.mask_stride and SIZE_MULTIPLE % self.mask_stride:
+            raise InputError(f"mask_stride={self.mask_stride} must divide {SIZE_MULTIPLE}; 4 is usual, 0 for none")

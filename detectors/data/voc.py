@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
+from typing import Annotated
 from xml.etree import ElementTree
 
 import numpy as np
 
+from cse_jax.ranges import Items
 from detectors.data.annotated import AnnotatedImage
 from detectors.data.decoding import SUFFIXES, image_files
 from detectors.data.json_rows import read_bytes, shown
@@ -55,8 +57,8 @@ class VocData(DiskData):
       images: folder of the images, beside that of the XML files; if there is none, they are in the same one.
     """
 
-    train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
-    test: tuple[str, ...] = ("VOC2007/test",)
+    train: Annotated[tuple[str, ...], Items()] = ("VOC2007/trainval", "VOC2012/trainval")
+    test: Annotated[tuple[str, ...], Items()] = ("VOC2007/test",)
     names: tuple[str, ...] = VOC_CATEGORIES
     images: str = "JPEGImages"
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from cse_jax.ranges import validate
 from detectors.models.atss import ATSS, ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig
 from detectors.models.detector import Detector
@@ -23,6 +24,11 @@ DETECTORS: dict[type[DetectorConfig], type[Detector]] = {
 
 
 def build_detector(config: DetectorConfig) -> tuple[type[Detector], Callable[[nnx.Rngs], Detector]]:
-    """The detector class of a config, and the function that makes the detector from random numbers."""
+    """The detector class of a config, and the function that makes the detector from random numbers.
+
+    Raises:
+      InputError: the config is wrong.
+    """
+    validate(config, "detector")
     detector = DETECTORS[type(config)]
     return detector, lambda rngs: detector(config, rngs=rngs)

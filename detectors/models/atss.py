@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cse_jax.errors import InputError
 from cse_jax.language import spaces
+from cse_jax.ranges import Count, Positive, PositiveAmount, Share
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
@@ -18,6 +20,7 @@ from detectors.models.resnet import resnet50, tiny
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, pyramid_anchors
 from detectors.ops.atss import assign_adaptively
+from detectors.ops.boxes import BoxStds
 from detectors.ops.padding import inside_padded_image
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch, Detections
@@ -42,22 +45,27 @@ class ATSSConfig:
       candidates_are_pairs: a level's candidates are its best (cell, class) pairs, not all classes of its best cells.
     """
 
-    classes: int = 80
+    classes: Positive = 80
     backbone: BackboneConfig = dataclasses.field(default_factory=resnet50)
     fpn: FPNConfig = dataclasses.field(default_factory=lambda: FPNConfig(relu_before_extra=False))
-    towers: int = 4
-    norm_groups: int = 32
-    scale: float = 8.0
-    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
-    nearest: int = 9
-    alpha: float = 0.25
+    towers: Count = 4
+    norm_groups: Positive = 32
+    scale: PositiveAmount = 8.0
+    stds: BoxStds = (0.1, 0.1, 0.2, 0.2)
+    nearest: Positive = 9
+    alpha: Share = 0.25
     weight_by_quality: bool = True
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.6
-    candidates_per_level: int = 1000
+    score_threshold: Share = 0.05
+    nms_threshold: Share = 0.6
+    candidates_per_level: Positive = 1000
     candidates_are_pairs: bool = False
-    max_candidates: int = 2000
-    max_detections: int = 100
+    max_candidates: Positive = 2000
+    max_detections: Positive = 100
+
+    def check(self) -> None:
+        """Raises InputError for groups that don't fit."""
+        if self.fpn.channels % self.norm_groups:
+            raise InputError(f"norm_groups={self.norm_groups} must divide fpn.channels={self.fpn.channels}")
 
 
 def atss_tiny(classes: int = 10) -> ATSSConfig:

@@ -1,6 +1,7 @@
 """Cascade R-CNN (Cai and Vasconcelos 2018): heads of rising IoU thresholds; each gets the boxes of the one before."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Amount, Items, Share
 from detectors.losses import DetectionLosses
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
 from detectors.models.roi_head import NO_ROI, RoIConfig, RoIHead, SampledRoIs, roi_loss, sample_rois
 from detectors.models.rpn import RPNConfig
 from detectors.ops import boxes as box_ops
+from detectors.ops.boxes import BoxStds
 from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
 from detectors.structures import AnyArray, Batch
@@ -33,20 +36,17 @@ class CascadeRCNNConfig(FasterRCNNConfig):
         default_factory=lambda: RPNConfig(box_beta=1 / 9, train_proposals=2000, test_proposals=1000)
     )
     roi: RoIConfig = dataclasses.field(default_factory=lambda: RoIConfig(class_agnostic=True))
-    stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
-    stage_stds: tuple[tuple[float, ...], ...] = (
+    stage_ious: Annotated[tuple[Share, ...], Items()] = (0.5, 0.6, 0.7)
+    stage_stds: tuple[BoxStds, ...] = (
         (0.1, 0.1, 0.2, 0.2),
         (0.05, 0.05, 0.1, 0.1),
         (0.033, 0.033, 0.067, 0.067),
     )
-    stage_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
+    stage_weights: tuple[Amount, ...] = (1.0, 0.5, 0.25)
 
-    def stages(self) -> list[RoIConfig]:
-        """The settings of each stage.
-
-        Raises:
-          InputError: the numbers of stages differ, or boxes are not class-agnostic.
-        """
+    def check(self) -> None:
+        """Raises InputError if the numbers of stages differ, or boxes are not class-agnostic."""
+        super().check()
         if not len(self.stage_ious) == len(self.stage_stds) == len(self.stage_weights):
             raise InputError(
                 f"stage_ious, stage_stds and stage_weights have {len(self.stage_ious)}, {len(self.stage_stds)} and "
@@ -54,8 +54,11 @@ class CascadeRCNNConfig(FasterRCNNConfig):
             )
         if not self.roi.class_agnostic:
             raise InputError("roi.class_agnostic must be True: a stage hands one box for all classes to the next")
+
+    def stages(self) -> list[RoIConfig]:
+        """The settings of each stage."""
         pairs = zip(self.stage_ious, self.stage_stds, strict=True)
-        return [dataclasses.replace(self.roi, positive_iou=iou, stds=tuple(stds)) for iou, stds in pairs]
+        return [dataclasses.replace(self.roi, positive_iou=iou, stds=stds) for iou, stds in pairs]
 
 
 def cascade_rcnn_tiny(classes: int = 10) -> CascadeRCNNConfig:

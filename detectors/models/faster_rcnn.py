@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from cse_jax.errors import InputError
 from cse_jax.language import spaces
+from cse_jax.ranges import Amount, Positive, Share
 from detectors.losses import DetectionLosses
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.detector import Detector
@@ -33,16 +35,22 @@ class FasterRCNNConfig:
       min_side: detections that have a side below it once clipped to the image are dropped, pixels.
     """
 
-    classes: int = 80
+    classes: Positive = 80
     backbone: BackboneConfig = dataclasses.field(default_factory=lambda: resnet50(outputs=(1, 2, 3, 4)))
     fpn: FPNConfig = dataclasses.field(default_factory=lambda: FPNConfig(extra="max_pool", extra_levels=1))
     rpn: RPNConfig = dataclasses.field(default_factory=RPNConfig)
     roi: RoIConfig = dataclasses.field(default_factory=RoIConfig)
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_candidates: int = 2000
-    max_detections: int = 100
-    min_side: float = 0.0
+    score_threshold: Share = 0.05
+    nms_threshold: Share = 0.5
+    max_candidates: Positive = 2000
+    max_detections: Positive = 100
+    min_side: Amount = 0.0
+
+    def check(self) -> None:
+        """Raises InputError for more levels than there are."""
+        levels = len(self.fpn.strides(self.backbone.strides))
+        if self.roi.levels > levels:
+            raise InputError(f"roi.levels={self.roi.levels} must not exceed the {levels} levels of the pyramid")
 
 
 def faster_rcnn_tiny(classes: int = 10) -> FasterRCNNConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cse_jax.errors import InputError
 from cse_jax.language import spaces
+from cse_jax.ranges import Count, Items, Positive, PositiveAmount, Range, Share
 from detectors.losses import DetectionLosses, binary_class_divisor, binary_class_loss, box_loss
 from detectors.models.backbone import BackboneConfig, build_backbone
 from detectors.models.dense import Tower, head_conv, select_by_level
@@ -51,30 +54,38 @@ class FCOSConfig:
       candidates_are_pairs: a level's candidates are its best (point, class) pairs, not all classes of its best points.
     """
 
-    classes: int = 80
+    classes: Positive = 80
     backbone: BackboneConfig = dataclasses.field(
         default_factory=lambda: resnet50(stride_in_1x1=True, frozen_affine=True)
     )
     fpn: FPNConfig = dataclasses.field(default_factory=FPNConfig)
-    towers: int = 4
-    norm_groups: int = 32
-    point_offset: float = 0.5
+    towers: Count = 4
+    norm_groups: Positive = 32
+    point_offset: Share = 0.5
     fit_image: bool = False
-    range_limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
-    radius: float = 1.5
-    alpha: float = 0.25
+    range_limits: Annotated[tuple[PositiveAmount, ...], Items(least=0, increasing=True)] = (64.0, 128.0, 256.0, 512.0)
+    radius: PositiveAmount = 1.5
+    alpha: Share = 0.25
     level_scales: bool = True
-    box_bias: float = 0.0
+    box_bias: Annotated[float, Range(least=-1000, most=1000)] = 0.0
     weight_by_quality: bool = True
     count_images: bool = True
     geometric_centreness: bool = False
     root_score: bool = False
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.6
-    candidates_per_level: int = 1000
+    score_threshold: Share = 0.05
+    nms_threshold: Share = 0.6
+    candidates_per_level: Positive = 1000
     candidates_are_pairs: bool = False
-    max_candidates: int = 2000
-    max_detections: int = 100
+    max_candidates: Positive = 2000
+    max_detections: Positive = 100
+
+    def check(self) -> None:
+        """Raises InputError for levels or groups that don't fit."""
+        if self.fpn.channels % self.norm_groups:
+            raise InputError(f"norm_groups={self.norm_groups} must divide fpn.channels={self.fpn.channels}")
+        levels = len(self.fpn.strides(self.backbone.strides))
+        if len(self.range_limits) != levels - 1:
+            raise InputError(f"range_limits={self.range_limits} must be {levels - 1}, for {levels} levels")
 
 
 def fcos_tiny(classes: int = 10) -> FCOSConfig:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cse_jax.errors import InputError
+from cse_jax.ranges import Count, Positive
 from detectors.models.convolution import Conv
 from detectors.ops.padding import Extent
 
@@ -23,9 +24,9 @@ class FPNConfig:
       relu_before_extra: ReLU before each further extra convolution after the first (FCOS).
     """
 
-    channels: int = 256
-    extra: str = "conv"
-    extra_levels: int = 2
+    channels: Positive = 256
+    extra: Literal["none", "max_pool", "conv"] = "conv"
+    extra_levels: Count = 2
     relu_before_extra: bool = True
 
     def strides(self, backbone: tuple[int, ...]) -> tuple[int, ...]:
@@ -38,8 +39,6 @@ class FPN(nnx.Module):
     """Top-down pathway with lateral connections, and extra coarse levels."""
 
     def __init__(self, config: FPNConfig, inputs: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
-        if config.extra not in ("none", "max_pool", "conv"):
-            raise InputError(f"fpn.extra is {config.extra!r}; use 'none', 'max_pool' or 'conv'")
         self.config = config
 
         def conv(channels: int, kernel: int, stride: int = 1) -> nnx.Conv:

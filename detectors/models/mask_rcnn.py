@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Positive
 from detectors.losses import DetectionLosses
 from detectors.models.convolution import Conv
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, faster_rcnn_tiny
@@ -29,9 +30,9 @@ class MaskConfig:
       soft_targets: a target is the covered share of a bin (torchvision), not whether half of the bin is covered.
     """
 
-    size: int = 14
-    convs: int = 4
-    channels: int = 256
+    size: Positive = 14
+    convs: Positive = 4
+    channels: Positive = 256
     soft_targets: bool = False
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Items, Positive, Range
 from detectors.models.convolution import Conv
 from detectors.models.norms import FrozenBatchNorm, GroupNorm
 from detectors.ops.padding import Extent
@@ -38,10 +40,15 @@ class MobileNetConfig:
       norm_groups: groups of the group norms.
     """
 
-    outputs: tuple[int, ...] = (8, 16, 32)
-    norm: str = "frozen_bn"
-    frozen_blocks: int = 3
-    norm_groups: int = 32
+    outputs: Annotated[tuple[Literal[4, 8, 16, 32], ...], Items(increasing=True)] = (8, 16, 32)
+    norm: Literal["frozen_bn", "gn"] = "frozen_bn"
+    frozen_blocks: Annotated[int, Range(least=-1, most=13)] = 3
+    norm_groups: Positive = 32
+
+    def check(self) -> None:
+        """Raises InputError unless all channels, multiples of the first ones, fall into groups."""
+        if _STEM % self.norm_groups:
+            raise InputError(f"norm_groups={self.norm_groups} must divide {_STEM}, the channels of the first layer")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -63,9 +70,7 @@ class MobileNetConfig:
 def _norm(kind: str, config: MobileNetConfig, channels: int, rngs: nnx.Rngs) -> GroupNorm | FrozenBatchNorm:
     if kind == "gn":
         return GroupNorm(channels, config.norm_groups, epsilon=_EPS, rngs=rngs)
-    if kind == "frozen_bn":
-        return FrozenBatchNorm(channels, eps=_EPS)
-    raise InputError(f"backbone.norm is {kind!r}; use 'gn' or 'frozen_bn'")
+    return FrozenBatchNorm(channels, eps=_EPS)
 
 
 class _Block(nnx.Module):
@@ -86,11 +91,6 @@ class MobileNetV1(nnx.Module):
     """The network; returns the features of the configured strides."""
 
     def __init__(self, config: MobileNetConfig, *, rngs: nnx.Rngs) -> None:
-        unknown = [stride for stride in config.outputs if stride not in _LAST_OF_STRIDE]
-        if unknown or not config.outputs:
-            raise InputError(
-                f"backbone.outputs is {config.outputs}; use some of {', '.join(map(str, _LAST_OF_STRIDE))}"
-            )
         self.config = config
         self.stem = Conv(3, _STEM, (3, 3), 2, use_bias=False, kernel_init=_HE, rngs=rngs)
         self.stem_norm = _norm(config.norm, config, _STEM, rngs)

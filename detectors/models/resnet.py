@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Amount, Items, Positive, Range
 from detectors.models.convolution import convolve, convolve_unfolded
 from detectors.models.norms import FrozenBatchNorm, GroupNorm, is_norm
 from detectors.ops.padding import Extent
@@ -40,21 +42,32 @@ class ResNetConfig:
       outputs: stages whose features are returned, counted from 1.
     """
 
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: Annotated[tuple[Positive, ...], Items()] = (3, 4, 6, 3)
+    widths: Annotated[tuple[Positive, ...], Items()] = (64, 128, 256, 512)
     bottleneck: bool = True
-    stem_width: int = 64
-    stem_kernel: int = 7
-    stem_stride: int = 2
+    stem_width: Positive = 64
+    stem_kernel: Positive = 7
+    stem_stride: Positive = 2
     stem_pool: bool = True
     stem_as_product: bool = False
-    norm: str = "frozen_bn"
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
+    norm: Literal["gn", "frozen_bn"] = "frozen_bn"
+    norm_groups: Positive = 32
+    norm_eps: Amount = 1e-5
     frozen_affine: bool = False
     stride_in_1x1: bool = False
-    frozen_stages: int = 1
-    outputs: tuple[int, ...] = (2, 3, 4)
+    frozen_stages: Annotated[int, Range(least=-1, most=100)] = 1
+    outputs: Annotated[tuple[Positive, ...], Items(increasing=True)] = (2, 3, 4)
+
+    def check(self) -> None:
+        """Raises InputError for stages or groups that don't fit."""
+        if len(self.depths) != len(self.widths):
+            raise InputError(f"depths={self.depths} and widths={self.widths} must have an item for each stage")
+        if max(self.outputs) > len(self.depths):
+            raise InputError(f"outputs={self.outputs} must be stages from 1 to {len(self.depths)}")
+        if self.norm == "gn" and any(width % self.norm_groups for width in (self.stem_width, *self.widths)):
+            raise InputError(
+                f"norm_groups={self.norm_groups} must divide stem_width={self.stem_width} and widths={self.widths}"
+            )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -134,9 +147,7 @@ def tiny(**changes) -> ResNetConfig:
 def _norm(config: ResNetConfig, channels: int, rngs: nnx.Rngs) -> GroupNorm | FrozenBatchNorm:
     if config.norm == "gn":
         return GroupNorm(channels, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
-    if config.norm == "frozen_bn":
-        return FrozenBatchNorm(channels, eps=config.norm_eps)
-    raise InputError(f"backbone.norm is {config.norm!r}; use 'gn' or 'frozen_bn'")
+    return FrozenBatchNorm(channels, eps=config.norm_eps)
 
 
 def _conv(

@@ -9,8 +9,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from cse_jax.ranges import Positive, PositiveAmount, PositiveShare, Share
 from detectors.losses import DetectionLosses, box_loss, multi_class_loss
 from detectors.ops import boxes as box_ops
+from detectors.ops.boxes import BoxStds
 from detectors.ops.matching import match
 from detectors.ops.padding import Pyramid
 from detectors.ops.roi_align import roi_align, roi_levels
@@ -37,18 +39,18 @@ class RoIConfig:
       samples, positive_fraction: proposals per image in the loss.
     """
 
-    levels: int = 4
-    finest_side: float = 56.0
-    size: int = 7
+    levels: Positive = 4
+    finest_side: PositiveAmount = 56.0
+    size: Positive = 7
     aligned: bool = True
     pool_as_product: bool = False
-    width: int = 1024
-    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    width: Positive = 1024
+    stds: BoxStds = (0.1, 0.1, 0.2, 0.2)
     class_agnostic: bool = False
-    positive_iou: float = 0.5
-    low_quality_iou: float | None = None
-    samples: int = 512
-    positive_fraction: float = 0.25
+    positive_iou: Share = 0.5
+    low_quality_iou: Share | None = None
+    samples: Positive = 512
+    positive_fraction: PositiveShare = 0.25
 
 
 NO_ROI = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # stands in for missing RoIs

@@ -1,6 +1,7 @@
 """The region proposal network (Ren et al. 2015).  Its own losses are fixed; searched losses never replace them."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from cse_jax.losses import smooth_l1_loss
+from cse_jax.ranges import Amount, Items, Positive, PositiveAmount, PositiveShare, Share
 from detectors.models.convolution import Conv
 from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import Anchors, fitting_shift, pyramid_anchors
@@ -39,22 +41,22 @@ class RPNConfig:
       train_proposals, test_proposals: proposals per image after it.
     """
 
-    scale: float = 8.0
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scale: PositiveAmount = 8.0
+    ratios: Annotated[tuple[PositiveAmount, ...], Items()] = (0.5, 1.0, 2.0)
     whole_pixel_anchors: bool = False
     fit_image: bool = False
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    low_quality_iou: float = 0.3
+    positive_iou: Share = 0.7
+    negative_iou: Share = 0.3
+    low_quality_iou: Share = 0.3
     low_quality_keeps_best: bool = False
-    box_beta: float = 0.0
-    samples: int = 256
-    positive_fraction: float = 0.5
-    per_level: int = 2000
-    test_per_level: int = 2000
-    nms_threshold: float = 0.7
-    train_proposals: int = 1000
-    test_proposals: int = 1000
+    box_beta: Amount = 0.0
+    samples: Positive = 256
+    positive_fraction: PositiveShare = 0.5
+    per_level: Positive = 2000
+    test_per_level: Positive = 2000
+    nms_threshold: Share = 0.7
+    train_proposals: Positive = 1000
+    test_proposals: Positive = 1000
 
 
 class RPN(nnx.Module):

@@ -8,7 +8,10 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cse_jax.ranges import PositiveAmount
 from detectors.structures import AnyArray
+
+BoxStds = tuple[PositiveAmount, PositiveAmount, PositiveAmount, PositiveAmount]  # of the offsets that heads regress
 
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 

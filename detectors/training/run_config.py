@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Amount, Count, Range, Seed
 from detectors.data.datasets import DataConfig
 from detectors.data.settings import BatchConfig
 from detectors.models import DetectorConfig
@@ -39,8 +41,8 @@ class LossConfig:
 
     cls: str = ""
     box: str = ""
-    cls_weight: float = 1.0
-    box_weight: float | None = None
+    cls_weight: Amount = 1.0
+    box_weight: Amount | None = None
 
 
 @dataclasses.dataclass
@@ -65,20 +67,18 @@ class TrainRun:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     data: BatchConfig = dataclasses.field(default_factory=DataConfig)
     weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
-    epochs: float = 12.0
-    steps: int = 0
-    evaluate_epochs: int = 1
-    save_every: int = 1000
-    seed: int = 0
+    epochs: Annotated[float, Range(least=0, most=100_000)] = 12.0
+    steps: Count = 0
+    evaluate_epochs: Count = 1
+    save_every: Count = 1000
+    seed: Seed = 0
+
+    def check(self) -> None:
+        """Raises InputError for a training without length."""
+        if not self.steps and not self.epochs:
+            raise InputError("steps=0 and epochs=0 make a training without a step; set one of them")
 
     def length(self, images: int) -> tuple[int, int]:
-        """Steps of the training and of an epoch over so many images.
-
-        Raises:
-          InputError: the training has no length.
-        """
+        """Steps of the training and of an epoch over so many images."""
         epoch = max(1, images // self.train.batch_size)
-        steps = self.steps or math.ceil(self.epochs * epoch)
-        if steps < 1:
-            raise InputError(f"The training has no step: config.steps={self.steps}, config.epochs={self.epochs}")
-        return steps, epoch
+        return self.steps or math.ceil(self.epochs * epoch), epoch

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cse_jax.ranges import Count, Horizons, Positive
 from cse_jax.search.task import LossPair, Task
 from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
 from detectors import checkpoint
@@ -56,16 +57,16 @@ class ScheduleConfig:
       save_every: steps between checkpoints from which an interrupted training resumes; 0 for none.
     """
 
-    probe: tuple[int, ...] = (30, 60)
-    probe_images: int = 64
-    probe_at_once: int = 32
-    overfit: int = 60
-    proxy: tuple[int, ...] = (120, 300)
-    final: int = 300
-    table: tuple[int, ...] = (300,)
-    start: int = 0
-    at_once: int = 0
-    save_every: int = 0
+    probe: Horizons = (30, 60)
+    probe_images: Positive = 64
+    probe_at_once: Positive = 32
+    overfit: Positive = 60
+    proxy: Horizons = (120, 300)
+    final: Positive = 300
+    table: Horizons = (300,)
+    start: Count = 0
+    at_once: Count = 0
+    save_every: Count = 0
 
 
 def task_of(detector: type[Detector]) -> Task:

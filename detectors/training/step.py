@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from cse_jax.errors import InputError
+from cse_jax.ranges import Amount, Count, Positive, PositiveAmount, Range, Share, validate
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.models.norms import is_norm
@@ -47,21 +48,29 @@ class TrainConfig:
         (FCOS: 2 and 0).
     """
 
-    optimiser: str = "sgd"
-    batch_size: int = 16
-    accumulate: int = 1
-    compute: str = "float32"
-    learning_rate: float = 0.02
-    rate_batch: int = 16
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_steps: int = 500
-    warmup_ratio: float = 0.001
-    decay_at: tuple[float, ...] = (8 / 12, 11 / 12)
-    gradient_clip: float = 0.0
-    ema: float = 0.0
-    bias_rate: float = 1.0
-    bias_decay: float = 1.0
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    compute: Literal["float32", "bfloat16"] = "float32"
+    learning_rate: PositiveAmount = 0.02
+    rate_batch: Count = 16
+    momentum: Annotated[float, Range(least=0, below=1)] = 0.9
+    weight_decay: Amount = 1e-4
+    warmup_steps: Count = 500
+    warmup_ratio: Share = 0.001
+    decay_at: tuple[Share, ...] = (8 / 12, 11 / 12)
+    gradient_clip: Amount = 0.0
+    ema: Annotated[float, Range(least=0, below=1)] = 0.0
+    bias_rate: Amount = 1.0
+    bias_decay: Amount = 1.0
+
+    def check(self) -> None:
+        """Raises InputError unless a batch can be cut into its parts."""
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}: a batch is cut into so many "
+                "parts"
+            )
 
 
 class TrainState(NamedTuple):
@@ -112,7 +121,7 @@ def jit_detector(
     Raises:
       InputError: settings of the config do not go together.
     """
-    _check(config)
+    validate(config, "train")
     part = config.batch_size // config.accumulate
     mesh = mesh_for(part, devices)
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
@@ -178,19 +187,6 @@ def jit_detector(
         return found(state.model, image, image_size)
 
     return JittedDetector(mesh.size, init, step, predict)
-
-
-def _check(config: TrainConfig) -> None:
-    for name, allowed in (("optimiser", ("sgd", "adamw")), ("compute", ("float32", "bfloat16"))):
-        if getattr(config, name) not in allowed:
-            raise InputError(f"train.{name} is {getattr(config, name)!r}; use {' or '.join(map(repr, allowed))}")
-    if config.accumulate < 1 or config.batch_size % config.accumulate:
-        raise InputError(
-            f"train.accumulate={config.accumulate} must divide train.batch_size={config.batch_size}: a batch is cut "
-            "into so many parts"
-        )
-    if not 0.0 <= config.ema < 1.0:
-        raise InputError(f"train.ema={config.ema} must be at least 0 and below 1, 0.9998 for example")
 
 
 def _cast(tree: Variables, dtype: jnp.dtype) -> Variables:
