@@ -26,7 +26,7 @@ _HINTS = {  # what helps against an error, by its class, which need not be impor
     "LedgerError": "The flag --workdir names the folder.",
     "SearchFailed": "The flag is --config.train.learning_rate.",
     "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
-    "ModuleNotFoundError": "Install it: python -m pip install . in the folder of the project.",
+    "ModuleNotFoundError": "Install the project with all that it needs: python -m pip install .",
 }
 
 
@@ -102,7 +102,8 @@ def ending(
         interrupts.leave()
     except Exception as error:
         if _is_for_users(error):
-            message = f"{what} stopped: {error} {_HINTS.get(type(error).__name__, '')}".rstrip()
+            message, hint = f"{what} stopped: {error}", _HINTS.get(type(error).__name__)
+            message = f"{message.rstrip('.')}. {hint}" if hint else message
         else:
             path = _write_traceback(folder)
             message = (
