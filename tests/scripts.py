@@ -74,8 +74,7 @@ def _own_flags() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_from_root(argv: list[str], data_dir: pathlib.Path | str) -> Iterator[None]:
-    """The working folder, paths and environment of a script that a user runs; signals are put back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    """The working folder, paths and environment of a script that a user runs."""
     environment, path, folder, before = dict(os.environ), list(sys.path), os.getcwd(), sys.argv
     sys.argv = argv  # where ml_collections looks for overrides
     os.environ["CSE_JAX_DATA_DIR"] = str(data_dir)
@@ -88,8 +87,6 @@ def _as_from_root(argv: list[str], data_dir: pathlib.Path | str) -> Iterator[Non
         sys.path[:], sys.argv = path, before
         os.environ.clear()
         os.environ.update(environment)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class Script(subprocess.Popen[str]):
