@@ -12,6 +12,7 @@ from scripts import run
 from test_data_sets import coco_tree, voc_tree
 
 from cse_jax import workdir
+from cse_jax.errors import InputError
 from detectors import checkpoint
 from detectors.data.coco import CocoData
 from detectors.data.datasets import DataConfig, category_names, open_dataset
@@ -101,6 +102,12 @@ def test_labels_of_other_numbers_become_the_datas_and_the_others_are_dropped():
     np.testing.assert_array_equal(inference.label_table(("a", "", "b", "c"), ("c", "yeti", "a")), [2, -1, -1, 0])
     with pytest.raises(ValueError, match="knows none of the data's categories .yeti"):
         inference.label_table(COCO_NUMBERS, ("yeti",))
+
+
+def test_names_of_other_labels_than_the_detector_s_are_refused():
+    model = nnx.eval_shape(lambda: build_detector(fcos_tiny(3))[1](nnx.Rngs(0)))
+    with pytest.raises(InputError, match="the detector has 3 labels, but 90 names"):
+        inference.predictor(model, np.zeros(90, np.int32))
 
 
 def test_weights_of_a_detector_that_torchvision_lacks(tmp_path):

@@ -184,6 +184,70 @@ def test_a_changed_byte_never_gives_another_error(tmp_path, suffix):
             read_tensors(path)
 
 
+class Placed:
+    """Pickled as a thing of another package."""
+
+    def __init__(self, global_name, state):
+        self.global_name, self.state = global_name, state
+
+
+def checkpoint(**entries) -> bytes:
+    """A dictionary of plain values, state dictionaries (``None`` stands for one) and ``Placed`` things, pickled."""
+    body = b"\x80\x02}"
+    for key, value in entries.items():
+        body += opcodes(key)
+        if value is None:
+            body += state_dict()[2:-1]
+        elif isinstance(value, Placed):
+            module, name = value.global_name.split()
+            body += f"c{module}\n{name}\n".encode() + b")\x81" + opcodes(value.state) + b"b"
+        else:
+            body += opcodes(value)
+        body += b"s"
+    return body + b"."
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+def test_checkpoints_of_trainers_are_read(tmp_path, key):
+    """torchvision's reference scripts keep settings and counters beside the model."""
+    args = Placed("argparse Namespace", {"lr": 0.02, "resume": ""})
+    counter = Placed("collections Counter", {16: 1, 22: 1})
+    path = archive(tmp_path / "model_25.pth", checkpoint(**{"epoch": 25, "args": args, "steps": counter, key: None}))
+    assert read_tensors(path)["w"].shape == (2, 3)
+    path.rename(tmp_path / "pytorch_model.bin")
+    assert read_tensors(tmp_path / "pytorch_model.bin")["w"].shape == (2, 3)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    with pytest.raises(TensorFileError, match="not admitted"):
+        read_tensors(archive(tmp_path / "w.pth", checkpoint(model=Placed("ultralytics.nn.tasks DetectionModel", {}))))
+    with pytest.raises(TensorFileError, match="'epoch' is int"):
+        read_tensors(archive(tmp_path / "w.pth", checkpoint(epoch=3, weights=None)))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrapped_models_are_taken_off(tmp_path, prefix):
+    wrapped = {f"{prefix}{name}": ("F32", np.zeros(2, np.float32)) for name in ("a.weight", "module.bias")}
+    assert list(read_tensors(safetensors(tmp_path / "w.safetensors", wrapped))) == ["a.weight", "module.bias"]
+    part = {name: ("F32", np.zeros(2, np.float32)) for name in ("module.a", "b")}
+    assert list(read_tensors(safetensors(tmp_path / "w.safetensors", part))) == ["module.a", "b"]
+
+
+def test_files_in_parts_are_read_by_their_index(tmp_path):
+    files = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name, file in zip("ab", files, strict=True):
+        safetensors(tmp_path / file, {name: ("F32", np.full(2, ord(name), np.float32))})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip("ab", files, strict=True))}))
+    assert {name: array[0] for name, array in read_tensors(index).items()} == {"a": 97.0, "b": 98.0}
+    with pytest.raises(TensorFileError, match="one of several parts; give the path of the .index.json"):
+        read_tensors(tmp_path / files[0])
+    for weight_map in ({"a": "../w.safetensors"}, {"a": "none.safetensors"}, {"a": index.name}, [], {"a": 3}):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(TensorFileError, match="index.json"):
+            read_tensors(index)
+
+
 class _Malicious:
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -304,6 +368,43 @@ def test_all_mismatches_are_told_at_once_and_nothing_is_loaded(tmp_path):
     ):
         assert line in told, told
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, nnx.state(backbone)), before)
+
+
+FASTER = ("roi_heads.box_predictor.cls_score.weight", "backbone.body.layer1.0.conv1.weight")
+DENSE = "head.classification_head.cls_logits.weight"
+FCOS_ONLY = "head.regression_head.bbox_ctrness.weight"
+
+
+@pytest.mark.parametrize(
+    ("load", "build", "names", "message"),
+    [
+        ("faster_rcnn", FasterRCNN, (*FASTER, "roi_heads.box_head.0.0.weight"), "of torchvision's fasterrcnn_.*_v2"),
+        ("faster_rcnn", FasterRCNN, (*FASTER, "roi_heads.mask_predictor.mask_fcn_logits.weight"), "Mask R-CNN, not of"),
+        ("faster_rcnn", FasterRCNN, (DENSE,), "of torchvision's RetinaNet, not of torchvision's Faster R-CNN; get"),
+        ("faster_rcnn", FasterRCNN, FASTER, "its detector has 7 labels, the config's 90: set"),
+        ("fcos", FCOS, (DENSE,), "of torchvision's RetinaNet, not of torchvision's FCOS"),
+        ("fcos", FCOS, ("bbox_head.conv_cls.weight",), "of a detector of MMDetection"),
+        ("fcos", FCOS, (DENSE, FCOS_ONLY), "its detector has 7 labels, the config's 90: set"),
+        ("resnet", ResNet, ("conv1.0.weight", "layer1.0.conv1.weight"), "deep stem .resnet50d.*not of ResNet-18"),
+        ("resnet", ResNet, FASTER, "of torchvision's Faster R-CNN, not of ResNet-18"),
+    ],
+)
+def test_weights_of_another_model_are_named(tmp_path, load, build, names, message):
+    """In one line, instead of hundreds of names."""
+    config = {FasterRCNN: fasterrcnn_resnet50_fpn, FCOS: fcos_resnet50_fpn, ResNet: resnet18}[build]()
+    path = write(tmp_path / "w.safetensors", {name: np.zeros((8, 4, 3, 3), np.float32) for name in names})
+    with pytest.raises(weights.WeightsError, match=message) as error:
+        getattr(weights, f"load_{load}")(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))), path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_depth_of_a_resnet_is_told(tmp_path):
+    tensors = {
+        f"layer{s}.{b}.conv1.weight": np.zeros(1, np.float32) for s, n in enumerate((3, 4, 6, 3), 1) for b in range(n)
+    }
+    path = write(tmp_path / "w.safetensors", tensors | {"conv1.weight": np.zeros(1, np.float32)})
+    with pytest.raises(weights.WeightsError, match="of ResNet-34, not of ResNet-18"):
+        weights.load_resnet(nnx.eval_shape(lambda: ResNet(resnet18(), rngs=nnx.Rngs(0))), path)
 
 
 def test_a_backbone_with_group_norms_has_no_place_for_statistics(tmp_path):

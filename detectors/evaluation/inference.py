@@ -123,7 +123,16 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
       model: the detector.
       table: the label to report instead of each of the detector's labels, or -1 to drop the detection; see
         ``label_table``.
+
+    Raises:
+      InputError: the table is not as long as the detector has labels.
     """
+    classes = model.config.classes
+    if table is not None and len(table) != classes:
+        raise InputError(
+            f"the detector has {classes} labels, but {len(table)} names of labels are given: set the config's "
+            "detector.classes and label_names (or data) to those that the weights were trained with"
+        )
     graph, state = nnx.split(model)
 
     @jax.jit

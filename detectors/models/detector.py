@@ -24,6 +24,7 @@ class Detector(nnx.Module):
       box_units: unit of the boxes that the box loss gets, ``"pixels"`` or ``"strides"``.
       box_weight: usual weight of the box loss.
       normalisers: what the sums of the two losses are divided by, in words.
+      config: its config, which has at least ``classes``, the number of its labels.
       backbone: the network that makes features.
       fpn: makes a pyramid of them.
       strides: of the pyramid's levels, pixels.
@@ -33,6 +34,7 @@ class Detector(nnx.Module):
     box_units: ClassVar[str]
     box_weight: ClassVar[float]
     normalisers: ClassVar[Mapping[Part, str]]
+    config: Any
     backbone: Backbone
     fpn: FPN
     strides: tuple[int, ...]

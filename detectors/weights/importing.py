@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +21,11 @@ from detectors.models.mask_rcnn import MaskRCNN
 from detectors.models.mobilenet import BLOCKS as MOBILENET_BLOCKS
 from detectors.models.mobilenet import LAST_POINTWISE, MobileNetV1
 from detectors.models.resnet import ResNet
+from detectors.weights.recognising import classes, recognised
 from detectors.weights.tensor_files import read_tensors
 
 _TORCHVISION = "https://download.pytorch.org/models/"
+_NAMES = {FasterRCNN: "torchvision's Faster R-CNN", MaskRCNN: "torchvision's Mask R-CNN", FCOS: "torchvision's FCOS"}
 
 
 class WeightsError(UserError, ValueError):
@@ -168,10 +170,25 @@ def _load(model: nnx.Module, path: str | os.PathLike, table: tuple[Row, ...], wh
     path = pathlib.Path(path)
     if not path.is_file():
         raise MissingWeightsError(f"no weights at {path}; get them from {where}, and give the path of the file")
+    tensors = read_tensors(path)
     try:
-        assign(model, read_tensors(path), table, **options)
+        assign(model, tensors, table, **options)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {_mistaken(model, tensors, where) or error}") from error
+
+
+def _mistaken(model: nnx.Module, tensors: Mapping[str, np.ndarray], where: str) -> str:
+    """What the file is of, if it is not of such a model at all; else empty."""
+    what, wanted = recognised(tensors), _NAMES.get(type(model), "")
+    config: Any = getattr(model, "config", None)
+    if isinstance(model, ResNet):
+        wanted = f"ResNet-{sum(config.depths) * (3 if config.bottleneck else 2) + 2}"
+    if what and wanted and what not in (wanted, "a ResNet"):
+        return f"holds the weights of {what}, not of {wanted}; get those from {where}"
+    found = classes(tensors)
+    if what == wanted and found is not None and found != config.classes:
+        return f"its detector has {found} labels, the config's {config.classes}: set detector.classes and the names"
+    return ""
 
 
 def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:

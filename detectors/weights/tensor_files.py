@@ -1,7 +1,7 @@
 """Reads named tensors from .safetensors and .npz, and from PyTorch's .pth and .pt without running any code in them.
 
-PyTorch's files are pickles, which can call whatever they name.  Here they may name tensors, their storages and the
-dictionary that holds them; anything else is refused.
+PyTorch's files are pickles, which can call whatever they name.  Here they may name tensors, their storages, the
+dictionary that holds them, and a few harmless things of checkpoints, which are read over; anything else is refused.
 """
 
 import collections
@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -39,6 +40,10 @@ _STORAGES = {  # by PyTorch's names
     "LongStorage": np.int64,
     "IntStorage": np.int32,
 }
+WITHIN = ("state_dict", "model", "model_state_dict")  # where checkpoints keep the state dictionary
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+_INDEX = ".index.json"
+_READ_OVER = {("argparse", "Namespace"), ("collections", "Counter"), ("torch", "Size"), ("torch", "device")}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # marks PyTorch's files from before they were zip archives
 _DAMAGE = (
     pickle.UnpicklingError,
@@ -65,16 +70,34 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All tensors of a file, by name.
 
     Args:
-      path: a .safetensors, .pth, .pt or .npz file.
+      path: a .safetensors, .pth, .pt, .bin or .npz file, or the .index.json of a file in parts.  A checkpoint that
+        holds the state dictionary under one of ``WITHIN``, and names that all begin with one of ``PREFIXES``, are read
+        as the dictionary itself.
 
     Raises:
       FileNotFoundError: there is no such file.
       TensorFileError: it has none of these formats, is damaged, or holds anything but named tensors.
     """
     path = pathlib.Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".npz"):
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".npz") and not path.name.endswith(_INDEX):
         raise TensorFileError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use .safetensors or .pth")
+    if re.search(r"-\d{5}-of-\d{5}$", path.stem):
+        raise TensorFileError(f"{path}: one of several parts; give the path of the {_INDEX} file beside it")
+    return _without_prefix(_read(path))
+
+
+def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names as they were before a model was wrapped, for several devices or for compilation."""
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _without_prefix({name.removeprefix(prefix): array for name, array in tensors.items()})
+    return tensors
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
+        if path.name.endswith(_INDEX):
+            return _read_parts(path)
         if path.suffix == ".npz":
             return _read_npz(path)
         if path.suffix == ".safetensors":
@@ -88,6 +111,16 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise TensorFileError(
             f"{path}: not a file of plain tensors ({error}); save the model's state_dict as .safetensors"
         ) from error
+
+
+def _read_parts(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of all parts, which lie beside the index that names them."""
+    tensors = {}
+    for name in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        if pathlib.PurePath(name).name != name or not (path.parent / name).is_file():
+            raise TensorFileError(f"{path}: names the part {name!r}, which is no file beside it")
+        tensors |= _read(path.parent / name)
+    return tensors
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -150,6 +183,17 @@ class _Unpickler(pickle.Unpickler):
         class Names(collections.OrderedDict):
             """A state dictionary; PyTorch sets its version numbers as an attribute of it."""
 
+        class Left(dict):
+            """Stands for what else a checkpoint holds: settings, the state of schedules."""
+
+            def __new__(cls, *_):
+                return super().__new__(cls)
+
+            def __init__(self, *_) -> None:
+                super().__init__()
+
+        self.storages: dict[str, _Storage] = {}
+
         def describe(storage, offset, shape, strides, *_) -> _Tensor:
             return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -157,7 +201,8 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): Names,
             ("torch._utils", "_rebuild_tensor_v2"): describe,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        } | {("torch", name): name for name in _STORAGES}
+        }
+        self._admitted |= {("torch", name): name for name in _STORAGES} | dict.fromkeys(_READ_OVER, Left)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._admitted:
@@ -168,7 +213,7 @@ class _Unpickler(pickle.Unpickler):
         what, kind, key = reference[:3]
         if what != "storage" or kind not in _STORAGES or (len(reference) > 5 and reference[5] is not None):
             raise pickle.UnpicklingError(f"it refers to {reference!r}, which is no storage of a known type")
-        return _Storage(kind, str(key))
+        return self.storages.setdefault(str(key), _Storage(kind, str(key)))
 
 
 def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -185,14 +230,15 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
-        magic, _, system, tensors, keys = (_Unpickler(file).load() for _ in range(5))
+        magic, _, system = (_Unpickler(file).load() for _ in range(3))
+        unpickler = _Unpickler(file)
+        tensors, keys = unpickler.load(), _Unpickler(file).load()
         if magic != _LEGACY_MAGIC or not system["little_endian"]:
             raise TensorFileError(f"{path}: not a file that torch.save wrote on a usual machine")
-        sizes = {t.storage.key: t.storage.dtype.itemsize for t in tensors.values() if isinstance(t, _Tensor)}
         storages = {}
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
-            storages[key] = file.read(count * sizes[key])
+            storages[key] = file.read(count * unpickler.storages[key].dtype.itemsize)
     return _fill(path, tensors, storages.__getitem__)
 
 
@@ -200,6 +246,8 @@ def _fill(path: pathlib.Path, tensors: Any, storage_bytes) -> dict[str, np.ndarr
     """Arrays for described tensors; each must lie within its storage."""
     if not isinstance(tensors, dict):
         raise TensorFileError(f"{path}: holds {type(tensors).__name__} instead of named tensors; save a state_dict")
+    if not any(isinstance(value, _Tensor) for value in tensors.values()):
+        tensors = next((tensors[key] for key in WITHIN if isinstance(tensors.get(key), dict)), tensors)
     storages, filled = {}, {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, _Tensor):
