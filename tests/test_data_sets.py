@@ -223,6 +223,19 @@ def test_bdd100k_is_read_from_both_layouts(tmp_path, old):
     assert [len(s) for s in (dataset.train, dataset.test)] == [1, 3]
 
 
+def test_images_that_are_listed_twice_are_taken_once(tmp_path):
+    voc, bdd = voc_tree(tmp_path / "voc"), bdd_tree(tmp_path / "bdd", old=False)
+    with (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").open("a") as file:
+        file.write("b\n")
+    labels = bdd / "labels" / "det_20" / "det_val.json"
+    rows = json.loads(labels.read_text())
+    labels.write_text(json.dumps([rows[0], *rows]))
+    for config in (VocData(str(voc), data_dir=str(tmp_path)), Bdd100kData(str(bdd), data_dir=str(tmp_path))):
+        split = read_built(build_detection_set(config), "test")
+        assert split.report.counts["image that is listed twice, taken once"] == 1
+        assert len(set(split.names)) == len(split.names) == (1 if isinstance(config, VocData) else 3)
+
+
 def test_rows_that_make_no_sense_are_reported(tmp_path):
     root = coco_tree(tmp_path / "coco")
     path = root / "annotations" / "instances_train2017.json"

@@ -255,7 +255,12 @@ def test_missing_entries_of_data_yaml_are_named(tmp_path):
             open_dataset(YoloData(str(tmp_path), data_dir=str(tmp_path / "built")))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.one_of(st.text(max_size=30), st.lists(st.floats(), max_size=9).map(lambda n: " ".join(map(str, [0, *n])))))
 def test_any_line_is_read_or_named(tmp_path, line):
     picture(tmp_path / "a.png")

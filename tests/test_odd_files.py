@@ -23,6 +23,7 @@ from detectors.data.datasets import open_dataset
 from detectors.data.json_rows import FileError
 from detectors.data.masks import run_lengths
 from detectors.data.on_disk import LayoutError
+from detectors.data.pipeline import train_batches
 from detectors.data.records import BadRecords
 from detectors.data.voc import VocData
 from detectors.evaluation.coco import evaluate, ground_truth
@@ -172,6 +173,12 @@ def test_both_ways_of_scoring_agree_with_pycocotools(tmp_path, name):
     np.testing.assert_allclose(by_config(config, results), expected, atol=1e-9)
 
 
+def test_batches_hold_ids_of_any_size(tmp_path):
+    source = open_dataset(write_set(tmp_path, with_ids(PLAIN, 2**53))).train
+    batch = next(train_batches(source, batch_size=6, seed=0))
+    assert sorted(batch.image_id.tolist()) == [2**53 + i for i in range(1, 7)]
+
+
 @pytest.mark.parametrize(
     ("part", "fields", "said"),
     [
@@ -319,7 +326,10 @@ ANYTHING = st.one_of(
     st.dictionaries(st.sampled_from(["size", "counts"]), st.integers(-3, 99), max_size=2),
 )
 QUICK = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

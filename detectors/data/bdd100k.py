@@ -14,7 +14,7 @@ import numpy as np
 from detectors.data.annotated import AnnotatedImage
 from detectors.data.json_rows import Flag, RowError, read_table, rows
 from detectors.data.on_disk import DiskData, columns
-from detectors.data.records import BadRecord, BadRecords
+from detectors.data.records import LISTED_TWICE, BadRecord, BadRecords
 
 BDD_CATEGORIES = (
     "pedestrian",
@@ -69,11 +69,15 @@ class Bdd100kData(DiskData):
         (path,), (folder,) = self.annotation_files(role), self.image_folders(role)
         content = read_table(path, _Frames | list[msgspec.Raw], wanted="a file of BDD100K labels, a list of images")
         parts = content.frames if isinstance(content, _Frames) else content
+        seen = set()
         for image_id, row in enumerate(rows(parts, _Image), start=1):
             try:
                 if isinstance(row, RowError):
                     name = row.row.get("name", "") if isinstance(row.row, dict) else ""
                     raise BadRecord("annotation that cannot be read", f"row {image_id} {name}: {row}")
+                if row.name in seen:
+                    raise BadRecord(LISTED_TWICE, f"{path.name}: {row.name}")
+                seen.add(row.name)
                 yield self._read_row(row, folder, image_id, categories)
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)

@@ -10,7 +10,7 @@ import numpy as np
 
 from detectors.data.json_rows import FileError, Flag, RowError, Side, Whole, read_table, rows, shown
 from detectors.data.masks import MaskError, run_lengths
-from detectors.data.records import BadRecords
+from detectors.data.records import LISTED_TWICE, BadRecords
 
 _WANTED = "an annotation file of COCO's format (instances_....json), with lists of images, annotations and categories"
 
@@ -104,7 +104,7 @@ def read_coco(path: pathlib.Path, report: BadRecords) -> CocoFile:
             report.add("image that cannot be used", f"{path.name}: {_named('image', index, row)}")
             left_out.add(_field(row, "id"))
         elif row.id in images:
-            report.add("image that is listed twice, taken once", f"{path.name}: {row}")
+            report.add(LISTED_TWICE, f"{path.name}: {row}")
         else:
             images[row.id] = row
     objects: dict[int, list[ObjectRow]] = collections.defaultdict(list)

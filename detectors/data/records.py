@@ -49,6 +49,9 @@ class Annotation(NamedTuple):
         return ~ignored
 
 
+LISTED_TWICE = "image that is listed twice, taken once"  # a reason
+
+
 class BadRecord(UserError, ValueError):
     """A record that cannot be used. ``reason`` says why in general, ``detail`` for this record."""
 

@@ -20,7 +20,7 @@ from detectors.data.annotated import AnnotatedImage
 from detectors.data.decoding import SUFFIXES, image_files
 from detectors.data.json_rows import read_bytes, shown
 from detectors.data.on_disk import ROLES, DiskData, columns
-from detectors.data.records import BadRecord, BadRecords
+from detectors.data.records import LISTED_TWICE, BadRecord, BadRecords
 
 VOC_CATEGORIES = (
     "aeroplane",
@@ -83,11 +83,15 @@ class VocData(DiskData):
         return tuple(self.names) or tuple(sorted(self._named()))
 
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
-        image_id = 0
+        image_id, seen = 0, set()
         for name in getattr(self, role):
             _, images = self._folders(name)
             found = image_files(images)
             for path in self._annotations(name):
+                if path in seen:
+                    report.add(LISTED_TWICE, f"{name}: {path.stem}")
+                    continue
+                seen.add(path)
                 image_id += 1
                 image = found.get(path.stem, images / f"{path.stem}.jpg")
                 try:
