@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import platform
+import secrets
+import stat
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import IO, Any, Literal
 
 import jax
 
@@ -36,7 +38,7 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / _LOCK, "w")  # noqa: SIM115
+        lock = _regular(path / _LOCK, "ab")
     except OSError as error:
         raise WorkdirError(
             f"cannot write to the work folder {path}: {error.strerror}; choose another work folder"
@@ -80,15 +82,63 @@ def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a text and a line's end: complete, or not at all, and what was there before stays until then."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path) as file:
+        file.write(f"{text}\n".encode())
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is complete, and replaces what had it; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text + "\n")
+        with temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: pathlib.Path, text: str) -> None:
+    """Adds a line to a file, which is made if need be.
+
+    Raises:
+      WorkdirError: it is a link, or no regular file.
+    """
+    with _regular(path, "ab") as file:
+        file.write(f"{text}\n".encode())
+
+
+def read_whole(path: pathlib.Path) -> str:
+    """The text of a file.
+
+    Raises:
+      WorkdirError: it is no regular file; to read it could take for ever.
+      UnicodeDecodeError: it is damaged.
+    """
+    with _regular(path, "rb") as file:
+        return file.read().decode()
+
+
+def _regular(path: pathlib.Path, mode: Literal["ab", "rb"]) -> IO[bytes]:
+    """Opens a regular file; to write, one that is no link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW if mode == "ab" else os.O_RDONLY
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket; a folder
+            raise irregular(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise irregular(path)
+    return open(handle, mode)
+
+
+def irregular(path: pathlib.Path) -> WorkdirError:
+    """The error for a file that must not be opened."""
+    return WorkdirError(f"{path} is a link or no regular file; remove it, or choose another folder")
 
 
 def read_result(path: pathlib.Path) -> dict[str, Any]:
@@ -100,7 +150,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise WorkdirError(f"there is no {file}; is {path} the folder of a finished search?")
-    result = _read(file, "run the search's command again to have it rewritten")
+    result = read_json(file, "run the search's command again to have it rewritten")
     written = result.get("format", "an earlier one")
     if written != RESULT_FORMAT:
         raise WorkdirError(
@@ -119,7 +169,7 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
     stored = path / "config.json"
     if not stored.exists():
         return
-    changed = differences(_read(stored, "remove it if the folder was made with the present config"), config)
+    changed = differences(read_json(stored, "remove it if the folder was made with the present config"), config)
     if changed:
         raise WorkdirError(
             f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another work folder or "
@@ -127,14 +177,14 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
         )
 
 
-def _read(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
     """An object of JSON.
 
     Raises:
-      WorkdirError: the file is damaged; the message says the remedy.
+      WorkdirError: the file is damaged, and the message says the remedy; or it is no regular file.
     """
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(read_whole(file))
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
     except ValueError as error:  # of text that is not UTF-8, too

@@ -148,7 +148,7 @@ def _write_traceback(folder: pathlib.Path | None) -> pathlib.Path:
     """Writes the current traceback where it fits, in a temporary folder if the work folder takes no file."""
     if folder is not None:
         with contextlib.suppress(OSError):
-            (folder / ERROR_FILE).write_text(traceback.format_exc())
+            workdir.write_whole(folder / ERROR_FILE, traceback.format_exc())
             return folder / ERROR_FILE
     path = pathlib.Path(tempfile.mkdtemp(prefix="cse_jax-")) / ERROR_FILE
     path.write_text(traceback.format_exc())

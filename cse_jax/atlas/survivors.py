@@ -8,7 +8,6 @@ it is met first, and again when a shorter formula has it.
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.language.population import PAD, decode
 from cse_jax.language.spaces import Space
 from cse_jax.screening.verification import Property, fingerprint
+from cse_jax.workdir import WorkdirError, irregular, read_json, write_whole, writing
 
 _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
@@ -167,12 +167,8 @@ def _write(folder: pathlib.Path, name: str, rows: list[dict[str, Any]], about: d
 
     table = pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow))
     table = table.replace_schema_metadata({"cse_jax": json.dumps(about)})
-    temporary = folder / f".{name}.tmp"
-    try:
-        parquet.write_table(table, temporary, write_page_checksum=True)
-        temporary.replace(folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(folder / name) as file:
+        parquet.write_table(table, file, write_page_checksum=True)
 
 
 def _read(path: pathlib.Path) -> Any:
@@ -183,6 +179,8 @@ def _read(path: pathlib.Path) -> Any:
     """
     import pyarrow.parquet as parquet
 
+    if not path.is_file():
+        raise SurvivorsError(str(irregular(path)))
     try:
         return parquet.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
@@ -200,7 +198,7 @@ def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
     paths = list(_parts(folder)) if folder.is_dir() else []
     if not paths:
         raise SurvivorsError(f"{folder} holds no survivors; screen into that folder first")
-    about = json.loads((folder / "settings.json").read_text())
+    about = _settings(folder)
     _check_format(folder, about)
     screened = about["space"]
     if screened != space.name:
@@ -235,16 +233,29 @@ def _check_format(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     text = json.dumps({"format": FORMAT} | settings, indent=1, sort_keys=True)
     if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-    before = json.loads(path.read_text())
+        write_whole(path, text)
+    before = _settings(path.parent)
     _check_format(path.parent, before)
     for name, value in json.loads(text).items():
         if before.get(name) != value:
             raise SurvivorsError(
                 f"{path.parent} was screened with {name}={before.get(name)!r}, not {value!r}; use another folder"
             )
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+    """What a folder was screened with.
+
+    Raises:
+      SurvivorsError: that is lost or damaged.
+    """
+    path = folder / "settings.json"
+    try:
+        return read_json(path, "screen again into another folder, or put it back from a copy")
+    except FileNotFoundError as error:
+        raise SurvivorsError(f"{path} is missing; screen again into another folder, or put it back") from error
+    except WorkdirError as error:
+        raise SurvivorsError(str(error)) from error
 
 
 def _schema(pyarrow):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.language.parsing import parse
 from cse_jax.language.spaces import SPACES
 from cse_jax.search.task import Part
+from cse_jax.workdir import irregular, writing
 
 FORMAT = 1
 
@@ -110,11 +110,10 @@ def save(table: LossTable, path: pathlib.Path) -> None:
     about = {"format": FORMAT, "horizons": table.horizons, "about": table.about}
     schema = _schema().with_metadata({"cse_jax": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    parquet.write_table(
-        pyarrow.Table.from_pylist(rows, schema=schema), beside, compression="zstd", write_page_checksum=True
-    )
-    os.replace(beside, path)
+    with writing(path) as file:
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows, schema=schema), file, compression="zstd", write_page_checksum=True
+        )
 
 
 def read(path: pathlib.Path) -> LossTable:
@@ -125,6 +124,8 @@ def read(path: pathlib.Path) -> LossTable:
     """
     from pyarrow import parquet
 
+    if path.exists() and not path.is_file():
+        raise LossTableError(str(irregular(path)))
     try:
         stored = parquet.read_table(path, page_checksum_verification=True)
         about = json.loads(stored.schema.metadata[b"cse_jax"])

@@ -1,7 +1,6 @@
 """Trained detectors, from a training's checkpoint or from weights of torchvision, ready to predict."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from flax import nnx
 from jaxtyping import Int
 
 from cse_jax.errors import InputError
-from cse_jax.workdir import WorkdirError, differences
+from cse_jax.workdir import WorkdirError, differences, read_json
 from detectors import checkpoint, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
@@ -71,7 +70,7 @@ def check_trained_with(folder: pathlib.Path, config: Any) -> None:
     stored = folder / "config.json"
     if not stored.is_file():
         raise WorkdirError(f"{folder} holds no training: there is no {stored}; give its --workdir and --config")
-    before, now = json.loads(stored.read_text()), dataclasses.asdict(config)
+    before, now = read_json(stored, "put it back from a copy"), dataclasses.asdict(config)
     parts = [{name: tree.get(name, {}) for name in ("detector", "data")} for tree in (before, now)]
     for part in parts:
         part["data"] = {name: value for name, value in part["data"].items() if name not in _MAY_DIFFER}

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from cse_jax.errors import UserError
+from cse_jax.workdir import append_line, read_whole, writing
 from detectors.evaluation.scores import Scores, as_json, in_a_line
 
 FILE = "log.jsonl"
@@ -102,8 +103,7 @@ class TrainingLog:
         lines = self._read(done)
         line = {"step": done, "epoch": done / self._epoch_steps, **figures}
         lines.append(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._path, json.dumps(line))
         if self._board is not None:
             scored = figures.get("evaluation", {})
             by_part = {f"{part}/{k}": v for part, values in scored.items() for k, v in values.items()}
@@ -116,9 +116,10 @@ class TrainingLog:
         if not self._kept:
             self._kept = True
             if self._path.exists():
-                self._lines = [line for line in map(_parsed, self._path.read_text().splitlines()) if line]
+                self._lines = [line for line in map(_parsed, read_whole(self._path).splitlines()) if line]
                 self._lines = [line for line in self._lines if line["step"] < done]
-                self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+                with writing(self._path) as file:
+                    file.writelines(f"{json.dumps(line)}\n".encode() for line in self._lines)
         return self._lines
 
 
