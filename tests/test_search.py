@@ -413,7 +413,7 @@ def test_a_ledger_of_another_version_is_refused(finished, tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
         db.execute("update meta set value = '3' where key = 'format'")
     for refused in (lambda: run(tmp_path), lambda: read_hall_of_fame(tmp_path / "ledger.sqlite")):
-        with pytest.raises(LedgerError, match="made by another version of cse_jax.*format is 3, this version reads 4"):
+        with pytest.raises(LedgerError, match="made by another version of cse_jax.*format is 3, this version reads 5"):
             refused()
 
 

@@ -5,15 +5,29 @@ half-written.  Given the ledger, a search replays without repeating a training.
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cse_jax.errors import UserError
+from cse_jax.search.ledger_file import (
+    ERRORS,
+    LedgerError,
+    Rows,
+    damaged,
+    failure,
+    open_to_read,
+    open_to_write,
+    refuse_used,
+)
 
-FORMAT = 4
+__all__ = ["Ledger", "LedgerError", "read_hall_of_fame"]
+
+FORMAT = 5
+_UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null);
@@ -24,33 +38,40 @@ create table if not exists candidates (
   stage text not null, reason text not null,
   simulation real, probe real, overfit real, proxy real, weight real,
   curve text not null, aps text not null,
-  seed integer not null, seconds real not null,
+  seed integer not null, seconds real not null, checksum integer,
   primary key (branch, generation, number)
 );
-create index if not exists by_stage on candidates (branch, stage);
+create index if not exists finished on candidates (branch, authors) where stage = 'proxy';
 create table if not exists trainings (
   key text primary key, purpose text not null, cls text not null, box text not null,
   cls_weight real not null, box_weight real not null, seed integer not null, steps integer not null,
-  ap real, failure text not null, metrics text not null, seconds real not null
+  ap real, failure text not null, metrics text not null, seconds real not null, checksum integer
 );
+create table if not exists attempts (key text primary key, count integer not null);
 create table if not exists generations (
-  branch text not null, generation integer not null, counts text not null, result text not null,
+  branch text not null, generation integer not null, counts text not null, result text not null, checksum integer,
   primary key (branch, generation)
 );
 create table if not exists hall_of_fame (
-  branch text not null, rank integer not null, authors text not null, primary key (branch, rank)
+  branch text not null, rank integer not null, authors text not null, checksum integer, primary key (branch, rank)
 );
 """
 
-CANDIDATE_FIELDS = (
-    "branch", "generation", "number", "formula", "authors", "flipped", "nodes", "fingerprint", "copies",
-    "duplicates", "stage", "reason", "simulation", "probe", "overfit", "proxy", "weight",
-    "curve", "aps", "seed", "seconds",
-)  # fmt: skip
-
-
-class LedgerError(UserError, RuntimeError):
-    """A ledger that can't be used; the message says why and what to do."""
+_CANDIDATES = Rows(
+    "candidates",
+    ("branch", "formula", "authors", "fingerprint", "stage", "reason", "curve", "aps"),
+    (
+        *("generation", "number", "flipped", "nodes", "copies", "duplicates", "seed", "seconds"),
+        *("simulation", "probe", "overfit", "proxy", "weight"),
+    ),
+)
+_TRAININGS = Rows(
+    "trainings",
+    ("key", "purpose", "cls", "box", "failure", "metrics"),
+    ("cls_weight", "box_weight", "seed", "steps", "ap", "seconds"),
+)
+_GENERATIONS = Rows("generations", ("branch", "counts", "result"), ("generation",))
+_HALL_OF_FAME = Rows("hall_of_fame", ("branch", "authors"), ("rank",))
 
 
 class Ledger:
@@ -64,28 +85,23 @@ class Ledger:
           identity: what the stored results depend on (config, versions); must equal what the ledger was made with.
 
         Raises:
-          LedgerError: not writable, not a ledger, or made with another config or version.
+          LedgerError: not writable, not a ledger, damaged, lost, or made with another config or version.
         """
-        self.path = path
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
-            raise LedgerError(f"cannot open the ledger {path}: {error}; check that its folder is writable") from error
+        self.path, self._lock = path, threading.RLock()
+        self._db = open_to_write(path)
         try:
             self._db.row_factory = sqlite3.Row
-            self._db.execute("pragma journal_mode=wal")
-            self._db.execute("pragma synchronous=full")
-            refuse_other_formats(self._db, path)
-            self._db.executescript(_SCHEMA)
-            self._check({"format": FORMAT} | dict(identity))
-        except sqlite3.Error as error:
+            found = _format(self._db, path)
+            if found is None:
+                refuse_used(path)
+            if found != _UPGRADED:
+                self._db.executescript(f"begin; {_SCHEMA} commit;")
+            self._check({"format": found or FORMAT} | dict(identity))
+            if found == _UPGRADED:
+                self._upgrade()
+        except (*ERRORS, LedgerError) as error:
             self._db.close()
-            raise LedgerError(
-                f"cannot open the ledger {path}: {error}; make room, or move the file away if it is no ledger"
-            ) from error
-        except LedgerError:
-            self._db.close()
-            raise
+            raise failure(path, "open", error) from error
 
     def _check(self, identity: dict[str, Any]) -> None:
         flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
@@ -104,6 +120,17 @@ class Ledger:
                 "Resume with the settings it was made with, or choose another work folder."
             )
 
+    def _upgrade(self) -> None:
+        """Gives a ledger of the format before what this one has: checksums of all that is read, and the index."""
+        with self._writing():
+            for rows in (_CANDIDATES, _TRAININGS, _GENERATIONS, _HALL_OF_FAME):
+                self._db.execute(f"alter table {rows.table} add column checksum integer")
+                rows.seal(self._db, "stage = 'proxy'" if rows == _CANDIDATES else "true")
+            self._db.execute("drop index if exists by_stage")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                self._db.execute(statement)
+            self._db.execute("update meta set value = ? where key = 'format'", (str(FORMAT),))
+
     def _holds_results(self) -> bool:
         tables = ("trainings", "generations")
         return any(self._db.execute(f"select exists (select 1 from {table})").fetchone()[0] for table in tables)
@@ -116,38 +143,43 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
-            self._db.execute("begin immediate")
-            yield
-            self._db.execute("commit")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("rollback")
-            raise LedgerError(
-                f"cannot write to the ledger {self.path}: {error}. Nothing recorded so far is lost; make room or "
-                "restore access and run the same command again."
-            ) from error
+        """A transaction.  At its end it is in the file itself, and nothing is in the one that SQLite has beside it."""
+        with self._lock:
+            try:
+                self._db.execute("begin immediate")
+                yield
+                self._db.execute("commit")
+            except ERRORS as error:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("rollback")
+                raise failure(self.path, "write to", error) from error
+            with contextlib.suppress(sqlite3.Error):  # it is done with the next transaction
+                self._db.execute("pragma wal_checkpoint(truncate)")
+
+    def _read(self, query: str, *values: Any) -> Sequence[sqlite3.Row]:
+        with self._lock:
+            try:
+                return self._db.execute(query, values).fetchall()
+            except ERRORS as error:
+                raise failure(self.path, "read", error) from error
 
     def training(self, key: str) -> dict[str, Any] | None:
         """The recorded training of this key, if any."""
-        row = self._db.execute("select * from trainings where key = ?", (key,)).fetchone()
-        return dict(row) | {"metrics": json.loads(row["metrics"])} if row else None
+        for row in _TRAININGS.verified(self.path, self._read("select * from trainings where key = ?", key)):
+            return row | {"metrics": json.loads(row["metrics"])}
+        return None
 
     def record_training(self, row: Mapping[str, Any]) -> None:
         """Stores a finished or failed training."""
-        row = dict(row) | {"metrics": json.dumps(row["metrics"])}
         with self._writing():
-            self._db.execute(
-                f"insert or replace into trainings ({', '.join(row)}) values ({', '.join('?' * len(row))})",
-                tuple(row.values()),
-            )
+            _TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
 
     def generation(self, branch: str, generation: int) -> tuple[dict[str, int], Any] | None:
         """Counts and result of a finished generation, if it is finished."""
-        row = self._db.execute(
-            "select counts, result from generations where branch = ? and generation = ?", (branch, generation)
-        ).fetchone()
-        return (json.loads(row[0]), json.loads(row[1])) if row else None
+        rows = self._read("select * from generations where branch = ? and generation = ?", branch, generation)
+        for row in _GENERATIONS.verified(self.path, rows):
+            return json.loads(row["counts"]), json.loads(row["result"])
+        return None
 
     def record_generation(
         self,
@@ -158,66 +190,69 @@ class Ledger:
         result: Any,
     ) -> None:
         """Stores a finished generation and all of its candidates in one transaction."""
-        marks = ", ".join("?" * len(CANDIDATE_FIELDS))
+        row = {"branch": branch, "generation": generation, "counts": json.dumps(counts), "result": json.dumps(result)}
         with self._writing():
-            self._db.executemany(
-                f"insert into candidates ({', '.join(CANDIDATE_FIELDS)}) values ({marks})",
-                (tuple(candidate[field] for field in CANDIDATE_FIELDS) for candidate in candidates),
-            )
-            self._db.execute(
-                "insert into generations values (?, ?, ?, ?)",
-                (branch, generation, json.dumps(counts), json.dumps(result)),
-            )
+            _CANDIDATES.insert(self._db, candidates)
+            _GENERATIONS.insert(self._db, [row])
 
     def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
+        rows = [{"branch": branch, "rank": rank, "authors": authors} for rank, authors in enumerate(formulas)]
         with self._writing():
             self._db.execute("delete from hall_of_fame where branch = ?", (branch,))
-            rows = [(branch, rank, authors) for rank, authors in enumerate(formulas)]
-            self._db.executemany("insert into hall_of_fame values (?, ?, ?)", rows)
+            _HALL_OF_FAME.insert(self._db, rows)
 
 
-def refuse_other_formats(db: sqlite3.Connection, path: pathlib.Path) -> None:
-    """Refuses a ledger whose tables another version has made.
+def _format(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
+    """The format of a ledger, None if it is a new one.
 
     Raises:
-      LedgerError: its format is not ``FORMAT``.
+      LedgerError: this version can't read it.
     """
     tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
-    if "meta" not in tables:
-        return
-    row = db.execute("select value from meta where key = 'format'").fetchone()
-    if row is not None and row[0] != str(FORMAT):
+    row = db.execute("select value from meta where key = 'format'").fetchone() if "meta" in tables else None
+    if row is None:
+        return None
+    if row[0] not in (str(FORMAT), str(_UPGRADED)):
         raise LedgerError(
             f"the ledger {path} was made by another version of cse_jax (its format is {row[0]}, this version reads "
             f"{FORMAT}). Finish the search with that version, or choose another work folder."
         )
+    return int(row[0])
 
 
 def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
-    """The trained candidates of each branch, best first, from a ledger that may be in use.
+    """The trained candidates of each branch, best first, from a ledger that may be in use, or may only be read.
 
     Raises:
-      LedgerError: there is no readable ledger.
+      LedgerError: there is no readable ledger, or it is damaged.
     """
-    if not path.is_file():
-        raise LedgerError(f"there is no ledger at {path}; is that the folder of a search?")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with contextlib.closing(open_to_read(path)) as db:
+        try:
             db.row_factory = sqlite3.Row
-            refuse_other_formats(db, path)
-            rows = db.execute(
-                "select candidates.* from candidates join hall_of_fame using (branch, authors) where stage = 'proxy' "
-                "order by branch = 'box', rank"
+            db.execute("begin")
+            checked = _format(db, path) == FORMAT
+            places = db.execute("select * from hall_of_fame order by branch = 'box', branch, rank").fetchall()
+            found = db.execute(
+                "select found.* from hall_of_fame as place left join candidates as found "
+                "on found.branch = place.branch and found.authors = place.authors and found.stage = 'proxy' "
+                "order by place.branch = 'box', place.branch, rank"
             ).fetchall()
-    except sqlite3.Error as error:
-        raise LedgerError(f"cannot read the ledger {path}: {error}") from error
-    fame: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+        except ERRORS as error:
+            raise failure(path, "read", error) from error
+    ranks = {branch: itertools.count() for branch in dict.fromkeys(place["branch"] for place in places)}
+    for place, row in zip(places, found, strict=False):
+        if row["branch"] is None or place["rank"] != next(ranks[place["branch"]]):
+            raise damaged(path, f"what {place['branch']} has at rank {place['rank']} is missing")
+    if checked:
+        _HALL_OF_FAME.verified(path, places)
+        found = _CANDIDATES.verified(path, found)
+    fame: dict[str, list[dict[str, Any]]] = {branch: [] for branch in ranks}
+    for row in found:
         for field, kind in (("authors", str), ("generation", int), ("weight", float), ("proxy", float)):
             if not isinstance(row[field], kind):
-                raise LedgerError(f"the ledger {path} is damaged: {field} of a candidate is {row[field]!r}")
-        fame.setdefault(row["branch"], []).append(dict(row))
+                raise damaged(path, f"{field} of a candidate is {row[field]!r}")
+        fame[row["branch"]].append(dict(row))
     return fame
 
 

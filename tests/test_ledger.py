@@ -1,0 +1,239 @@
+"""The ledger as a file: what was lost, damaged, or can't be written is said, and nothing of it passes silently."""
+
+import contextlib
+import math
+import os
+import pathlib
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cse_jax.search import ledger
+from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
+
+NAME = "ledger.sqlite"
+TRAINING = {"purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1, "box_weight": 0.1, "seed": 0, "steps": 9}
+TRAINING |= {"ap": 0.25, "failure": "", "metrics": {"ap50": 0.5}, "seconds": 1.5}
+ROW = {"branch": "box", "formula": "1 - i / u", "flipped": True, "nodes": 5, "copies": 1, "duplicates": 0}
+ROW |= {"reason": "", "simulation": 1, "probe": None, "overfit": math.nan, "proxy": np.float64(0.3), "weight": -0.0}
+ROW |= {"curve": "[]", "aps": "[]", "seed": 0, "seconds": 0.1}
+FAME = [f"loss {number}" for number in (3, 1, 2)]
+
+
+def rows(count):
+    for number in range(count):
+        texts = {"authors": f"loss {number}", "fingerprint": f"{number:032x}"}
+        yield ROW | texts | {"generation": 0, "number": number, "stage": "proxy" if number < 4 else "distinct"}
+
+
+def filled(folder):
+    """A ledger as a search leaves it."""
+    with Ledger(folder / NAME, identity={"config": 1}) as made:
+        for number in range(40):
+            made.record_training(TRAINING | {"key": f"training {number}"})
+        made.record_generation("box", 0, rows(100), {"generated": 100}, {"fingerprints": ["a", "b"]})
+        made.record_hall_of_fame("box", FAME)
+    (folder / "config.json").write_text("{}")
+    return folder / NAME
+
+
+def content(path):
+    """What a search and an export read."""
+    with Ledger(path, identity={"config": 1}) as opened:
+        found = [opened.training(f"training {number}") for number in range(40)], opened.generation("box", 0)
+    return *found, read_hall_of_fame(path)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    trainings, (counts, result), fame = content(filled(tmp_path))
+    assert trainings == [TRAINING | {"key": f"training {number}"} for number in range(40)]
+    assert (counts, result) == ({"generated": 100}, {"fingerprints": ["a", "b"]})
+    assert [row["authors"] for row in fame["box"]] == FAME
+    assert (fame["box"][0]["simulation"], fame["box"][0]["overfit"], fame["box"][0]["flipped"]) == (1.0, None, 1)
+
+
+# Lost
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted", "never checkpointed", "only a write-ahead log"])
+def test_a_lost_ledger_does_not_start_over(tmp_path, how):
+    path = filled(tmp_path)
+    path.unlink()
+    if how == "emptied":
+        path.touch()
+    elif how == "never checkpointed":  # as a killed search of earlier versions left it, but for the write-ahead log
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute("pragma journal_mode=wal")
+    elif how == "only a write-ahead log":
+        (tmp_path / "config.json").unlink()
+        (tmp_path / f"{NAME}-wal").write_bytes(bytes(100))
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=rf"{NAME} is (empty|missing), but .*Put the ledger back.*start over"):
+            content(path)
+
+
+def test_nothing_recorded_is_in_the_write_ahead_log_alone(tmp_path):
+    """So that neither its loss nor that of a copy matters."""
+    with Ledger(tmp_path / NAME, identity={"config": 1}) as made:
+        made.record_training(TRAINING | {"key": "a"})
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / NAME, tmp_path / "copy")
+    with Ledger(tmp_path / "copy" / NAME, identity={"config": 1}) as copy:
+        assert copy.training("a") == TRAINING | {"key": "a"}
+
+
+# Damaged
+
+
+@pytest.mark.parametrize("size", [1, 200, 4096])
+def test_damage_never_passes(tmp_path, size):
+    """Single bits or whole pages: a training is right or missing, which repeats it, or the ledger is called damaged."""
+    path = filled(tmp_path)
+    whole, before, rng, damaged = path.read_bytes(), content(path), random.Random(size), 0
+    for _ in range(80):
+        place = rng.randrange(len(whole) // size) * size
+        broken = bytes([whole[place] ^ (1 << rng.randrange(8))]) if size == 1 else rng.randbytes(size)
+        path.write_bytes(whole[:place] + broken + whole[place + size :])
+        try:
+            trainings, *rest = content(path)
+            assert rest == list(before[1:])
+            assert all(found in (None, expected) for found, expected in zip(trainings, before[0], strict=True))
+        except LedgerError:
+            damaged += 1
+    assert damaged > 8
+
+
+def test_a_changed_number_is_named_with_the_remedy(tmp_path, path=None):
+    path = path or filled(tmp_path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("update candidates set weight = 2.0 where authors = 'loss 3'")
+    with pytest.raises(LedgerError, match=f"{NAME} is damaged.*a row of candidates.*back from a copy.*recover"):
+        read_hall_of_fame(path)
+
+
+def test_a_member_of_the_hall_of_fame_that_is_gone_is_missed(tmp_path):
+    path = filled(tmp_path)
+    for change in ("delete from candidates where authors = 'loss 1'", "delete from hall_of_fame where rank = 0"):
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute(change)
+        with pytest.raises(LedgerError, match="what box has at rank 1 is missing"):
+            read_hall_of_fame(path)
+
+
+# Where it lies
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?mode=memory", "100%41", "two words", "lr=0.1", "ü"])
+def test_any_name_of_a_folder_will_do(tmp_path, name, monkeypatch):
+    (tmp_path / name).mkdir()
+    assert list(content(filled(tmp_path / name))[2]) == ["box"]
+    monkeypatch.chdir(tmp_path)
+    assert list(read_hall_of_fame(pathlib.Path(name) / NAME)) == ["box"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+READ = """
+import os, pathlib, sys
+from cse_jax.search import ledger
+if os.geteuid() == 0:  # whom permissions don't stop
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    print(len(ledger.read_hall_of_fame(pathlib.Path(sys.argv[1]))["box"]))
+except ledger.LedgerError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def open_folder(tmp_path):
+    """One that other users reach."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    yield tmp_path
+    for folder in filter(os.path.isdir, (tmp_path, *tmp_path.iterdir())):
+        folder.chmod(0o755)
+
+
+def test_a_ledger_is_read_where_nothing_can_be_written(open_folder):
+    closed, cut_off = open_folder / "closed", open_folder / "cut_off"
+    closed.mkdir(), cut_off.mkdir()
+    filled(closed)
+    with contextlib.closing(sqlite3.connect(filled(cut_off))) as db, db:
+        db.execute("delete from hall_of_fame")
+        db.commit()
+        whole = {path: path.read_bytes() for path in cut_off.iterdir() if not path.name.endswith("-shm")}
+    for path, found in whole.items():
+        path.write_bytes(found)
+    said = []
+    for folder in (closed, cut_off):
+        for path in folder.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o555)
+        command = [sys.executable, "-c", READ, str(folder / NAME)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        said.append(done.stdout.strip() or done.stderr)
+    assert said[0] == str(len(FAME))
+    assert f"{NAME}-wal" in said[1] and "Copy the folder to where you can write" in said[1]
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}-wal", f"{NAME}-shm"])
+def test_a_ledger_that_is_a_link_or_no_file_is_refused(tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for make in (os.mkfifo, lambda path: path.symlink_to(elsewhere / "new"), os.mkdir):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        make(folder / name)
+        with pytest.raises(LedgerError, match=f"{name} is a link or no regular file"):
+            Ledger(folder / NAME, identity={})
+    assert not list(elsewhere.iterdir())
+
+
+# Of the format before
+
+
+def test_a_ledger_of_the_format_before_is_read_and_upgraded(tmp_path):
+    path = filled(tmp_path)
+    before = content(path)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for table in ("candidates", "trainings", "generations", "hall_of_fame"):
+            db.execute(f"alter table {table} drop column checksum")
+        db.execute("drop table attempts")
+        db.execute("drop index finished")
+        db.execute("create index by_stage on candidates (branch, stage)")
+        db.execute("update meta set value = '4' where key = 'format'")
+    assert read_hall_of_fame(path) == before[2]
+    with pytest.raises(LedgerError, match="other settings"):
+        Ledger(path, identity={"config": 2})
+    assert asked(path, "select value from meta where key = 'format'") == "4", "what was refused is as it was"
+    assert content(path) == before
+    assert asked(path, "select value from meta where key = 'format'") == "5"
+    assert "index finished" in asked(path, "select group_concat(lower(sql)) from sqlite_master where type = 'index'")
+    test_a_changed_number_is_named_with_the_remedy(tmp_path, path)
+
+
+def asked(path, query):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(query).fetchone()[0]
+
+
+def test_the_hall_of_fame_is_found_by_an_index(tmp_path, monkeypatch):
+    """So that it does not matter how many candidates there are."""
+    queries, path = [], filled(tmp_path)
+
+    def traced(path):
+        db = sqlite3.connect(path)
+        db.set_trace_callback(queries.append)
+        return db
+
+    monkeypatch.setattr(ledger, "open_to_read", traced)
+    read_hall_of_fame(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        plans = [db.execute(f"explain query plan {query}").fetchall() for query in queries if "candidates" in query]
+    assert len(plans) == 1 and "SEARCH found USING INDEX finished (branch=? AND authors=?)" in str(plans)
