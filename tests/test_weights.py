@@ -282,6 +282,35 @@ def test_a_file_cannot_change_how_the_next_is_read(tmp_path):
     assert read_tensors(archive(tmp_path / "w.pth", state_dict()))["w"].shape == (2, 3)
 
 
+def bomb(path):
+    """An archive of a few kilobytes in which 4 values are 80 MB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("model/data.pkl", state_dict(shape=(4,), strides=(1,)))
+        with file.open("model/data/0", "w", force_zip64=True) as member:
+            for _ in range(10):
+                member.write(bytes(1 << 23))
+    return path
+
+
+def test_a_file_that_would_grow_without_bounds_is_refused(tmp_path):
+    """Before any of it is read."""
+    for suffix in (".pth", ".npz"):
+        with pytest.raises(TensorFileError, match="would become 83,88.*safetensors"):
+            read_tensors(bomb(tmp_path / f"w{suffix}"))
+    many = b"\x80\x02ccollections\nOrderedDict\n)R("  # the same values under many names
+    one = state_dict(shape=(2**20,), strides=(1,))[len(many) :]
+    with pytest.raises(TensorFileError, match="would become"):
+        repeated = b"".join(opcodes(f"w{k}") + one[len(opcodes("w")) - 1 : -2] for k in range(40))
+        read_tensors(archive(tmp_path / "many.pth", many + repeated + b"u.", bytes(4 * 2**20)))
+    legacy = b"".join(
+        pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    )
+    legacy += state_dict() + pickle.dumps(["0"], protocol=2) + (2**40).to_bytes(8, "little")
+    (tmp_path / "legacy.pth").write_bytes(legacy)
+    with pytest.raises(TensorFileError, match="ends within its values"):
+        read_tensors(tmp_path / "legacy.pth")
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"")
     with pytest.raises(TensorFileError, match="use .safetensors or .pth"):

@@ -45,6 +45,8 @@ PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.
 _INDEX = ".index.json"
 _READ_OVER = {("argparse", "Namespace"), ("collections", "Counter"), ("torch", "Size"), ("torch", "device")}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # marks PyTorch's files from before they were zip archives
+_UNPACKED = 4  # times the size of a file may its contents be: numbers of weights hardly compress
+_UNPACKED_BYTES = 1 << 26  # or so much
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -55,7 +57,7 @@ _DAMAGE = (
     ValueError,
     OverflowError,
     RuntimeError,  # an encrypted archive, or nesting that never ends
-    MemoryError,
+    MemoryError,  # of a size that a file claims
     struct.error,
     zlib.error,
     lzma.LZMAError,
@@ -124,8 +126,18 @@ def _read_parts(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        _refuse_larger(path, sum(member.file_size for member in archive.infolist()))
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def _refuse_larger(path: pathlib.Path, size: int) -> None:
+    """Refuses a file whose contents would be far larger than it is."""
+    if size > max(_UNPACKED * path.stat().st_size, _UNPACKED_BYTES):
+        raise TensorFileError(
+            f"{path}: its {path.stat().st_size:,} bytes would become {size:,}; save the state_dict as .safetensors"
+        )
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -222,6 +234,7 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
         if len(roots) != 1:
             raise TensorFileError(f"{path}: has no data.pkl; is it a file of torch.save?")
         root = roots[0]
+        _refuse_larger(path, sum(member.file_size for member in archive.infolist()))
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise TensorFileError(f"{path}: written on a big-endian machine; save it as .safetensors")
         tensors = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
@@ -237,8 +250,10 @@ def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
             raise TensorFileError(f"{path}: not a file that torch.save wrote on a usual machine")
         storages = {}
         for key in keys:
-            count = int.from_bytes(file.read(8), "little")
-            storages[key] = file.read(count * unpickler.storages[key].dtype.itemsize)
+            size = int.from_bytes(file.read(8), "little") * unpickler.storages[key].dtype.itemsize
+            if size > path.stat().st_size:
+                raise TensorFileError(f"{path}: ends within its values; download it again")
+            storages[key] = file.read(size)
     return _fill(path, tensors, storages.__getitem__)
 
 
@@ -249,6 +264,9 @@ def _fill(path: pathlib.Path, tensors: Any, storage_bytes) -> dict[str, np.ndarr
     if not any(isinstance(value, _Tensor) for value in tensors.values()):
         tensors = next((tensors[key] for key in WITHIN if isinstance(tensors.get(key), dict)), tensors)
     storages, filled = {}, {}
+    _refuse_larger(
+        path, sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values() if isinstance(t, _Tensor))
+    )
     for name, tensor in tensors.items():
         if not isinstance(tensor, _Tensor):
             raise TensorFileError(f"{path}: {name!r} is {type(tensor).__name__}, no tensor; save the state_dict alone")
