@@ -24,7 +24,7 @@ _FOR_USERS = (("cse_jax.errors", "UserError"), ("absl.flags", "Error"))  # modul
 _HINTS = {  # what helps against an error, by its class, which need not be imported for that
     "WorkdirError": "The flag --workdir names the folder.",
     "LedgerError": "The flag --workdir names the folder.",
-    "SearchFailed": "The flag is --config.train.learning_rate.",
+    "SearchFailed": "The flags are --config.train.learning_rate and --retry_failed.",
     "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
     "ModuleNotFoundError": "Install the project with all that it needs: python -m pip install .",
 }
@@ -104,6 +104,8 @@ def ending(
         if _is_for_users(error):
             message, hint = f"{what} stopped: {error}", _HINTS.get(type(error).__name__)
             message = f"{message.rstrip('.')}. {hint}" if hint else message
+        elif isinstance(error, MemoryError):
+            message = f"{what} stopped: the memory of this machine is full ({_first_line(error) or 'MemoryError'})"
         else:
             path = _write_traceback(folder)
             message = (
@@ -111,7 +113,7 @@ def ending(
                 f"The traceback is in {path}"
             )
         left = kept if folder is None or folder.exists() else ""
-        (say or _to_stderr)("\n".join(filter(None, [message, left])))
+        (say or _to_stderr)("\n".join(filter(None, [message, *getattr(error, "__notes__", ()), left])))
         sys.exit(1)
 
 

@@ -4,9 +4,12 @@
     python launch/search.py --config=configs/search/faster_rcnn.py --workdir=runs/two_stage
     python launch/search.py --config.search.classification.generations=5
     python launch/search.py --confirm=10
+    python launch/search.py --retry_failed
 
 After an interruption the same command resumes the search.  With --confirm the losses of the final table are then
 trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
+A loss that diverges, or that has ended the process three times, is recorded as failed.  With --retry_failed all that
+has failed is trained again, and everything is concluded anew.
 """
 
 import script
@@ -37,6 +40,10 @@ _CONFIRM = flags.DEFINE_integer(
     "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0, upper_bound=10_000
 )
 
+_RETRY_FAILED = flags.DEFINE_bool(
+    "retry_failed", False, "Train again what has failed, and conclude anew from all trainings."
+)
+
 
 def main(argv: list[str]) -> None:
     script.start(argv)
@@ -63,6 +70,8 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
         workdir.write_description(folder, about)
+        if _RETRY_FAILED.value:
+            console.print(f"{ledger.forget_failures()} failed trainings are run again.")
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }

@@ -77,8 +77,10 @@ def test_a_lost_ledger_does_not_start_over(tmp_path, how):
             content(path)
 
 
-def test_nothing_recorded_is_in_the_write_ahead_log_alone(tmp_path):
-    """So that neither its loss nor that of a copy matters."""
+def test_what_was_recorded_is_soon_in_the_ledger_itself(tmp_path, monkeypatch):
+    """So that a lost write-ahead log, or a copy without it, lacks no more than a second of it."""
+    assert ledger.MOVED_SECONDS <= 1.0
+    monkeypatch.setattr(ledger, "MOVED_SECONDS", 0.0)
     with Ledger(tmp_path / NAME, identity={"config": 1}) as made:
         made.record_training(TRAINING | {"key": "a"})
         (tmp_path / "copy").mkdir()

@@ -426,7 +426,7 @@ def test_a_ledger_without_results_takes_other_settings(tmp_path):
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path):
     (tmp_path / "ledger.sqlite").write_bytes(b"this is not a database, and long enough to be read as one" * 20)
-    with pytest.raises(LedgerError, match="cannot open the ledger"):
+    with pytest.raises(LedgerError, match="is damaged, or no ledger"):
         run(tmp_path)
 
 

@@ -7,10 +7,12 @@ half-written.  Given the ledger, a search replays without repeating a training.
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cse_jax.search.ledger_file import (
@@ -27,6 +29,7 @@ from cse_jax.search.ledger_file import (
 __all__ = ["Ledger", "LedgerError", "read_hall_of_fame"]
 
 FORMAT = 5
+MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -87,7 +90,7 @@ class Ledger:
         Raises:
           LedgerError: not writable, not a ledger, damaged, lost, or made with another config or version.
         """
-        self.path, self._lock = path, threading.RLock()
+        self.path, self._lock, self._moved = path, threading.RLock(), -math.inf
         self._db = open_to_write(path)
         try:
             self._db.row_factory = sqlite3.Row
@@ -142,19 +145,26 @@ class Ledger:
         self._db.close()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A transaction.  At its end it is in the file itself, and nothing is in the one that SQLite has beside it."""
+    def _writing(self, *, durable: bool = True) -> Iterator[None]:
+        """A transaction.  SQLite has it in a file beside the ledger at first, which may be lost: it soon is in both.
+
+        Args:
+          durable: whether it must survive a loss of power, and not only the end of the process.
+        """
         with self._lock:
             try:
+                self._db.execute(f"pragma synchronous={'full' if durable else 'normal'}")
                 self._db.execute("begin immediate")
                 yield
                 self._db.execute("commit")
-            except ERRORS as error:
+            except sqlite3.Error as error:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("rollback")
                 raise failure(self.path, "write to", error) from error
-            with contextlib.suppress(sqlite3.Error):  # it is done with the next transaction
-                self._db.execute("pragma wal_checkpoint(truncate)")
+            if durable and time.monotonic() - self._moved >= MOVED_SECONDS:
+                with contextlib.suppress(sqlite3.Error):  # it is moved after another transaction
+                    self._db.execute("pragma wal_checkpoint(truncate)")
+                self._moved = time.monotonic()
 
     def _read(self, query: str, *values: Any) -> Sequence[sqlite3.Row]:
         with self._lock:
@@ -173,6 +183,36 @@ class Ledger:
         """Stores a finished or failed training."""
         with self._writing():
             _TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
+
+    def attempts(self) -> dict[str, int]:
+        """Trainings whose attempts ended with the process, by key, and how many did."""
+        return {row["key"]: row["count"] for row in self._read("select * from attempts")}
+
+    @contextlib.contextmanager
+    def attempt(self, keys: Collection[str]) -> Iterator[None]:
+        """Counts an attempt to train unless it comes to an end, good or bad; any thread may."""
+        rows = [(key,) for key in keys]
+        with self._writing(durable=False):
+            query = "insert into attempts values (?, 1) on conflict do update set count = count + 1"
+            self._db.executemany(query, rows)
+        try:
+            yield
+        finally:
+            with self._writing(durable=False):
+                self._db.executemany("delete from attempts where key = ?", rows)
+
+    def forget_failures(self) -> int:
+        """Drops failed trainings, and all that was concluded from trainings; a search concludes it again.
+
+        Returns:
+          How many trainings have failed.
+        """
+        with self._writing():
+            count = self._db.execute("delete from trainings where failure != ''").rowcount
+            self._db.execute("delete from attempts")
+            for table in ("generations", "candidates", "hall_of_fame") if count else ():
+                self._db.execute(f"delete from {table}")
+        return count
 
     def generation(self, branch: str, generation: int) -> tuple[dict[str, int], Any] | None:
         """Counts and result of a finished generation, if it is finished."""

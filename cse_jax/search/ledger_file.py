@@ -42,7 +42,6 @@ def open_to_write(path: pathlib.Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         db.execute("pragma journal_mode=wal")
-        db.execute("pragma synchronous=full")
         if path.stat().st_size <= _CHECKED_BYTES:
             (found,) = db.execute("pragma quick_check(1)").fetchone()
             if found != "ok":

@@ -1,18 +1,20 @@
 """Trainings of a detector under a pair of losses, remembered in the ledger so that none is run twice."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Purpose, Trainer, Training
 
+MOST_ATTEMPTS = 3  # of a training that ends the process
 Job = tuple[LossPair, int]  # losses and seed
 
 
@@ -44,6 +46,14 @@ class Memory(Protocol):
         """Stores a finished or failed training."""
         ...
 
+    def attempts(self) -> Mapping[str, int]:
+        """Trainings whose attempts ended with the process, by key, and how many did."""
+        ...
+
+    def attempt(self, keys: Collection[str]) -> contextlib.AbstractContextManager[None]:
+        """Counts an attempt to train unless it comes to an end, good or bad; any thread may."""
+        ...
+
 
 class Trials:
     """Runs trainings, or recalls them."""
@@ -57,7 +67,8 @@ class Trials:
     ) -> Generator[Outcome, None, None]:
         """Trains under each pair of losses with its seed, unless the ledger has the result.
 
-        A loss that diverges is recorded with its reason and yields AP NaN.  Any other error is not the loss's: it is
+        A loss that diverges is recorded with its reason and yields AP NaN, and so is one whose trainings have ended the
+        process ``MOST_ATTEMPTS`` times; until then it is trained alone.  Any other error is not the loss's: it is
         raised, and nothing is recorded of the training that met it.
 
         Args:
@@ -78,14 +89,24 @@ class Trials:
         share = min(1.0, len(jobs) / most) / max(1, min(self._workers, groups))  # of the time of a training in many
         keys = [training_key(losses, purpose, seed, horizon) for losses, seed in jobs]
         todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
+        suspects = {key: count for key, count in self._ledger.attempts().items() if key in todo}
+        for key, count in suspects.items():
+            if count >= MOST_ATTEMPTS:
+                losses, seed = todo.pop(key)
+                killer = Training(None, failure=f"killed the process {count} times")
+                self._record([_row(key, losses, killer, purpose, seed, horizon, 0.0)])
+        alone = {key: todo.pop(key) for key in suspects if key in todo}
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            futures = {
-                pool.submit(self._train, group, purpose, horizon, stop): set(group)
-                for group in self._groups(todo, purpose)
-            }
+            futures: dict[concurrent.futures.Future, set[str]] = {}
             waiting = set(todo)
             try:
+                for key, job in alone.items():
+                    self._progress.activity(f"{what}: one that may have ended the process")
+                    futures[pool.submit(self._train, {key: job}, purpose, horizon, stop)] = {key}
+                    self._record_finished(futures)
+                for group in self._groups(todo, purpose):
+                    futures[pool.submit(self._train, group, purpose, horizon, stop)] = set(group)
                 for number, key in enumerate(keys, start=1):
                     if key in waiting:
                         self._progress.activity(what, number, len(jobs))
@@ -131,11 +152,14 @@ class Trials:
         started = time.monotonic()
         pairs, seed = [losses for losses, _ in jobs.values()], next(iter(jobs.values()))[1]
         try:
-            trainings = self.trainer.train(pairs, purpose=purpose, seed=seed, horizon=horizon, stop=stop)
-        except OutOfMemory:
-            if len(jobs) == 1:
-                raise
-            return [row for key, job in jobs.items() for row in self._train({key: job}, purpose, horizon, stop)]
+            with self._ledger.attempt(jobs):
+                trainings = self.trainer.train(pairs, purpose=purpose, seed=seed, horizon=horizon, stop=stop)
+        except Exception as error:
+            if isinstance(error, OutOfMemory) and len(jobs) > 1:
+                return [row for key, job in jobs.items() for row in self._train({key: job}, purpose, horizon, stop)]
+            shown = "; ".join(f"{losses.cls} | {losses.box}" for losses in pairs)
+            error.add_note(f"It was met in the {purpose} training, up to step {horizon} with seed {seed}, of {shown}")
+            raise
         seconds = (time.monotonic() - started) / len(jobs)
         return [
             _row(key, losses, training, purpose, seed, horizon, seconds)
