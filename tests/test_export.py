@@ -1,5 +1,6 @@
 """Exported losses: simplified without becoming another loss, and executed as code against the engine."""
 
+import concurrent.futures
 import re
 import sys
 import types
@@ -14,9 +15,10 @@ from populations import random_expressions
 
 import cse_jax
 from cse_jax import export
+from cse_jax.export import simplification
 from cse_jax.export.definitions import definitions
 from cse_jax.export.notation import symbols, to_sympy
-from cse_jax.export.simplification import difference_on_grid
+from cse_jax.export.simplification import Simplified, difference_on_grid, simplify
 from cse_jax.export.source_code import is_stabilised
 from cse_jax.language import interpreter, spaces, zoo
 from cse_jax.language import program as programs
@@ -89,6 +91,20 @@ def test_simplified_losses_are_the_same_losses(space, name):
     assert_same(simple_value, value)
     for variable in space.differentiable:
         assert_same(simple_gradients[variable], gradients[variable])
+
+
+def test_a_formula_that_is_never_done_stays_as_it_is(monkeypatch):
+    """In any thread, and whatever profiles it stays."""
+    monkeypatch.setattr(simplification, "SECONDS", 0.3)
+    fraction = "i"
+    for k in range(16):
+        fraction = f"({'uei'[k % 3]} / ({fraction} + e * {k % 3 + 1}) + u)"
+    formula = cse_jax.parse(f"1 - i / {fraction}", spaces.BOX)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(simplification._forms_in_time, formula).result(timeout=60)
+        assert not found[1] and pool.submit(sys.getprofile).result() is None
+    monkeypatch.setattr(simplification, "_forms_in_time", lambda _: ([], False))
+    assert simplify(formula) == Simplified(formula, "as it was found; SymPy found no simpler form in 0.3 seconds")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,12 @@ SymPy does not know that ``/`` and ``log`` add 1e-20 and ``exp`` stops at 88, no
 a simpler form counts only if its value and gradient equal the original's on the whole verification grid.
 """
 
+import contextlib
 import dataclasses
+import sys
+import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space, trajectories
 
 TOLERANCE = 1e-9  # relative, and of the largest magnitude on a path: float64 rounds at 1e-16, regrouping at a few 1e-13
+SECONDS = 20.0  # of a processor, for SymPy to rewrite a formula; it takes for ever over some fractions in fractions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +38,18 @@ class Simplified:
 
 
 def simplify(expression: Expression) -> Simplified:
-    """The shortest form of a formula that SymPy finds and the verification grid confirms."""
+    """The shortest form of a formula that SymPy finds in ``SECONDS`` and the verification grid confirms."""
     refused = ""
-    for shorter in sorted(_forms(expression), key=lambda form: (*_complexity(form), str(form))):
+    forms, ended = _forms_in_time(expression)
+    for shorter in sorted(forms, key=lambda form: (*_complexity(form), str(form))):
         if _complexity(shorter) >= _complexity(expression):
             break
         difference = difference_on_grid(expression, shorter)
         if not difference:
             return Simplified(shorter, f"simplified from {expression}")
         refused = refused or f"not simplified to {shorter}: {difference}"
-    return Simplified(expression, refused or "as it was found; no simpler form is known")
+    known = "no simpler form is known" if ended else f"SymPy found no simpler form in {SECONDS:g} seconds"
+    return Simplified(expression, refused or f"as it was found; {known}")
 
 
 def _complexity(expression: Expression) -> tuple[int, int]:
@@ -52,6 +59,37 @@ def _complexity(expression: Expression) -> tuple[int, int]:
         return max(below) + (name == "Div")
 
     return expression.fold(lambda _: 0, node), len(expression)
+
+
+def _forms_in_time(expression: Expression) -> tuple[list[Expression], bool]:
+    """The rewritten forms that are there after ``SECONDS``, and whether they are all."""
+    found: list[Expression] = []
+    try:
+        with _limit(SECONDS):
+            for form in _forms(expression):
+                found.append(form)
+    except (_TimeIsUp, RecursionError):
+        return found, False
+    return found, True
+
+
+class _TimeIsUp(BaseException):
+    """Not an ``Exception``: SymPy passes over many of these."""
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raises in this thread, whichever it is, at the next call of a function after so much time on a processor."""
+    end, before = time.thread_time() + seconds, sys.getprofile()
+    sys.setprofile(lambda _, event, __: _stop() if event == "call" and time.thread_time() > end else None)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def _stop() -> NoReturn:
+    raise _TimeIsUp
 
 
 def _forms(expression: Expression) -> Iterator[Expression]:
