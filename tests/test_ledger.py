@@ -50,9 +50,9 @@ def content(path):
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    trainings, (counts, result), fame = content(filled(tmp_path))
+    trainings, generation, fame = content(filled(tmp_path))
     assert trainings == [TRAINING | {"key": f"training {number}"} for number in range(40)]
-    assert (counts, result) == ({"generated": 100}, {"fingerprints": ["a", "b"]})
+    assert generation == ({"generated": 100}, {"fingerprints": ["a", "b"]})
     assert [row["authors"] for row in fame["box"]] == FAME
     assert (fame["box"][0]["simulation"], fame["box"][0]["overfit"], fame["box"][0]["flipped"]) == (1.0, None, 1)
 
@@ -164,7 +164,8 @@ def open_folder(tmp_path):
 
 def test_a_ledger_is_read_where_nothing_can_be_written(open_folder):
     closed, cut_off = open_folder / "closed", open_folder / "cut_off"
-    closed.mkdir(), cut_off.mkdir()
+    closed.mkdir()
+    cut_off.mkdir()
     filled(closed)
     with contextlib.closing(sqlite3.connect(filled(cut_off))) as db, db:
         db.execute("delete from hall_of_fame")

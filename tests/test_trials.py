@@ -13,7 +13,7 @@ from cse_jax.language import spaces, zoo
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.task import LossPair
-from cse_jax.search.trainer import OutOfMemory, Training
+from cse_jax.search.trainer import OutOfMemory, Purpose, Training
 from cse_jax.search.trials import MOST_ATTEMPTS, Trials
 from detectors.checkpoint import CheckpointError
 
@@ -21,7 +21,7 @@ PAIRS = [LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX), 1.0
 GUILTY = PAIRS[3]
 
 
-def train(folder, trainer, *, purpose="probe", workers=1):
+def train(folder, trainer, *, purpose: Purpose = "probe", workers=1):
     with (
         Ledger(folder / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "proxy": 1}) as monitor,

@@ -10,7 +10,7 @@ import pathlib
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cse_jax.errors import UserError
@@ -191,5 +191,5 @@ class Rows(NamedTuple):
         return with_sum
 
 
-def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return operator.itemgetter(*names) if len(names) > 1 else lambda row: (row[names[0]],)
