@@ -271,7 +271,10 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         try:
             db.row_factory = sqlite3.Row
             db.execute("begin")
-            checked = _format(db, path) == FORMAT
+            found_format = _format(db, path)
+            if found_format is None:
+                refuse_used(path)
+                raise LedgerError(f"the ledger {path} is empty; start the search, or name the folder of another")
             places = db.execute("select * from hall_of_fame order by branch = 'box', branch, rank").fetchall()
             found = db.execute(
                 "select found.* from hall_of_fame as place left join candidates as found "
@@ -284,7 +287,7 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     for place, row in zip(places, found, strict=False):
         if row["branch"] is None or place["rank"] != next(ranks[place["branch"]]):
             raise damaged(path, f"what {place['branch']} has at rank {place['rank']} is missing")
-    if checked:
+    if found_format == FORMAT:
         _HALL_OF_FAME.verified(path, places)
         found = _CANDIDATES.verified(path, found)
     fame: dict[str, list[dict[str, Any]]] = {branch: [] for branch in ranks}

@@ -61,6 +61,7 @@ def open_to_read(path: pathlib.Path) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise LedgerError(f"there is no ledger at {path}; is that the folder of a search?")
+    _refuse_lost(path)
     address = path.absolute().as_uri()
     for how in ("mode=ro", "immutable=1"):
         db = sqlite3.connect(f"{address}?{how}", uri=True)
