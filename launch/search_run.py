@@ -75,6 +75,12 @@ class SearchRun(DetectorRun):
     prior: str = ""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
+    def check(self) -> None:
+        """Raises InputError for a prior that no strategy starts from."""
+        for branch in (self.search.classification, self.search.regression):
+            if self.prior and branch.generations and branch.strategy != "surrogate":
+                raise InputError(f"prior={self.prior!r} needs the strategy 'surrogate', not {branch.strategy!r}")
+
 
 @dataclasses.dataclass
 class LossTableRun(DetectorRun):

@@ -21,6 +21,7 @@ from benchmarks.smallest import FEATURES
 from cse_jax import search
 from cse_jax.errors import InputError
 from cse_jax.language import spaces
+from cse_jax.ranges import validate
 from cse_jax.reporting.monitor import Monitor
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
@@ -35,6 +36,15 @@ CONFIGS = {
     "cascade_rcnn": CascadeRCNNConfig,
     "mask_rcnn_coco": MaskRCNNConfig,
 }
+
+
+def test_a_prior_needs_a_strategy_that_learns():
+    config = read(ROOT / "configs/search/default.py").get_config()
+    config.prior, config.search.regression.strategy = "fcos_digits", "random"
+    with pytest.raises(InputError, match="prior='fcos_digits' needs the strategy 'surrogate', not 'random'"):
+        validate(config)
+    config.search.regression.generations = 0
+    validate(config)
 
 
 def write_photographs(root, count=16):

@@ -83,7 +83,7 @@ def starting_from(strategy: Strategy, places: Float[np.ndarray, "n d"], tried: S
       InputError: the strategy doesn't learn.
     """
     if not isinstance(strategy, Surrogate):
-        raise InputError("config.prior needs the strategy 'surrogate'; leave it empty for the others")
+        raise InputError("only the strategy 'surrogate' starts from what another run has tried")
     pool = dataclasses.replace(Pool.unscored(places), simulation=np.array([loss.simulation for loss in tried]))
     return dataclasses.replace(strategy, prior=Prior(pool, [Observation(k, loss.ap) for k, loss in enumerate(tried)]))
 
