@@ -1,5 +1,7 @@
 """The rules behind torchvision's settings, each against torchvision's own."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from detectors.models.rpn import RPN
 from detectors.ops.anchors import fitting_shift, pyramid_anchors
 from detectors.ops.masks import paste_masks
 from detectors.ops.matching import match
-from detectors.ops.points import pyramid_points
+from detectors.ops.points import assign_points, pyramid_points
 from detectors.ops.roi_align import roi_align
 
 
@@ -44,6 +46,27 @@ def test_points(shape):
     shift = fitting_shift(points.xy, points.stride, jnp.float32(shape))
     np.testing.assert_array_equal(points.xy + shift, (anchors[:, :2] + anchors[:, 2:]) / 2)
     np.testing.assert_array_equal(points.stride, anchors[:, 2] - anchors[:, 0])
+
+
+def test_assignment_of_points():
+    """Of boxes whose longest distance at some points is exactly a limit between levels, too."""
+    config, strides, shape = torchvision_settings.fcos_resnet50_fpn(), (8, 16, 32, 64, 128), (384, 512)
+    boxes = np.float32([[0, 0, 64, 64], [0, 0, 128, 96], [16, 32, 144, 160], [64, 0, 320, 256], [200, 8, 208, 20]])
+    points = pyramid_points(shape, strides, config.range_limits, offset=config.point_offset)
+    half = points.stride[:, None] / 2
+    anchors = torch.from_numpy(np.concatenate([points.xy - half, points.xy + half], 1))
+    given = types.SimpleNamespace(
+        center_sampling_radius=config.radius, head=types.SimpleNamespace(compute_loss=lambda *arguments: arguments[3])
+    )
+    counts = np.bincount(points.level).tolist()
+    (expected,) = detection.fcos.FCOS.compute_loss(given, [{"boxes": torch.from_numpy(boxes)}], {}, [anchors], counts)
+    labels, everywhere = np.arange(len(boxes), dtype=np.int32), np.ones(len(points.xy), bool)
+    truth = (boxes, labels, np.ones(len(boxes), bool), everywhere)
+    ours, other = (
+        assign_points(points, *truth, radius=config.radius, open_ranges=value) for value in (config.open_ranges, False)
+    )
+    np.testing.assert_array_equal(np.where(ours.positive, ours.labels, -1), expected.numpy())
+    assert (np.asarray(ours.positive) != np.asarray(other.positive)).any()
 
 
 @pytest.mark.parametrize("low_quality", [False, True])

@@ -39,6 +39,7 @@ class FCOSConfig:
       point_offset: offset of the points in their cells, strides.
       fit_image: spread points evenly over the image where a stride does not divide its side.
       range_limits: lengths that separate the levels' regress ranges, pixels.
+      open_ranges: a distance that equals a limit between two levels fits neither of them, not both.
       radius: of centre sampling, strides.
       alpha: balance of positives in the classification loss.
       level_scales: whether each level has a learned factor on its distances.
@@ -64,6 +65,7 @@ class FCOSConfig:
     point_offset: Share = 0.5
     fit_image: bool = False
     range_limits: Annotated[tuple[PositiveAmount, ...], Items(least=0, increasing=True)] = (64.0, 128.0, 256.0, 512.0)
+    open_ranges: bool = False
     radius: PositiveAmount = 1.5
     alpha: Share = 0.25
     level_scales: bool = True
@@ -189,7 +191,9 @@ class FCOS(Detector):
         inside = map_images(inside_padded_image, points.xy, batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
-            lambda xy, *truth: assign_points(points._replace(xy=xy), *truth, radius=config.radius),
+            lambda xy, *truth: assign_points(
+                points._replace(xy=xy), *truth, radius=config.radius, open_ranges=config.open_ranges
+            ),
             points.xy,
             batch.boxes,
             batch.labels,

@@ -1,9 +1,9 @@
 """The settings of torchvision's detectors, under which their weights and figures carry over.
 
 Where torchvision departs from MMDetection: anchors of whole pixels, spread evenly over the image; Smooth L1 in the RPN;
-RoIAlign without half a cell's shift; FCOS with points in the corners of their cells, the paper's centreness and the
-square root of the score; batch norms that do not train at all.  Categories are numbered from 0 here and from 1 in
-torchvision: ours are one less, and COCO's 90 numbers keep their gaps.
+RoIAlign without half a cell's shift; FCOS with points in the corners of their cells, levels without their limits, the
+paper's centreness and the square root of the score; batch norms that do not train at all.  Categories are numbered from
+0 here and from 1 in torchvision: ours are one less, and COCO's 90 numbers keep their gaps.
 """
 
 from detectors.losses import DetectionLosses, resolve_pair
@@ -37,6 +37,7 @@ def fcos_resnet50_fpn(classes: int = 90) -> FCOSConfig:
         backbone=_backbone(),
         point_offset=0.0,
         fit_image=True,
+        open_ranges=True,
         level_scales=False,
         weight_by_quality=False,
         count_images=False,

@@ -66,7 +66,7 @@ def select_detections(
       valid: rows that take part.
       score_threshold: pairs must score above it.
       iou_threshold: for suppression within a class.
-      max_candidates: pairs that enter suppression; the best ones if there are more.
+      max_candidates: pairs that enter suppression, at least ``max_detections``; the best ones if there are more.
       max_detections: length of the result.
 
     Returns:
@@ -75,7 +75,7 @@ def select_detections(
     n, c = scores.shape
     eligible = (scores > score_threshold) & valid[:, None]
     flat = jnp.where(eligible, scores, -jnp.inf).reshape(-1)
-    count = min(max_candidates, n * c)
+    count = min(max(max_candidates, max_detections), n * c)
     best, index = lax.top_k(flat, count)
     row, label = index // c, index % c
     chosen = boxes[row] if boxes.ndim == 2 else boxes[row, label]

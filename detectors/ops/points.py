@@ -73,6 +73,7 @@ def assign_points(
     inside_image: Bool[AnyArray, " n"],
     *,
     radius: float,
+    open_ranges: bool = False,
 ) -> PointTargets:
     """Centre sampling: each point gets the smallest box whose centre region holds it and whose size fits its level.
 
@@ -81,15 +82,16 @@ def assign_points(
       boxes, labels, valid: padded ground truth; boxes in pixels.
       inside_image: points that are not in the padding.
       radius: half side of the centre region, in strides; the region is cut to the box.
+      open_ranges: a box whose length equals a limit between two levels fits neither (torchvision), not both.
     """
     xy = points.xy[:, None]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2.0
     reach = radius * points.stride[:, None, None]
-    low = jnp.maximum(centre - reach, boxes[:, :2])
-    high = jnp.minimum(centre + reach, boxes[:, 2:])
-    in_centre = jnp.concatenate([xy - low, high - xy], axis=-1).min(-1) > 0.0
+    start, end = jnp.maximum(centre - reach, boxes[:, :2]), jnp.minimum(centre + reach, boxes[:, 2:])
+    in_centre = jnp.concatenate([xy - start, end - xy], axis=-1).min(-1) > 0.0
     longest = box_ops.encode_ltrb(xy, boxes[None]).max(-1)
-    fits = (longest >= points.regress_range[:, :1]) & (longest <= points.regress_range[:, 1:])
+    low, high = points.regress_range[:, :1], points.regress_range[:, 1:]
+    fits = (longest > low) & (longest < high) if open_ranges else (longest >= low) & (longest <= high)
     area = box_ops.area(boxes)
     candidate = in_centre & fits & (valid & (area > 0.0)) & inside_image[:, None]
     chosen = jnp.where(candidate, area, jnp.inf).argmin(-1)
