@@ -28,6 +28,7 @@ from PIL import Image
 
 import config_file
 from cse_jax import workdir
+from cse_jax.errors import InputError
 from detectors.data.datasets import BuiltSplit, open_dataset, read_built
 from detectors.data.decoding import mode_of
 from detectors.data.doubts import doubts_of_annotations
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     script.start(argv)
     logging.set_verbosity(logging.ERROR)
     if _ROOT.value is not None and flags.FLAGS["config"].present:
-        raise app.UsageError("give either --root or --config")
+        raise InputError("give either --root or --config")
     with script.ending("The check of the data set", interrupted="A data set that was built stays."):
         config = _CONFIG.value
         if _ROOT.value is not None:

@@ -149,6 +149,8 @@ def _first_line(error: Exception) -> str:
 def _write_traceback(folder: pathlib.Path | None) -> pathlib.Path:
     """Writes the current traceback where it fits, in a temporary folder if the work folder takes no file."""
     if folder is not None:
+        from cse_jax import workdir
+
         with contextlib.suppress(OSError):
             workdir.write_whole(folder / ERROR_FILE, traceback.format_exc())
             return folder / ERROR_FILE
