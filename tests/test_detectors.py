@@ -19,6 +19,7 @@ from detectors.models import build_detector
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.models.resnet import ResNet, resnet18, resnet50, resnet101, tiny
+from detectors.ops.padding import Extent
 from detectors.structures import Batch
 from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
 
@@ -237,7 +238,9 @@ def test_backbones_have_the_published_sizes(config, millions):
 @pytest.mark.parametrize("config", [resnet50(outputs=(1, 2, 3, 4)), resnet18(), tiny()], ids=["50", "18", "tiny"])
 def test_backbone_outputs_have_the_declared_shapes(config):
     model = nnx.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0)))
-    features = nnx.eval_shape(lambda model, x: model(x), model, jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32))
+    extent = Extent.of(np.float32([[96, 128]]))
+    image = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+    features = nnx.eval_shape(lambda model, image: model(image, extent), model, image)
     shapes = [f.shape for f in features]
     assert shapes == [(1, 96 // s, 128 // s, c) for s, c in zip(config.strides, config.channels, strict=True)]
 

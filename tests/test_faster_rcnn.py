@@ -17,6 +17,7 @@ from detectors.ops import boxes as box_ops
 from detectors.ops.anchors import pyramid_anchors
 from detectors.ops.matching import match
 from detectors.ops.nms import nms, select_detections
+from detectors.ops.padding import Extent, Pyramid
 from detectors.ops.roi_align import roi_align
 from detectors.ops.sampling import sample
 from detectors.structures import Batch
@@ -158,7 +159,9 @@ def test_images_are_sampled_independently():
 def roi_loss(batch, change=None):
     _, parts = sampled(batch)
     rng = np.random.default_rng(4)
-    features = [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
+    levels = [jnp.float32(rng.normal(size=(2, SIZE // s, SIZE // s, 48))) for s in (8, 16)]
+    extent = Extent.of(jnp.full((2, 2), float(SIZE)))
+    features = Pyramid(levels, [extent.strided(s) for s in (8, 16)])
     losses = library_losses(FasterRCNN)
     return detector()._roi_loss(features, losses, SampledRoIs(*map(jnp.asarray, change(*parts) if change else parts)))
 
