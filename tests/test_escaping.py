@@ -14,6 +14,7 @@ from scripts import run
 
 from cse_jax import export
 from cse_jax.export import escaping
+from cse_jax.export.torch_module import CLIENTS
 from cse_jax.language import spaces, zoo
 
 HOSTILE = [
@@ -69,7 +70,7 @@ def test_markdown_shows_the_text(text):
     assert "".join(token.content for token in heading[1].children) == f"a{shown(text).strip()}z"
 
 
-@pytest.mark.parametrize("format", ["jax", "numpy", "pytorch", "mmdet"])
+@pytest.mark.parametrize("format", ["jax", "numpy", "pytorch", "mmdet", "torch_module", *CLIENTS])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_exported_does_nothing_but_define(text, format):
     loss = export.prepare(zoo.find("GIoU", spaces.BOX), title=text, provenance=text, simplified=False)

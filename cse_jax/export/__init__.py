@@ -4,9 +4,9 @@ import dataclasses
 import textwrap
 from collections.abc import Callable
 
-from cse_jax.export import definitions, mmdet, notation, source_code, typesetting
+from cse_jax.export import definitions, mmdet, notation, source_code, torch_module, typesetting
 from cse_jax.export.simplification import simplify
-from cse_jax.export.usage import usage
+from cse_jax.export.usage import client_units, usage
 from cse_jax.language.expression import Expression, to_authors, to_infix
 
 __all__ = ["FORMATS", "Loss", "prepare"]
@@ -23,6 +23,7 @@ class Loss:
       title: one line that says what this is.
       weight: factor that it was trained with.
       provenance: where it comes from; may be empty.
+      units: unit in which a client gives it boxes, ``"pixels"`` or ``"strides"``.
       usage: units, balance and normaliser, a line each.
     """
 
@@ -32,6 +33,7 @@ class Loss:
     title: str
     weight: float
     provenance: str
+    units: str
     usage: tuple[str, ...]
 
 
@@ -63,7 +65,7 @@ def prepare(
     lines = usage(expression, units)
     if normaliser:
         lines.append(f"Normaliser: {normaliser}.")
-    return Loss(expression, formula, note, title, weight, provenance, tuple(lines))
+    return Loss(expression, formula, note, title, weight, provenance, client_units(expression, units), tuple(lines))
 
 
 def _notes(loss: Loss) -> str:
@@ -87,6 +89,14 @@ def _source(framework: str) -> Callable[[Loss], str]:
     return write
 
 
+def _module(client: str) -> Callable[[Loss], str]:
+    def write(loss: Loss) -> str:
+        about = {"title": loss.title, "weight": loss.weight, "units": loss.units, "notes": _notes(loss)}
+        return torch_module.module(loss.formula, client, **about)
+
+    return write
+
+
 FORMATS: dict[str, Callable[[Loss], str]] = {
     "text": lambda loss: to_infix(loss.formula) + definitions.in_text(loss.formula),
     "authors": lambda loss: to_authors(loss.original),
@@ -96,5 +106,7 @@ FORMATS: dict[str, Callable[[Loss], str]] = {
     "jax": _source("jax"),
     "numpy": _source("numpy"),
     "pytorch": _source("pytorch"),
+    "torch_module": _module(""),
+    **{client: _module(client) for client in torch_module.CLIENTS},
     "mmdet": lambda loss: mmdet.module(loss.formula, title=loss.title, weight=loss.weight, notes=_notes(loss)),
 }

@@ -5,6 +5,7 @@ import hashlib
 from cse_jax.errors import InputError
 from cse_jax.export.mmdet_code import HEAD_IMPORTS, HEADS, IMPORTS, INIT, LOSSES
 from cse_jax.export.source_code import description, function
+from cse_jax.export.torch_code import AREAS
 from cse_jax.language.expression import Expression
 
 _PARTS = {  # by space: part of a detector, what the loss is, arguments of its class, the input that only our heads pass
@@ -84,7 +85,8 @@ def module(expression: Expression, *, title: str, weight: float, notes: str) -> 
     )
     classes = "".join(bases[base].format(name=head, base=base) for base, head in heads.items())
     docstring = description(expression, title=title, notes=f"{notes}\n{usage}".rstrip())
-    return f"{docstring}\n\n{code}{init}{LOSSES[space.name]}{classes}"
+    areas = AREAS if space.name == "box" else ""
+    return f"{docstring}\n\n{code}{areas}{init}{LOSSES[space.name]}{classes}"
 
 
 def _configs(space: str, entries: dict, heads: dict[str, str]) -> dict[str, str]:

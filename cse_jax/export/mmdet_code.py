@@ -24,14 +24,7 @@ LOSSES = {
         if weight is not None:
             weight = weight.mean(-1) if weight.dim() > 1 else weight
             pred = torch.where(weight[:, None] > 0, pred, target.detach())  # rows that don't count pass no gradient
-        top_left = torch.maximum(pred[:, :2], target[:, :2])
-        bottom_right = torch.minimum(pred[:, 2:], target[:, 2:])
-        i = torch.prod(torch.clamp(bottom_right - top_left, min=0), dim=-1)
-        own = [torch.prod(torch.clamp(box[:, 2:] - box[:, :2], min=0), dim=-1) for box in (pred, target)]
-        u = own[0] + own[1] - i + 1e-7
-        outer = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
-        e = torch.prod(outer, dim=-1) + 1e-7
-        loss = formula(i, u, e)
+        loss = formula(*areas(pred, target))
         if weight is not None:
             loss = torch.where(weight > 0, loss, 0)
         reduction = reduction_override or self.reduction

@@ -37,6 +37,12 @@ def usage(expression: Expression, units: str = "") -> list[str]:
     return [*weight, f"Units: {_UNITS[units]}. {other}"]
 
 
+def client_units(expression: Expression, units: str) -> str:
+    """The unit that a client gives boxes in: strides only if the loss was found in strides and depends on it."""
+    in_strides = units == "strides" and expression.space == spaces.BOX and not _is_unit_free(expression)
+    return "strides" if in_strides else "pixels"
+
+
 def _is_unit_free(expression: Expression) -> bool:
     """Whether boxes twice as large have the same loss."""
     rng = np.random.default_rng(0)
