@@ -71,7 +71,7 @@ def _register():
         " int sampling_ratio, bool aligned) -> Tensor"
     )
     library.impl("nms", nms, "CPU")
-    library.impl("roi_align", roi_align, "CPU")
+    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")
     need("torchvision")
     for name in ("torchvision.extension", "torchvision.ops.roi_align"):
         importlib.import_module(name)._has_ops = lambda: True
