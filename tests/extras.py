@@ -11,6 +11,8 @@ EXTRAS = {
     "torchvision": "parity",
     "mmdet": "clients",
     "mmcv": "clients",
+    "transformers": "clients",
+    "ultralytics": "clients",
     "deap": "compare",
     "kozax": "compare",
     "tensorboardX": "tensorboard",

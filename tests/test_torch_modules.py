@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from clients import engine, exported, torch, train
 
+from cse_jax.errors import InputError
 from cse_jax.language import spaces
 
 NAMES = {"box": "A_reg", "multi_class": "A_cls", "binary_class": "B_cls"}
@@ -69,3 +70,8 @@ def test_iou_is_the_quality():
     found = module.iou(a, b)
     assert not found.requires_grad
     torch.testing.assert_close(found, torch.tensor([0.5, 0.0]))
+
+
+def test_a_space_that_a_client_has_no_loss_of_is_told():
+    with pytest.raises(InputError, match="ultralytics has no loss of space multi_class; export it as pytorch"):
+        exported("ultralytics", spaces.MULTI_CLASS, "CE")
