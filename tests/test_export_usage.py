@@ -18,7 +18,7 @@ from detectors.models.atss import atss_tiny
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny
 
-SOURCES = ("jax", "numpy", "pytorch", "mmdet", "torch_module", "torchvision")
+SOURCES = ("jax", "numpy", "pytorch", "mmdet", "torch_module", "torchvision", "transformers")
 
 
 def prepared(name, space, **about):

@@ -1,7 +1,7 @@
 """Formulas as modules for PyTorch, alone or with a function that puts them into the detectors of a package."""
 
 from cse_jax.errors import InputError
-from cse_jax.export import torchvision_code, ultralytics_code
+from cse_jax.export import torchvision_code, transformers_code, ultralytics_code
 from cse_jax.export.source_code import description, function
 from cse_jax.export.torch_code import AREAS, IOU, SEARCHED_LOSS
 from cse_jax.language.expression import Expression
@@ -10,7 +10,11 @@ _ALONE = """
 For any PyTorch code.  SearchedLoss()(...) is the loss of each row or element: sum it and divide by the normaliser.
 iou(pred, target) is the quality that classification losses of decoded boxes take.
 """
-CLIENTS = {"torchvision": torchvision_code, "ultralytics": ultralytics_code}  # by package
+CLIENTS = {
+    "torchvision": torchvision_code,
+    "ultralytics": ultralytics_code,
+    "transformers": transformers_code,
+}  # by package
 
 
 def module(expression: Expression, client: str, *, title: str, weight: float, units: str, notes: str) -> str:
