@@ -21,7 +21,7 @@ EXPLANATION = (
     "rows compared (Bonferroni); *p* is Holm's. *Better* and *worse* are said where the interval excludes 0. *Shrunk* "
     "is the difference as it is to be believed of the best of many losses, and *P* the probability that it is above 0."
 )
-_HEADER = ("losses", "AP", "difference", "95 % interval", "verdict", "p", "shrunk", "P", "each seed")
+HEADER = ("losses", "AP", "difference", "95 % interval", "verdict", "p", "shrunk", "P", "each seed")
 
 
 def rows_as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -91,18 +91,19 @@ def terminal_table(rows: Sequence[Row], *, split: str = "test") -> Table:
         justify: JustifyMethod = "left" if column in ("losses", "verdict") else "right"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows_as_data(rows):
-        cells = dict(zip(_HEADER, _cells(row), strict=True))
+        cells = dict(zip(HEADER, cells_of(row), strict=True))
         table.add_row(*(Text(cells[column]) for column in shown))
     return table
 
 
 def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The final table for a report, from ``rows_as_data``."""
-    cells = [(*_cells(row), f"{row['cls']['weight']:g}", f"{row['box']['weight']:g}") for row in rows]
-    return markdown_table((*_HEADER, "cls weight", "box weight"), cells)
+    cells = [(*cells_of(row), f"{row['cls']['weight']:g}", f"{row['box']['weight']:g}") for row in rows]
+    return markdown_table((*HEADER, "cls weight", "box weight"), cells)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of ``rows_as_data`` as it is shown, below ``HEADER``."""
     spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
     mean = "failed" if row["mean"] is None else f"{row['mean']:.3f}{spread}"
     each = " ".join("failed" if ap is None else f"{ap:.3f}" for ap in row["ap"])

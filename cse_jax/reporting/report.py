@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from cse_jax.reporting.final_table import (
     terminal_table,
 )
 from cse_jax.reporting.monitor import funnel_tables, hall_of_fame_table
+from cse_jax.search.branch import Counts
 from cse_jax.search.comparison import Role, prior_variance
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.hall_of_fame import Entry
@@ -29,17 +31,9 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
     """The result as plain data; ``about`` holds config, versions, device and times."""
     return {
         "format": RESULT_FORMAT,
-        "funnel": [
-            {"branch": branch.name, "generation": generation} | counts
-            for branch in result.branches
-            for generation, counts in enumerate(branch.funnel)
-        ],
+        "funnel": funnel_as_data({branch.name: branch.funnel for branch in result.branches}),
         "hall_of_fame": {
-            branch.name: {
-                "control": branch.plan.control,
-                "standard_error": number(branch.standard_error),
-                "entries": [_entry(entry) for entry in branch.entries],
-            }
+            branch.name: hall_as_data(branch.entries, branch.standard_error, control=branch.plan.control)
             for branch in result.branches
         },
         "default_proxy_ap": result.default_proxy_ap,
@@ -51,6 +45,24 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         "conclusion": conclusion(result.table),
         "scope": scope(result.table),
     } | about
+
+
+def funnel_as_data(funnel: Mapping[str, Sequence[Counts]]) -> list[dict[str, Any]]:
+    """The candidates left after each stage, a row per generation of each branch."""
+    return [
+        {"branch": branch, "generation": generation} | counts
+        for branch, of_branch in funnel.items()
+        for generation, counts in enumerate(of_branch)
+    ]
+
+
+def hall_as_data(entries: Sequence[Entry], standard_error: float, *, control: bool) -> dict[str, Any]:
+    """A hall of fame, best first, and how sure its APs are."""
+    return {
+        "control": control,
+        "standard_error": number(standard_error),
+        "entries": [_entry(entry) for entry in entries],
+    }
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

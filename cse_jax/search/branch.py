@@ -36,7 +36,6 @@ from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.racing import Race
-from cse_jax.search.statistics import seed_noise, standard_error
 from cse_jax.search.task import Part
 from cse_jax.search.trials import Trials
 
@@ -79,6 +78,11 @@ class BranchResult:
     standard_error: float
 
 
+def branch_name(space: Space, *, control: bool) -> str:
+    """What ledger and report call the branch that searches a space."""
+    return f"{space.name} (random search)" if control else space.name
+
+
 class Branch:
     """The search of one of the two losses, the other one fixed at its default."""
 
@@ -96,7 +100,7 @@ class Branch:
         task = trials.trainer.task
         self.plan, self.sizes, self.filters, self.seed = plan, plan.sizes, config.filters, config.seed
         self.space, self.units = task.space(plan.part), task.box_units
-        self.name = f"{self.space.name} (random search)" if plan.control else self.space.name
+        self.name = branch_name(self.space, control=plan.control)
         self.ledger, self.progress = ledger, progress
         self.race = Race(self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, tried=tried)
         self.shape = Shape(max_nodes=self.filters.max_nodes)
@@ -126,9 +130,7 @@ class Branch:
     def _rank(self) -> None:
         """Orders the hall of fame; the noise is that of all losses trained so far, the default among them."""
         default = [outcome.ap for outcome in self.race.default("proxy")][: max(2, self.sizes.proxy_seeds)]
-        noise = seed_noise([default, *(entry.aps for entry in self.entries)])
-        self.standard_error = standard_error(noise, self.sizes.proxy_seeds)
-        self.entries = hall_of_fame.in_order(self.entries, self.standard_error)
+        self.entries, self.standard_error = hall_of_fame.rank(self.entries, default, self.sizes.proxy_seeds)
         if not self.plan.control:  # whose losses are not what the search has found
             self.ledger.record_hall_of_fame(self.name, [to_authors(entry.formula) for entry in self.entries])
 

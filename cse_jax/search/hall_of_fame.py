@@ -10,7 +10,7 @@ from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.parsing import parse
 from cse_jax.language.spaces import Space
 from cse_jax.screening.candidate import Candidate
-from cse_jax.search.statistics import ranked
+from cse_jax.search.statistics import ranked, seed_noise, standard_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,18 @@ def from_row(row: Mapping[str, Any], space: Space) -> Entry:
         row["simulation"],
         row["probe"],
     )
+
+
+def rank(entries: Sequence[Entry], default_aps: Sequence[float], seeds: int) -> tuple[list[Entry], float]:
+    """The entries in order, and the standard error of the AP of each.
+
+    Args:
+      entries: of a branch.
+      default_aps: of the default losses, by seed; the noise is that of all losses, these among them.
+      seeds: of each entry.
+    """
+    error = standard_error(seed_noise([default_aps, *(entry.aps for entry in entries)]), seeds)
+    return in_order(entries, error), error
 
 
 def in_order(entries: Sequence[Entry], standard_error: float) -> list[Entry]:
