@@ -71,13 +71,27 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def write_description(path: pathlib.Path, about: dict[str, Any]) -> None:
-    """Writes ``config.json`` and ``versions.json``."""
+    """Writes ``config.json`` and ``versions.json``, in which all but the config is."""
     try:
         write_whole(path / "config.json", json.dumps(about["config"], indent=2))
-        rest = {"versions": about["versions"], "device": about["device"]}
+        rest = {name: value for name, value in about.items() if name != "config"}
         write_whole(path / "versions.json", json.dumps(rest, indent=2))
     except OSError as error:
         raise WorkdirError(f"cannot write to the work folder {path}: {error.strerror}; make room there") from error
+
+
+def read_description(path: pathlib.Path) -> dict[str, Any]:
+    """What ``write_description`` wrote.
+
+    Raises:
+      WorkdirError: a file is missing or damaged.
+    """
+    files = [path / name for name in ("config.json", "versions.json")]
+    for file in files:
+        if not file.is_file():
+            raise WorkdirError(f"there is no {file}; is {path} the folder of a search?")
+    config, rest = (read_json(file, "run the search's command again to have it rewritten") for file in files)
+    return {"config": config} | rest
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

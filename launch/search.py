@@ -15,6 +15,7 @@ has failed is trained again, and everything is concluded anew.
 import script
 
 import pathlib
+import shlex
 import sys
 import time
 
@@ -24,7 +25,8 @@ from rich.console import Console
 import config_file
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
-from cse_jax.reporting import report
+from cse_jax.reporting import page, report
+from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ledger import Ledger
 from search_run import SearchRun, trainer_of
@@ -69,6 +71,7 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     trainer = trainer_of(config, folder)
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+        about |= {"command": shlex.join(["python", "launch/search.py", *sys.argv[1:]])}
         workdir.write_description(folder, about)
         if _RETRY_FAILED.value:
             console.print(f"{ledger.forget_failures()} failed trainings are run again.")
@@ -76,8 +79,8 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
         costs["probe"] /= trainer.at_once("probe")
-        with Monitor(console, steps=costs) as monitor:
-            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=monitor, tried=tried)
+        with Monitor(console, steps=costs) as monitor, LivePage(monitor, folder, trainer.task) as live:
+            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=live, tried=tried)
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {
         "name": config.name,
@@ -87,8 +90,9 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     }
     data = report.result_dict(result, about=about)
     report.write_result(folder, data)
+    path = page.write(folder, trainer.task)
     report.show(console, result)
-    text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}"
+    text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}, page: {path}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

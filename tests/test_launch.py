@@ -62,7 +62,8 @@ def outcome(workdir):
 def test_a_search_leaves_everything_behind(finished):
     workdir, output = finished
     names = {path.name for path in workdir.iterdir()}
-    assert {"config.json", "versions.json", "ledger.sqlite", "result.json", "report.md", "checkpoints"} <= names
+    assert {"config.json", "versions.json", "ledger.sqlite", "result.json", "report.md", "report.html"} <= names
+    assert "checkpoints" in names and "no verdict yet" not in (workdir / "report.html").read_text()
     assert "Funnel" in output and "Hall of fame" in output and "Test split" in output and "Report:" in output
     config = json.loads((workdir / "config.json").read_text())
     assert config["schedule"]["final"] == 12

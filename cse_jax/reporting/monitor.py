@@ -52,7 +52,7 @@ class Monitor:
         """Says what runs now, and its place in a series."""
         self._activity, self._number, self._of = what, number, of
         if not self.console.is_terminal:
-            self._print(f"[{self._time_left()}] {self._doing()}")
+            self.say(f"[{self._time_left()}] {self._doing()}")
 
     def counts(self, branch: str, generation: int, counts: Mapping[str, int]) -> None:
         """Updates the funnel."""
@@ -72,7 +72,7 @@ class Monitor:
         if not self.console.is_terminal:
             funnel = ", ".join(f"{stage} {count}" for stage, count in counts.items())
             best = f"; best so far AP {hall_of_fame[0].ap:.3f}: {hall_of_fame[0].formula}" if hall_of_fame else ""
-            self._print(f"{branch} generation {generation}: {funnel}{best}")
+            self.say(f"{branch} generation {generation}: {funnel}{best}")
 
     def seconds_left(self) -> float:
         """Estimate from the trainings timed so far; NaN before there are any.
@@ -93,7 +93,13 @@ class Monitor:
     def _doing(self) -> str:
         return f"{self._activity} {self._number}/{self._of}" if self._of > 1 else self._activity
 
-    def _print(self, line: str) -> None:
+    @property
+    def status(self) -> str:
+        """What runs now, and the time left."""
+        return f"{self._doing()}   {self._time_left()}"
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the live view where there is one."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _view(self) -> Group:
@@ -101,7 +107,7 @@ class Monitor:
         for branch, entries in self._halls.items():
             if entries:
                 parts.append(hall_of_fame_table(branch, entries))
-        parts.append(Text(f"{self._doing()}   {self._time_left()}"))
+        parts.append(Text(self.status))
         parts.append(ProgressBar(total=self._of, completed=self._number - 1, width=60))
         return Group(*parts)
 

@@ -60,7 +60,7 @@ create table if not exists hall_of_fame (
 );
 """
 
-_CANDIDATES = Rows(
+CANDIDATES = Rows(
     "candidates",
     ("branch", "formula", "authors", "fingerprint", "stage", "reason", "curve", "aps"),
     (
@@ -68,12 +68,12 @@ _CANDIDATES = Rows(
         *("simulation", "probe", "overfit", "proxy", "weight"),
     ),
 )
-_TRAININGS = Rows(
+TRAININGS = Rows(
     "trainings",
     ("key", "purpose", "cls", "box", "failure", "metrics"),
     ("cls_weight", "box_weight", "seed", "steps", "ap", "seconds"),
 )
-_GENERATIONS = Rows("generations", ("branch", "counts", "result"), ("generation",))
+GENERATIONS = Rows("generations", ("branch", "counts", "result"), ("generation",))
 _HALL_OF_FAME = Rows("hall_of_fame", ("branch", "authors"), ("rank",))
 
 
@@ -94,7 +94,7 @@ class Ledger:
         self._db = open_to_write(path)
         try:
             self._db.row_factory = sqlite3.Row
-            found = _format(self._db, path)
+            found = format_of(self._db, path)
             if found is None:
                 refuse_used(path)
             if found != _UPGRADED:
@@ -126,9 +126,9 @@ class Ledger:
     def _upgrade(self) -> None:
         """Gives a ledger of the format before what this one has: checksums of all that is read, and the index."""
         with self._writing():
-            for rows in (_CANDIDATES, _TRAININGS, _GENERATIONS, _HALL_OF_FAME):
+            for rows in (CANDIDATES, TRAININGS, GENERATIONS, _HALL_OF_FAME):
                 self._db.execute(f"alter table {rows.table} add column checksum integer")
-                rows.seal(self._db, "stage = 'proxy'" if rows == _CANDIDATES else "true")
+                rows.seal(self._db, "stage = 'proxy'" if rows == CANDIDATES else "true")
             self._db.execute("drop index if exists by_stage")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._db.execute(statement)
@@ -175,14 +175,14 @@ class Ledger:
 
     def training(self, key: str) -> dict[str, Any] | None:
         """The recorded training of this key, if any."""
-        for row in _TRAININGS.verified(self.path, self._read("select * from trainings where key = ?", key)):
+        for row in TRAININGS.verified(self.path, self._read("select * from trainings where key = ?", key)):
             return row | {"metrics": json.loads(row["metrics"])}
         return None
 
     def record_training(self, row: Mapping[str, Any]) -> None:
         """Stores a finished or failed training."""
         with self._writing():
-            _TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
+            TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
 
     def attempts(self) -> dict[str, int]:
         """Trainings whose attempts ended with the process, by key, and how many did."""
@@ -217,7 +217,7 @@ class Ledger:
     def generation(self, branch: str, generation: int) -> tuple[dict[str, int], Any] | None:
         """Counts and result of a finished generation, if it is finished."""
         rows = self._read("select * from generations where branch = ? and generation = ?", branch, generation)
-        for row in _GENERATIONS.verified(self.path, rows):
+        for row in GENERATIONS.verified(self.path, rows):
             return json.loads(row["counts"]), json.loads(row["result"])
         return None
 
@@ -232,8 +232,8 @@ class Ledger:
         """Stores a finished generation and all of its candidates in one transaction."""
         row = {"branch": branch, "generation": generation, "counts": json.dumps(counts), "result": json.dumps(result)}
         with self._writing():
-            _CANDIDATES.insert(self._db, candidates)
-            _GENERATIONS.insert(self._db, [row])
+            CANDIDATES.insert(self._db, candidates)
+            GENERATIONS.insert(self._db, [row])
 
     def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
@@ -243,7 +243,7 @@ class Ledger:
             _HALL_OF_FAME.insert(self._db, rows)
 
 
-def _format(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
+def format_of(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
     """The format of a ledger, None if it is a new one.
 
     Raises:
@@ -271,7 +271,7 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         try:
             db.row_factory = sqlite3.Row
             db.execute("begin")
-            found_format = _format(db, path)
+            found_format = format_of(db, path)
             if found_format is None:
                 refuse_used(path)
                 raise LedgerError(f"the ledger {path} is empty; start the search, or name the folder of another")
@@ -289,7 +289,7 @@ def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
             raise damaged(path, f"what {place['branch']} has at rank {place['rank']} is missing")
     if found_format == FORMAT:
         _HALL_OF_FAME.verified(path, places)
-        found = _CANDIDATES.verified(path, found)
+        found = CANDIDATES.verified(path, found)
     fame: dict[str, list[dict[str, Any]]] = {branch: [] for branch in ranks}
     for row in found:
         for field, kind in (("authors", str), ("generation", int), ("weight", float), ("proxy", float)):

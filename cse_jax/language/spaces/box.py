@@ -35,7 +35,7 @@ _MOTIONS: dict[str, _Motion] = {
 }
 
 
-def _areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*#n 2"]) -> dict[str, Float[Array, "*n"]]:
+def areas(boxes: Float[Array, "*n 4"], sides: Float[Array, "*#n 2"]) -> dict[str, Float[Array, "*n"]]:
     """The variables of the space, for predicted boxes and the sides (width, height) of their targets.
 
     A target is centred at 0, and its box is given in units of its sides.
@@ -58,7 +58,7 @@ def _paths(units: str) -> list[Path]:
         """The variables on every motion, at one point of it."""
         poses = jnp.stack([jnp.stack([jnp.asarray(part, float) for part in motion(s)]) for motion in _MOTIONS.values()])
         centres, halves = poses[:, :2], poses[:, 2:] / 2
-        return _areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
+        return areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
 
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         inputs, tangents = (
@@ -87,11 +87,11 @@ def _prediction(units: str, seed: int) -> PredictionTask:
     start = jnp.asarray(np.concatenate([centre - half, centre + half], -1).astype(np.float32))
 
     def inputs(boxes):
-        return _areas(boxes, jnp.asarray(sides))
+        return areas(boxes, jnp.asarray(sides))
 
     def mean_iou(boxes):
-        areas = inputs(boxes)
-        return jnp.mean(areas["I"] / (areas["U"] - AREA_EPS))
+        found = inputs(boxes)
+        return jnp.mean(found["I"] / (found["U"] - AREA_EPS))
 
     return PredictionTask(start, inputs, mean_iou, _RATE)
 

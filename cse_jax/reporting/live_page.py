@@ -1,0 +1,67 @@
+"""The page of a search while it runs: written whole again and again, as seldom as costs next to nothing."""
+
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+from cse_jax.reporting import page
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.search.hall_of_fame import Entry
+from cse_jax.search.task import Task
+
+_PAUSE = 10.0  # seconds between two pages, at least
+_SHARE = 0.02  # of the time, at most, that pages may take
+
+
+class LivePage:
+    """A ``Progress`` that tells a monitor and keeps the page in the folder up to date.  Use as a context manager.
+
+    A page that cannot be written does not stop the search: the monitor's console says why, once.
+    """
+
+    def __init__(self, monitor: Monitor, folder: pathlib.Path, task: Task) -> None:
+        """Args:
+        monitor: is told everything, and says what the search does now.
+        folder: of the search.
+        task: of its detector.
+        """
+        self._monitor, self._folder, self._task = monitor, folder, task
+        self._next, self._broken = 0.0, False
+
+    def __enter__(self) -> "LivePage":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:  # otherwise the page of the result comes
+            self._write(running=False)
+
+    def expect(self, trainings: Mapping[str, int]) -> None:
+        self._monitor.expect(trainings)
+
+    def activity(self, what: str, number: int = 1, of: int = 1) -> None:
+        self._monitor.activity(what, number, of)
+        self._write(running=True)
+
+    def trained(self, purpose: str, seconds: float) -> None:
+        self._monitor.trained(purpose, seconds)
+
+    def counts(self, branch: str, generation: int, counts: Mapping[str, int]) -> None:
+        self._monitor.counts(branch, generation, counts)
+
+    def generation_done(
+        self, branch: str, generation: int, counts: Mapping[str, int], hall_of_fame: Sequence[Entry]
+    ) -> None:
+        self._monitor.generation_done(branch, generation, counts, hall_of_fame)
+
+    def _write(self, *, running: bool) -> None:
+        """Writes the page if its time has come; at the end of the search, in any case."""
+        started = time.monotonic()
+        if self._broken or (running and started < self._next):
+            return
+        try:
+            page.write(self._folder, self._task, running=True, status=self._monitor.status if running else "")
+        except Exception as error:
+            self._broken = True
+            self._monitor.say(f"The page {page.NAME} is not written any more ({error}); the search goes on.")
+        ended = time.monotonic()
+        self._next = ended + max(_PAUSE, (ended - started) / _SHARE)

@@ -1,0 +1,277 @@
+"""The page of a search: what it holds, and that nothing that others wrote gets into it as anything but text."""
+
+import dataclasses
+import html.parser
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import recorded_searches
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cse_jax.language import spaces, zoo
+from cse_jax.language.parsing import parse
+from cse_jax.reporting import page
+from cse_jax.reporting.live_page import LivePage
+from cse_jax.reporting.monitor import Monitor
+from cse_jax.reporting.page import chart, compare, facts, front, funnel, markup, provenance, sweeps
+from cse_jax.search.ledger_reader import Reason, kind_of_reason
+
+HOSTILE = "<script>alert('1')</script>\"&amp;]]><!--"
+SECTIONS = ("verdict", "table", "fame", "front", "trained", "behaviour", "funnel", "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, recorded_searches.write(folder)
+
+
+@pytest.fixture(scope="module")
+def text(finished):
+    return page.write(*finished).read_text()
+
+
+def parsed(text):
+    """The page as XML, which is stricter than HTML."""
+    return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
+
+
+def words(element):
+    return " ".join("".join(element.itertext()).split())
+
+
+def section(root, name):
+    (found,) = (element for element in root.iter("section") if element.get("id") == name)
+    return found
+
+
+class Links(html.parser.HTMLParser):
+    """What a browser would load or go to, and what it would run."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.run = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
+        self.run += [name for name, _ in attrs if name.startswith("on")] + [tag] * (tag in ("script", "iframe", "link"))
+
+
+def test_a_page_has_all_sections_and_their_figures(finished, text):
+    folder, _ = finished
+    root, result = parsed(text), json.loads((folder / "result.json").read_text())
+    assert [element.get("id") for element in root.iter("section")] == list(SECTIONS)
+    assert result["conclusion"] in words(section(root, "verdict")) and "95 % interval" in result["conclusion"]
+    table = words(section(root, "table"))
+    low, high = result["table"][0]["against"]["interval"]
+    assert f"{low:+.3f} to {high:+.3f}" in table and "seed 2: it diverged" in table
+    fame = words(section(root, "fame"))
+    for _, branch in zip(range(2), result["hall_of_fame"].values(), strict=True):
+        assert all(entry["text"] in fame for entry in branch["entries"])
+    assert "MathML" in text and "± " in fame
+    assert "gain n is too low" in words(section(root, "funnel")) and "20,000" in words(section(root, "funnel"))
+    assert "monotone" in words(section(root, "funnel")) and "9,000" in words(section(root, "funnel"))
+    assert '"select_images"' in words(section(root, "run"))
+
+
+def test_a_page_loads_nothing_and_runs_nothing(text):
+    links = Links(text)
+    assert links.found and all(link.startswith("#") for link in links.found) and not links.run
+    assert not re.search(r"url\(|@import", text)
+    assert {link[1:] for link in links.found} <= {element.get("id") for element in parsed(text).iter()}
+    assert set(re.findall(r"https?://[^\"'\s<]*", text)) == {"http://www.w3.org/1998/Math/MathML"}
+
+
+def test_figures_and_tables_are_there_for_all_readers(text):
+    root = parsed(text)
+    assert root.get("lang") == "en" and next(root.iter("title")).text == "Search trial"
+    drawings = [element for element in root.iter("svg") if element.get("role") == "img"]
+    assert len(drawings) == 2 + 2 + 2 * (4 + 6), "fronts, trainings, and of two losses of each branch the curves"
+    for drawing in drawings:
+        assert drawing.get("aria-label") and drawing.find("title").text
+    for table in root.iter("table"):
+        assert table.find("caption").text and table.find("thead/tr/th").get("scope") == "col"
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_what_others_wrote_is_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"<b>&?#%20\xff")  # which is no UTF-8
+    task = recorded_searches.write(folder, text=HOSTILE)
+    text = page.write(folder, task).read_text()
+    assert parsed(text) is not None and not Links(text).run and "alert" in text
+    both = tmp_path / "compare.html"
+    page.write_comparison(both, [(folder, task), (folder, task)])
+    assert parsed(both.read_text()) is not None and not Links(both.read_text()).run
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text())
+def test_texts_come_back_as_they_were(said):
+    made = markup.tag("p", said, markup.tag("b", said), title=said)
+    root = ElementTree.fromstring(made)
+    kept = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", said)
+    ends = kept.replace("\r\n", "\n").replace("\r", "\n")  # as XML reads them
+    assert (root.text or "") == ends == (root.find("b").text or "")
+    assert root.get("title") == re.sub(r"\s", " ", ends) or not kept.isascii() or "\n" in ends or "\t" in ends
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=20))
+def test_sections_hold_any_text(said):
+    known = facts.Facts(
+        folder=pathlib.Path(said),
+        task=recorded_searches.TASK,
+        result={"funnel": [], "config": {said: said}, "versions": {said: said}, "device": said, "command": said},
+        finished=False,
+        status=said,
+        rejected={said: {said: 1}},
+        reasons=[Reason(said, said, said, 1)],
+        trained=[],
+        written=said,
+    )
+    known.result["funnel"] = [dict.fromkeys(recorded_searches.STAGES, 1) | {"branch": said, "generation": 0}]
+    for made in (provenance.section(known), funnel.section(known)):
+        ElementTree.fromstring(made)
+
+
+def test_a_search_that_runs_has_a_page_that_loads_itself_again(tmp_path):
+    folder = tmp_path / "running"
+    task = recorded_searches.write(folder, finished=False)
+    live = LivePage(Monitor(Console(file=io.StringIO()), steps={}), folder, task)
+    live.activity("default losses, proxy task", 2, 3)
+    text = (folder / page.NAME).read_text()
+    assert 'http-equiv="refresh"' in text and "default losses, proxy task 2/3" in text
+    root = parsed(text)
+    assert "is running" in words(section(root, "verdict")) and "no verdict yet" in words(section(root, "verdict"))
+    with pytest.raises(KeyboardInterrupt), live:
+        raise KeyboardInterrupt
+    stopped = (folder / page.NAME).read_text()
+    assert 'http-equiv="refresh"' not in stopped and "has not come to its end" in stopped
+
+
+def test_an_unfinished_search_shows_the_hall_of_fame_that_its_result_will_have(finished, tmp_path):
+    folder, task = finished
+    whole = facts.read(folder, task)
+    part = facts.read(folder, task, running=True)
+    assert not part.finished and part.result["table"] == []
+    for key in ("funnel", "hall_of_fame"):
+        assert json.loads(json.dumps(part.result[key])) == whole.result[key]
+    assert part.result["default_proxy_ap"] == pytest.approx(0.41)
+
+
+def test_pages_of_a_running_search_are_seldom(finished, monkeypatch):
+    written = []
+    monkeypatch.setattr(page, "write", lambda *args, **options: written.append(options))
+    live = LivePage(Monitor(Console(file=io.StringIO()), steps={}), *finished)
+    for _ in range(1000):
+        live.activity("proxy task")
+    assert len(written) == 1
+
+
+def test_a_page_that_cannot_be_written_does_not_stop_the_search(tmp_path):
+    console = Console(file=io.StringIO())
+    live = LivePage(Monitor(console, steps={}), tmp_path / "nowhere", recorded_searches.TASK)
+    for _ in range(3):
+        live.activity("proxy task")
+    assert console.file.getvalue().count("is not written any more") == 1
+
+
+def test_what_was_trained_is_told_apart(finished):
+    known = facts.read(*finished)
+    kinds = [loss.kind for loss in known.trained]
+    assert kinds == ["default", "control", "binary_class", "binary_class", "box", "box"]
+    assert [loss.ap for loss in known.trained][:3] == pytest.approx([0.41, 0.415, 0.42])
+    assert [loss.place for loss in known.trained] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("same gradient as 1 - i / u", "same gradient as another loss"),
+        (
+            "simulation: gain -0.42 of the default loss's, below 0.5",
+            "simulation: gain n of the default loss's, below n",
+        ),
+        (
+            "the norm of its gradient on a calibration batch is nan",
+            "the norm of its gradient on a calibration batch is n",
+        ),
+        ("not among the 8 that the strategy 'a2c' chose", "not among the n that the strategy 'a2c' chose"),
+        ("loss 1.5e-07 at step 3", "loss n at step n"),
+    ],
+)
+def test_reasons_are_of_a_kind(reason, kind):
+    assert kind_of_reason(reason) == kind
+
+
+def test_the_front_and_its_pick():
+    sizes, aps = [12, 30, 9, 12], [0.74, 0.745, 0.70, 0.73]
+    assert front.on_front(sizes, aps) == [2, 0, 1]
+    said = front.explained(sizes, aps, 0.004)
+    assert (
+        "12 nodes and AP 0.740" in said
+        and "0.745 with 30 nodes" in said
+        and "0.005 is within the noise (0.006)" in said
+    )
+    assert "highest AP of all" in front.explained([5, 9], [0.8, 0.7], 0.001)
+
+
+@pytest.mark.parametrize(("space", "units"), [(spaces.BINARY_CLASS, "strides"), (spaces.MULTI_CLASS, "pixels")])
+def test_logits_are_swept_as_the_losses_see_them(space, units):
+    positive, *_, negative = sweeps.sweeps(space, units)
+    loss = zoo.find("CE", space)
+    found = sweeps.curve(loss, 2.0, positive)
+    assert found.at_end and found.optimum == 8.0 and (found.gradient < 0.0).all()
+    assert np.allclose(np.gradient(found.value, positive.x)[1:-1], found.gradient[1:-1], atol=5e-3)
+    assert sweeps.curve(loss, 1.0, negative).optimum == -8.0
+
+
+def test_optimum_of_a_loss_that_knows_the_iou():
+    sweep = next(s for s in sweeps.sweeps(spaces.BINARY_CLASS, "strides") if s.name == "IoU 0.6")
+    loss = parse("-(q * log(sigmoid(x)) + (1 - q) * log(1 - sigmoid(x)))", spaces.BINARY_CLASS)
+    assert sweeps.curve(loss, 1.0, sweep).optimum == pytest.approx(math.log(0.6 / 0.4), abs=0.06)
+
+
+@pytest.mark.parametrize("units", spaces.BOX.units)
+def test_boxes_are_best_where_they_match(units):
+    shift, scale, aspect = sweeps.sweeps(spaces.BOX, units)
+    for sweep in (shift, scale, aspect):
+        found = sweeps.curve(zoo.default(spaces.BOX), 1.0, sweep)
+        assert found.optimum == 0.0 and not found.at_end
+    half = sweeps.curve(zoo.find("IoU", spaces.BOX), 1.0, shift).value[np.argmin(abs(shift.x - 0.5))]
+    assert half == pytest.approx(1.0 - 1.0 / 3.0, abs=1e-6), "half a side away, a third of the union is shared"
+
+
+def test_lines_have_gaps_where_a_loss_is_not_finite():
+    series = [chart.Series("a", [0.0, 1.0, 2.0, 3.0], [1.0, math.nan, math.inf, 1e300])]
+    drawn = chart.chart("t", series, x_label="x", y_label="y", y_limits=(0.0, 2.0))
+    (path,) = (e.get("d") for e in ElementTree.fromstring(drawn).iter("path") if e.get("d").count("M") == 2)
+    assert "nan" not in drawn and "inf" not in path and len(path) < 60
+
+
+@pytest.mark.parametrize(("ends", "whole"), [((0.0, 1.0), False), ((-8.3, 8.3), False), ((11.9, 13.1), True)])
+def test_ticks_are_round_and_within(ends, whole):
+    found = chart.ticks(*ends, whole=whole)
+    assert 2 <= len(found) <= 6 and all(ends[0] <= value <= ends[1] for value in found)
+    assert not whole or all(value == int(value) for value in found)
+
+
+def test_searches_of_other_data_are_not_compared(finished, tmp_path):
+    known = facts.read(*finished)
+    config = json.loads(json.dumps(known.result["config"]))
+    config["data"]["select_images"] = -1
+    other = dataclasses.replace(known, result=known.result | {"config": config})
+    assert "cannot be compared" in compare.sections([known, other])
+    assert "cannot be compared" not in compare.sections([known, known])
