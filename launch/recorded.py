@@ -1,14 +1,19 @@
-"""The config of a finished search, made again from the plain data of its ``result.json``."""
+"""The config of a search, made again from the plain data that its folder has."""
 
 import dataclasses
 import json
+import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cse_jax import workdir
 from cse_jax.errors import InputError
+from cse_jax.search.task import Task
 from detectors.data import bdd100k, coco, voc  # noqa: F401  (all data sets that a config can have)
+from detectors.models import DetectorConfig, build_detector
+from detectors.training.search_trainer import task_of
 from search_run import SearchRun
 
 
@@ -25,6 +30,23 @@ def search_run(plain: Mapping[str, Any]) -> SearchRun:
             f"the config that the search was run with is not to be read back ({error}): give the same --config and "
             "fields as for the search"
         ) from error
+
+
+def task(folder: pathlib.Path) -> Task:
+    """What the search in a folder, finished or not, knew of its detector.
+
+    Raises:
+      InputError: its detector is of no known class.
+      WorkdirError: the folder is not that of a search.
+    """
+    try:
+        detector = _made(DetectorConfig, workdir.read_description(folder)["config"]["detector"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the detector in {folder / 'config.json'} is not to be read back ({error}): use the version of cse_jax "
+            "that made the folder"
+        ) from error
+    return task_of(build_detector(detector)[0])
 
 
 def _made(kind: Any, value: Any) -> Any:

@@ -16,6 +16,7 @@ import recorded_searches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scripts import run
 
 from cse_jax.language import spaces, zoo
 from cse_jax.language.parsing import parse
@@ -268,6 +269,17 @@ def test_ticks_are_round_and_within(ends, whole):
     assert not whole or all(value == int(value) for value in found)
 
 
+def test_the_page_is_made_again_from_the_folder(finished, tmp_path):
+    folder, _ = finished
+    (folder / page.NAME).unlink(missing_ok=True)
+    code, output = run("report", f"--workdir={folder}")
+    assert code == 0 and (folder / page.NAME).is_file(), output
+    out = tmp_path / "both.html"
+    code, output = run("report", f"--compare={folder},{folder}", f"--out={out}")
+    assert code == 0, output
+    assert [element.get("id") for element in parsed(out.read_text()).iter("section")] == ["found", "tables", "settings"]
+
+
 def test_searches_of_other_data_are_not_compared(finished, tmp_path):
     known = facts.read(*finished)
     config = json.loads(json.dumps(known.result["config"]))
@@ -275,3 +287,16 @@ def test_searches_of_other_data_are_not_compared(finished, tmp_path):
     other = dataclasses.replace(known, result=known.result | {"config": config})
     assert "cannot be compared" in compare.sections([known, other])
     assert "cannot be compared" not in compare.sections([known, known])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either --workdir or --compare"),
+        (["--workdir=/nonexistent"], "there is no /nonexistent/config.json; is /nonexistent the folder of a search?"),
+        (["--compare=/nonexistent"], "--compare=/nonexistent names fewer than two folders"),
+    ],
+)
+def test_bad_folders_are_named(arguments, said):
+    code, output = run("report", *arguments)
+    assert code == 1 and said in output and "Traceback" not in output, output
