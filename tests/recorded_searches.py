@@ -1,12 +1,13 @@
 """Folders of searches that were written without a search: a ledger, a description and a result, for reports."""
 
 import dataclasses
+import json
 import math
 import pathlib
 from typing import Any
 
 from cse_jax import workdir
-from cse_jax.language import zoo
+from cse_jax.language import spaces, zoo
 from cse_jax.language.expression import to_authors
 from cse_jax.language.parsing import parse
 from cse_jax.reporting import report
@@ -58,7 +59,7 @@ def write(folder: pathlib.Path, *, text: str = "", finished: bool = True) -> Tas
 def _branch(ledger: Ledger, plan: Plan, text: str) -> BranchResult:
     space = TASK.space(plan.part)
     name = branch_name(space, control=plan.control)
-    candidates = [_rejected(plan, f"gain {gain} is too low{text}") for gain in (0.25, 0.5)]
+    candidates = [rejected(space.name, f"gain {gain} is too low{text}") for gain in (0.25, 0.5)]
     for formula, weight, aps in FOUND[plan.part]:
         candidate = Candidate(parse(formula, space), "proxy", weight=weight, aps=list(aps), overfit=0.9)
         candidate.proxy, candidate.curve = sum(aps) / 2, [(20, aps[0])]
@@ -70,7 +71,7 @@ def _branch(ledger: Ledger, plan: Plan, text: str) -> BranchResult:
     ledger.record_generation(
         name,
         0,
-        [_row(name, number, candidate) for number, candidate in enumerate(candidates)],
+        [candidate_row(name, number, candidate) for number, candidate in enumerate(candidates)],
         counts,
         {"hall_of_fame": rows, "fingerprints": {}, "rejected": {"monotone": 9_000, "rises": 8}},
     )
@@ -79,13 +80,15 @@ def _branch(ledger: Ledger, plan: Plan, text: str) -> BranchResult:
     return BranchResult(name, plan, space, (counts,), tuple(entries), error)
 
 
-def _rejected(plan: Plan, reason: str) -> Candidate:
-    return Candidate(zoo.default(TASK.space(plan.part)), "distinct", reason)
+def rejected(space: str, reason: str) -> Candidate:
+    """A candidate that went no further than ``distinct``."""
+    return Candidate(zoo.default(spaces.SPACES[space]), "distinct", reason)
 
 
-def _row(branch: str, number: int, candidate: Candidate) -> dict[str, Any]:
+def candidate_row(branch: str, number: int, candidate: Candidate) -> dict[str, Any]:
+    """A candidate as the ledger takes it."""
     row = {name: None if value != value else value for name, value in vars(candidate).items()}
-    row |= {"curve": str(candidate.curve), "aps": str(candidate.aps), "formula": str(candidate.formula)}
+    row |= {"curve": json.dumps(candidate.curve), "aps": json.dumps(candidate.aps), "formula": str(candidate.formula)}
     row |= {"branch": branch, "generation": 0, "number": number, "seed": 0}
     row |= {"authors": to_authors(candidate.formula), "nodes": len(candidate.formula)}
     return {field: row[field] for field in (*CANDIDATES.texts, *CANDIDATES.numbers)}

@@ -1,16 +1,24 @@
 """Reads a ledger that may be in use and is not changed: what became of the candidates, and what was trained."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import sqlite3
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cse_jax.search.ledger import FORMAT, GENERATIONS, TRAININGS, format_of
+from cse_jax.errors import InputError
+from cse_jax.screening.candidate import STAGES
+from cse_jax.search.ledger import CANDIDATES, FORMAT, GENERATIONS, TRAININGS, format_of
 from cse_jax.search.ledger_file import ERRORS, LedgerError, Rows, failure, open_to_read
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)(?!\w)")
 _SAME = "same gradient as "
+SCORES = STAGES[4:]  # stages that give a score
+RECORDED = STAGES[2:]  # the last stage of a candidate that a ledger has
+_STAGE = "case stage " + " ".join(f"when '{name}' then {k}" for k, name in enumerate(RECORDED)) + " end"
+_SCORE = "case stage " + " ".join(f"when '{name}' then {name}" for name in SCORES) + " end"
 
 
 class Reason(NamedTuple):
@@ -34,6 +42,51 @@ def kind_of_reason(reason: str) -> str:
     if reason.startswith(_SAME):
         return f"{_SAME}another loss"
     return _NUMBER.sub("n", reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which candidates to list; each field narrows, and None or empty is any.
+
+    Attributes:
+      branch: whose candidates.
+      stage: the last that they passed.
+      reason: a part of why they went no further.
+      formula: a part of the formula, in which ``?`` is any text.
+      max_nodes: largest formula.
+      at_least: lowest score by stage.
+    """
+
+    branch: str | None = None
+    stage: str | None = None
+    reason: str = ""
+    formula: str = ""
+    max_nodes: int | None = None
+    at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses stages and scores that there are not."""
+        if self.stage is not None and self.stage not in RECORDED:
+            raise InputError(f"no candidate of a ledger stops at stage {self.stage!r}; use {', '.join(RECORDED)}")
+        unknown = [name for name in self.at_least if name not in SCORES]
+        if unknown:
+            raise InputError(f"candidates have no score {unknown[0]!r}; use {', '.join(SCORES)}")
+
+    def conditions(self) -> dict[str, str | float]:
+        """Conditions of SQL with a value each."""
+        exact = {"branch = ?": self.branch, "stage = ?": self.stage, "nodes <= ?": self.max_nodes}
+        found: dict[str, str | float] = {where: value for where, value in exact.items() if value is not None}
+        if self.reason:
+            found["reason like ? escape '!'"] = _pattern(self.reason)
+        if self.formula:
+            found["formula like ? escape '!'"] = _pattern(self.formula, wild="?")
+        return found | {f"{name} >= ?": least for name, least in self.at_least.items()}
+
+
+def _pattern(text: str, wild: str = "") -> str:
+    """A pattern of SQL for what contains a text; ``wild`` in it is any text."""
+    safe = re.sub("[!%_]", r"!\g<0>", text)
+    return f"%{safe.replace(wild, '%') if wild else safe}%"
 
 
 class LedgerReader:
@@ -89,10 +142,37 @@ class LedgerReader:
         """Why candidates went no further, the most frequent kind first."""
         query = (
             "select branch, stage, kind_of_reason(reason) as kind, sum(number) as count from "
-            "(select branch, stage, reason, count(*) as number from candidates where reason != '' group by 1, 2, 3) "
+            "(select branch, stage, case when substr(reason, 1, ?) = ? then ? else reason end as reason, "
+            "count(*) as number from candidates where reason != '' group by 1, 2, 3) "
             "group by 1, 2, 3 order by count desc"
         )
-        return [Reason(*row) for row in self.rows(query)]
+        return [Reason(*row) for row in self.rows(query, len(_SAME), _SAME, _SAME)]
+
+    def candidates(self, wanted: Filter = Filter(), *, limit: int) -> list[dict[str, Any]]:
+        """The first candidates that a filter lets through: those that came furthest, then by the score there.
+
+        Raises:
+          InputError: no generation of the wanted branch is finished.
+        """
+        branches = [row[0] for row in self.rows("select distinct branch from generations")]
+        if wanted.branch is not None and wanted.branch not in branches:
+            known = ", ".join(map(repr, branches)) or "none"
+            raise InputError(f"the ledger has no generation of branch {wanted.branch!r}; it has {known}")
+        conditions = wanted.conditions()
+        query = (
+            f"select * from candidates where {' and '.join(['true', *conditions])} "
+            f"order by {_STAGE} desc, {_SCORE} desc, branch, generation, number limit {limit}"
+        )
+        return self._whole(CANDIDATES, query, *conditions.values())
+
+    def candidate(
+        self, branch: str, *, place: tuple[int, int] | None = None, authors: str = ""
+    ) -> dict[str, Any] | None:
+        """A candidate by its generation and number, or by its formula in the authors' notation; None without one."""
+        by, values = ("generation = ? and number = ?", place) if place else ("authors = ?", (authors,))
+        query = f"select * from candidates where branch = ? and {by} limit 1"
+        rows = self._whole(CANDIDATES, query, branch, *values)
+        return rows[0] if rows else None
 
     def trainings(self, *purposes: str) -> list[dict[str, Any]]:
         """The recorded trainings of these purposes, in the order in which they ended."""

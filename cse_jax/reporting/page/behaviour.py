@@ -42,7 +42,7 @@ def _of_branch(facts: Facts, branch: str, entries: Sequence[dict[str, Any]]) -> 
         own = curves(facts.formula(branch, entry), entry["weight"], units)
         found.append(tag("h3", f"{branch}, rank {rank}: ", tag("code", entry["text"])))
         found.append(tag("div", *_charts(lines, own, usual, f"rank {rank}", name), class_="charts"))
-        rows = [[_named(s), lowest(c), lowest(u)] for s, c, u in zip(lines, own, usual, strict=True)]
+        rows = [[f"{s.title}: {s.axis}", c.lowest, u.lowest] for s, c, u in zip(lines, own, usual, strict=True)]
         found.append(table(f"Where the loss is lowest, {branch}, rank {rank}", ["along", f"rank {rank}", name], rows))
     return found
 
@@ -85,13 +85,3 @@ def limits(own: Float[np.ndarray, " n"], default: Float[np.ndarray, " n"]) -> tu
     both = np.concatenate([finite, own[np.isfinite(own)]]).clip(middle - half, middle + half)
     room = 0.05 * np.ptp(both)
     return float(both.min() - room), float(both.max() + room)
-
-
-def lowest(found: Curve) -> str:
-    """Where a loss is lowest, in words."""
-    beyond = (" or more" if found.optimum > 0.0 else " or less") if found.at_end else ""
-    return f"{found.optimum:.2f}{beyond}"
-
-
-def _named(sweep: Sweep) -> str:
-    return f"{sweep.panel}, {sweep.name}: {sweep.axis}" if sweep.name else f"{sweep.panel}: {sweep.axis}"

@@ -38,6 +38,11 @@ class Sweep:
     x: Float[np.ndarray, " p"]
     inputs: Callable[[Float[Array, " p"]], Inputs]
 
+    @property
+    def title(self) -> str:
+        """Panel and name."""
+        return f"{self.panel}, {self.name}" if self.name else self.panel
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
@@ -54,6 +59,12 @@ class Curve:
     gradient: Float[np.ndarray, " p"]
     optimum: float
     at_end: bool
+
+    @property
+    def lowest(self) -> str:
+        """Where the loss is lowest, in words."""
+        beyond = (" or more" if self.optimum > 0.0 else " or less") if self.at_end else ""
+        return f"{self.optimum:.2f}{beyond}"
 
 
 def sweeps(space: Space, units: str) -> list[Sweep]:
