@@ -2,7 +2,10 @@
 
     python launch/export.py --workdir=runs/default --rank=1
     python launch/export.py --workdir=runs/default --space=box --format=pytorch > box_loss.py
+    python launch/export.py --workdir=runs/default --space=box --out=box_loss
     python launch/export.py --formula="1 - i / u" --space=box --format=latex
+
+With --out, one loss becomes a folder to hand on: all formats, what speaks for it, a plot and a test.
 
 A formula is simplified where value and gradient stay the same; the standard error says what was done.
 """
@@ -18,7 +21,9 @@ from absl import flags
 from cse_jax import export
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
+from cse_jax.reporting import loss_package
 from cse_jax.search.ledger import read_hall_of_fame
+from cse_jax.workdir import read_result
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")
 _RANK = flags.DEFINE_integer("rank", 1, "Place in the hall of fame of each branch.", lower_bound=1, upper_bound=10_000)
@@ -31,6 +36,7 @@ _SPACE = flags.DEFINE_string(
 )
 _FORMAT = flags.DEFINE_enum("format", "all", ["all", *export.FORMATS], "What to print.")
 _SIMPLIFY = flags.DEFINE_bool("simplify", True, "Look for a simpler form of the same loss.")
+_OUT = flags.DEFINE_string("out", None, "A new folder for the loss in all formats, with its evidence and a test.")
 _SHORT = ("text", "authors", "latex")
 
 
@@ -38,7 +44,10 @@ def main(argv: list[str]) -> None:
     script.start(argv)
     if (_WORKDIR.value is None) == (_FORMULA.value is None):
         raise InputError("give either --workdir or --formula")
-    with script.ending("The export", interrupted="Nothing was written."):
+    if _OUT.value is not None and (_WORKDIR.value is None or _FORMAT.value != "all"):
+        raise InputError("--out writes all formats of a loss of --workdir: leave --format and --formula out")
+    left = f"What {_OUT.value} holds is incomplete: delete it." if _OUT.value else "Nothing was written."
+    with script.ending("The export", interrupted=left):
         if _FORMULA.value is not None:
             if _SPACE.value is None:
                 raise InputError(f"--formula needs --space: one of {', '.join(spaces.SPACES)}, or a Python file")
@@ -59,6 +68,8 @@ def _show_hall_of_fame(workdir: pathlib.Path) -> None:
     if not branches:
         what = f"no candidate of {workdir}" + (f" in space {_SPACE.value}" if _SPACE.value else "")
         raise InputError(f"{what} has finished the proxy task yet; continue the search")
+    if len(branches) > 1 and _OUT.value is not None:
+        raise InputError(f"--out is for one loss: choose --space={' or --space='.join(branches)}")
     if len(branches) > 1 and _FORMAT.value not in ("all", *_SHORT):
         raise InputError(f"--format={_FORMAT.value} writes one file: choose --space={' or --space='.join(branches)}")
     detector = _detector(workdir)
@@ -81,13 +92,17 @@ def _show_hall_of_fame(workdir: pathlib.Path) -> None:
                 scores += f", weight {row['weight']:g} times the usual {usual:g} of {detector.__name__}"
             about = {"units": detector.box_units, "normaliser": detector.normalisers[part]}
         print(f"{branch}, rank {_RANK.value}: {scores}, weight {weight:g}", file=sys.stderr)
-        _show(
-            zoo.find(row["authors"], known[branch]),
-            title="A discovered loss for object detection.",
-            weight=weight,
-            **about,
-            provenance=f"rank {_RANK.value} of the {branch} branch of the search in {workdir}: {scores}.",
-        )
+        about |= {"title": "A discovered loss for object detection.", "weight": weight}
+        about["provenance"] = f"rank {_RANK.value} of the {branch} branch of the search in {workdir}: {scores}."
+        formula = zoo.find(row["authors"], known[branch])
+        if _OUT.value is None:
+            _show(formula, **about)
+        else:
+            loss = export.prepare(formula, simplified=_SIMPLIFY.value, **about)
+            result = read_result(workdir) if (workdir / "result.json").is_file() else None
+            units = about.get("units", known[branch].units[0])
+            for path in loss_package.write(pathlib.Path(_OUT.value), loss, row, result, units=units):
+                print(path)
 
 
 def _detector(workdir: pathlib.Path):
