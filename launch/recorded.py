@@ -10,6 +10,7 @@ from typing import Any
 
 from cse_jax import workdir
 from cse_jax.errors import InputError
+from cse_jax.language import spaces
 from cse_jax.search.task import Task
 from detectors.data import bdd100k, coco, voc  # noqa: F401  (all data sets that a config can have)
 from detectors.models import DetectorConfig, build_detector
@@ -36,11 +37,15 @@ def task(folder: pathlib.Path) -> Task:
     """What the search in a folder, finished or not, knew of its detector.
 
     Raises:
-      InputError: its detector is of no known class.
+      InputError: the folder does not say it, and its detector is of no known class.
       WorkdirError: the folder is not that of a search.
     """
+    described = workdir.read_description(folder)
     try:
-        detector = _made(DetectorConfig, workdir.read_description(folder)["config"]["detector"])
+        if "task" in described:
+            about = dict(described["task"])
+            return Task(spaces.SPACES[about.pop("cls_space")], **about)
+        detector = _made(DetectorConfig, described["config"]["detector"])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"the detector in {folder / 'config.json'} is not to be read back ({error}): use the version of cse_jax "

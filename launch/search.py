@@ -71,7 +71,10 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     trainer = trainer_of(config, folder)
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
-        about |= {"command": shlex.join(["python", "launch/search.py", *sys.argv[1:]])}
+        about |= {
+            "command": shlex.join(["python", "launch/search.py", *sys.argv[1:]]),
+            "task": trainer.task.as_data(),
+        }
         workdir.write_description(folder, about)
         if _RETRY_FAILED.value:
             console.print(f"{ledger.forget_failures()} failed trainings are run again.")

@@ -44,7 +44,7 @@ def write(folder: pathlib.Path, *, text: str = "", finished: bool = True) -> Tas
     folder.mkdir(parents=True)
     about = workdir.describe(SearchRun(name=f"trial{text}")) | {"device": f"none{text}"}
     with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
-        workdir.write_description(folder, about | {"command": f"python launch/search.py{text}"})
+        workdir.write_description(folder, about | {"command": f"python launch/search.py{text}", "task": TASK.as_data()})
         for seed, ap in enumerate((0.40, 0.42)):
             _train(ledger, TASK.default, seed, ap)
         _train(ledger, TASK.replaced("box", TASK.default.box, 2.0), 0, 0.415)

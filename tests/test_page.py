@@ -16,7 +16,7 @@ import recorded_searches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from scripts import run
+from scripts import functions, run
 
 from cse_jax.language import spaces, zoo
 from cse_jax.language.parsing import parse
@@ -25,6 +25,7 @@ from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.reporting.page import chart, compare, facts, front, funnel, markup, provenance, sweeps
 from cse_jax.search.ledger_reader import Reason, kind_of_reason
+from cse_jax.search.task import Task
 
 HOSTILE = "<script>alert('1')</script>\"&amp;]]><!--"
 SECTIONS = ("verdict", "table", "fame", "front", "trained", "behaviour", "funnel", "run")
@@ -278,6 +279,19 @@ def test_the_page_is_made_again_from_the_folder(finished, tmp_path):
     code, output = run("report", f"--compare={folder},{folder}", f"--out={out}")
     assert code == 0, output
     assert [element.get("id") for element in parsed(out.read_text()).iter("section")] == ["found", "tables", "settings"]
+
+
+def test_the_task_of_a_search_is_in_its_folder(finished, tmp_path):
+    folder = tmp_path / "run"
+    recorded_searches.write(folder)
+    recorded = functions("recorded")
+    described = json.loads((folder / "versions.json").read_text())
+    described["task"] |= {"box_units": "pixels", "box_weight": 10.0}
+    (folder / "versions.json").write_text(json.dumps(described))
+    assert recorded["task"](folder) == Task(spaces.BINARY_CLASS, "pixels", 10.0)
+    del described["task"]  # as in folders of before
+    (folder / "versions.json").write_text(json.dumps(described))
+    assert recorded["task"](folder) == recorded_searches.TASK
 
 
 def test_searches_of_other_data_are_not_compared(finished, tmp_path):

@@ -45,6 +45,10 @@ class Task:
         """The losses that such detectors usually train with."""
         return LossPair(zoo.default(self.cls_space), zoo.default(BOX), box_weight=self.box_weight)
 
+    def as_data(self) -> dict[str, str | float]:
+        """The task in plain data, for JSON."""
+        return {"cls_space": self.cls_space.name, "box_units": self.box_units, "box_weight": self.box_weight}
+
     def space(self, part: Part) -> Space:
         """The space of one of the two losses."""
         return self.cls_space if part == "cls" else BOX
