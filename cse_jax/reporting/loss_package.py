@@ -1,5 +1,6 @@
 """A discovered loss as a folder to hand on: the formula in every format, what speaks for it, a plot and a test."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -19,17 +20,9 @@ from cse_jax.language.spaces import BOX, trajectories
 from cse_jax.reporting import loss_plot
 from cse_jax.reporting.page.sweeps import sweeps
 
-FILES = {  # of the formats of ``export.FORMATS``
-    "text": "loss.txt",
-    "authors": "loss_authors.txt",
-    "latex": "loss.tex",
-    "mathml": "loss.mathml",
-    "sympy": "loss_sympy.py",
-    "jax": "loss_jax.py",
-    "numpy": "loss_numpy.py",
-    "pytorch": "loss_pytorch.py",
-    "mmdet": "searched_loss.py",
-}
+_NAMES = {"text": "loss.txt", "latex": "loss.tex", "mathml": "loss.mathml", "authors": "loss_authors.txt"}
+_NAMES |= {"mmdet": "searched_loss.py"}
+FILES = {name: _NAMES.get(name, f"loss_{name}.py") for name in export.FORMATS}
 _POINTS = 64  # of the verification grid, in the test
 _TEST = '''"""The files of this loss compute what the search trained with: python -m pytest test_loss.py"""
 
@@ -87,13 +80,17 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is no empty folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {FILES[name]: make(loss) for name, make in export.FORMATS.items()}
+    texts: dict[str, str] = {}
+    for name, make in export.FORMATS.items():
+        with contextlib.suppress(InputError):  # a client that has no loss of this space
+            texts[FILES[name]] = make(loss)
+    formats = [f"- `{FILES[name]}`: {name}" for name in export.FORMATS if FILES[name] in texts]
     texts["test_loss.py"] = _TEST
     texts["points.json"] = json.dumps(_points(loss.original, units))
     plotted = importlib.util.find_spec("matplotlib") is not None and bool(sweeps(loss.original.space, units))
     if plotted:
         loss_plot.save(folder / "loss.png", loss.original, row["weight"], units=units)
-    texts["README.md"] = _readme(loss, evidence(row, result), plotted=plotted)
+    texts["README.md"] = _readme(loss, evidence(row, result), formats, plotted=plotted)
     for name, text in texts.items():
         workdir.write_whole(folder / name, text.rstrip("\n"))
     return sorted(folder.iterdir())
@@ -114,9 +111,8 @@ def _points(formula: Expression, units: str) -> dict[str, Any]:
     }
 
 
-def _readme(loss: export.Loss, found: Sequence[str], *, plotted: bool) -> str:
+def _readme(loss: export.Loss, found: Sequence[str], formats: Sequence[str], *, plotted: bool) -> str:
     """What the package is."""
-    files = [f"- `{file}`: {name}" for name, file in FILES.items()]
     return "\n".join(
         [
             f"# {loss.title}",
@@ -136,7 +132,7 @@ def _readme(loss: export.Loss, found: Sequence[str], *, plotted: bool) -> str:
             "",
             "## Files",
             "",
-            *files,
+            *formats,
             "- `test_loss.py`, `points.json`: a test that these files compute what was trained with",
         ]
     )
