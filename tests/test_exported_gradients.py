@@ -55,9 +55,17 @@ def engine(expression, inputs):
     return np.asarray(value.sum(-1) if space.per_row else value), {n: np.asarray(g) for n, g in gradients.items()}
 
 
+def executed(loss, framework):
+    """The module that an export is."""
+    if framework == "pytorch":
+        need("torch")
+    module = {}
+    exec(compile(export.FORMATS[framework](loss), "exported", "exec"), module)
+    return module
+
+
 def exported(expression, inputs, framework):
-    module, space = {}, expression.space
-    exec(compile(export.FORMATS[framework](export.prepare(expression, simplified=False)), "exported", "exec"), module)
+    module, space = executed(export.prepare(expression, simplified=False), framework), expression.space
     if framework == "jax":
         moving = {name: inputs[name] for name in space.differentiable}
         value, pullback = jax.vjp(lambda moving: module["loss"](*(inputs | moving).values()), moving)
@@ -116,8 +124,7 @@ def test_gradients_of_classification_losses_are_finite_where_the_engine_s_are(sp
 @pytest.mark.parametrize("framework", ["jax", "numpy", "pytorch"])
 def test_half_precision_is_computed_in_float32(space, framework):
     for expression in zoo.known(space).values():
-        code, module = export.FORMATS[framework](export.prepare(expression)), {}
-        exec(compile(code, "exported", "exec"), module)
+        module = executed(export.prepare(expression), framework)
         for half in ("float16", "bfloat16"):
             inputs = [jnp.asarray(np.minimum(a, 2e4), half) for a in INPUTS[space.name].values()]
             if framework == "pytorch":
