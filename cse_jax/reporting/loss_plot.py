@@ -22,7 +22,7 @@ def save(path: pathlib.Path, formula: Expression, weight: float, *, units: str) 
     if path.suffix != ".png":
         raise InputError(f"the plot {path} must end in .png")
     try:
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]  # of an extra
     except ImportError as error:
         raise InputError(
             "a plot needs matplotlib, which comes with the extra plot: python -m pip install '.[plot]'"
