@@ -1,5 +1,6 @@
 """Ledgers for tests, without a search."""
 
+import contextlib
 import pathlib
 import sqlite3
 
@@ -22,7 +23,7 @@ def with_a_loss(folder: pathlib.Path, **changes) -> pathlib.Path:
     with Ledger(folder / "ledger.sqlite", identity={}) as ledger:
         ledger.record_generation("box", 1, [_ROW], {}, {})
         ledger.record_hall_of_fame("box", [_ROW["authors"]])
-    with sqlite3.connect(folder / "ledger.sqlite") as db:
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
         for field, value in changes.items():
             db.execute(f"update candidates set {field} = ?", (value,))
             if field in ("branch", "authors"):

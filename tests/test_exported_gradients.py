@@ -91,7 +91,7 @@ def assert_follows(expression, framework, *, dtype, rtol):
         ours = np.broadcast_to(ours, theirs.shape)
         assert np.isfinite(ours[finite]).all(), str(expression)
         if rtol:
-            atol = 1e-12 + rtol * np.abs(theirs[finite]).max(initial=0.0)
+            atol = 1e-9 + rtol * np.abs(theirs[finite]).max(initial=0.0)
             np.testing.assert_allclose(ours[finite], theirs[finite], rtol, atol, err_msg=str(expression))
 
 

@@ -90,8 +90,8 @@ def test_detections(name):
     beside = jax.tree.map(lambda x: x[:1], predict(state, images(BESIDE, OWN, BESIDE)))
     assert alone.valid.sum() > 5
     np.testing.assert_array_equal(beside.valid, alone.valid)
-    np.testing.assert_allclose(beside.scores[alone.valid], alone.scores[alone.valid], rtol=1e-4)
-    np.testing.assert_allclose(beside.boxes[alone.valid], alone.boxes[alone.valid], atol=1e-2)
+    np.testing.assert_allclose(beside.scores[alone.valid], alone.scores[alone.valid], rtol=1e-3)
+    np.testing.assert_allclose(beside.boxes[alone.valid], alone.boxes[alone.valid], atol=5e-2)
     if alone.masks is not None:
         np.testing.assert_allclose(beside.masks[alone.valid], alone.masks[alone.valid], atol=1e-3)
 
