@@ -12,7 +12,7 @@ from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.language import spaces
 from cse_jax.search.task import Task
-from detectors.data import bdd100k, coco, voc  # noqa: F401  (all data sets that a config can have)
+from detectors.data import layouts  # noqa: F401  (imports all data sets that a config can have)
 from detectors.models import DetectorConfig, build_detector
 from detectors.training.search_trainer import task_of
 from search_run import SearchRun

@@ -6,6 +6,9 @@ That of FCOS is the default one, which test_launch runs.
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -23,6 +26,7 @@ from cse_jax.errors import InputError
 from cse_jax.language import spaces
 from cse_jax.ranges import validate
 from cse_jax.reporting.monitor import Monitor
+from detectors.data.layouts import DiskData
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
@@ -121,6 +125,21 @@ def test_a_search_runs_to_its_final_table(tmp_path):
 def test_a_config_is_made_again_from_a_result(path):
     config = read(path).get_config()
     assert recorded.search_run(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DiskData.__subclasses__(), ids=lambda kind: kind.kind)
+def test_a_config_of_any_data_set_is_made_again(kind):
+    config = read(SEARCHES[0]).get_config()
+    config.data = kind(root="/data/mine", select_images=3)
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    code = "import json, sys, recorded; print(type(recorded.search_run(json.load(sys.stdin)).data).__name__)"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "launch")])
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(plain), env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == kind.__name__, found.stderr
 
 
 def test_a_config_of_no_known_class_is_refused():
