@@ -21,6 +21,9 @@ _STAGE = "case stage " + " ".join(f"when '{name}' then {k}" for k, name in enume
 _SCORE = "case stage " + " ".join(f"when '{name}' then {name}" for name in SCORES) + " end"
 
 
+Generations = dict[str, list[tuple[dict[str, int], dict[str, Any]]]]  # counts and results of each, by branch
+
+
 class Reason(NamedTuple):
     """Candidates of a branch that went no further for one kind of reason.
 
@@ -131,9 +134,9 @@ class LedgerReader:
         rows = self.rows(query, *values)
         return table.verified(self.path, rows) if self._format == FORMAT else [dict(row) for row in rows]
 
-    def generations(self) -> dict[str, list[tuple[dict[str, int], dict[str, Any]]]]:
+    def generations(self) -> Generations:
         """Counts and result of each finished generation, by branch."""
-        found: dict[str, list[tuple[dict[str, int], dict[str, Any]]]] = {}
+        found: Generations = {}
         for row in self._whole(GENERATIONS, "select * from generations order by rowid"):
             found.setdefault(row["branch"], []).append((json.loads(row["counts"]), json.loads(row["result"])))
         return found

@@ -15,7 +15,7 @@ from cse_jax.language.parsing import parse
 from cse_jax.reporting.report import funnel_as_data, hall_as_data
 from cse_jax.search import hall_of_fame
 from cse_jax.search.branch import branch_name
-from cse_jax.search.ledger_reader import LedgerReader, Reason
+from cse_jax.search.ledger_reader import Generations, LedgerReader, Reason
 from cse_jax.search.task import Part, Task
 
 _PARTS: tuple[Part, Part] = ("cls", "box")
@@ -105,7 +105,7 @@ def read(folder: pathlib.Path, task: Task, *, running: bool = False, status: str
     finished = not running and (folder / "result.json").is_file()
     with LedgerReader(folder / "ledger.sqlite") as ledger:
         generations = ledger.generations()
-        result = workdir.read_result(folder) if finished else _unfinished(folder, ledger, task)
+        result = workdir.read_result(folder) if finished else _unfinished(folder, ledger, task, generations)
         return Facts(
             folder=folder,
             task=task,
@@ -127,11 +127,11 @@ def _summed(counts: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
-def _unfinished(folder: pathlib.Path, ledger: LedgerReader, task: Task) -> dict[str, Any]:
+def _unfinished(folder: pathlib.Path, ledger: LedgerReader, task: Task, generations: Generations) -> dict[str, Any]:
     """The parts of a result that a ledger has before the end, in the same form."""
     described = workdir.read_description(folder)
     default_aps = _default_aps(ledger, task)
-    generations, halls = ledger.generations(), {}
+    halls = {}
     for branch, (part, control) in branches(task).items():
         rows = [row for _, result in generations.get(branch, []) for row in result["hall_of_fame"]]
         if rows:
