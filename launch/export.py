@@ -22,7 +22,7 @@ from cse_jax import export
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
 from cse_jax.reporting import loss_package
-from cse_jax.search.ledger import read_hall_of_fame
+from cse_jax.search.ledger_reader import read_hall_of_fame
 from cse_jax.workdir import read_result
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a search, finished or not.")

@@ -14,8 +14,9 @@ import tempfile
 import numpy as np
 import pytest
 
-from cse_jax.search import ledger
-from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
+from cse_jax.search import ledger, ledger_reader
+from cse_jax.search.ledger import Ledger, LedgerError
+from cse_jax.search.ledger_reader import read_hall_of_fame
 
 NAME = "ledger.sqlite"
 TRAINING = {"purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1, "box_weight": 0.1, "seed": 0, "steps": 9}
@@ -143,12 +144,12 @@ def test_any_name_of_a_folder_will_do(tmp_path, name, monkeypatch):
 
 READ = """
 import os, pathlib, sys
-from cse_jax.search import ledger
+from cse_jax.search import ledger, ledger_reader
 if os.geteuid() == 0:  # whom permissions don't stop
     os.setgid(65534)
     os.setuid(65534)
 try:
-    print(len(ledger.read_hall_of_fame(pathlib.Path(sys.argv[1]))["box"]))
+    print(len(ledger_reader.read_hall_of_fame(pathlib.Path(sys.argv[1]))["box"]))
 except ledger.LedgerError as error:
     print(error)
 """
@@ -238,7 +239,7 @@ def test_the_hall_of_fame_is_found_by_an_index(tmp_path, monkeypatch):
         db.set_trace_callback(queries.append)
         return db
 
-    monkeypatch.setattr(ledger, "open_to_read", traced)
+    monkeypatch.setattr(ledger_reader, "open_to_read", traced)
     read_hall_of_fame(path)
     with contextlib.closing(sqlite3.connect(path)) as db:
         plans = [db.execute(f"explain query plan {query}").fetchall() for query in queries if "candidates" in query]

@@ -26,7 +26,8 @@ from cse_jax.search import tuning
 from cse_jax.search.comparison import Role, Row, judged, mean_std
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
-from cse_jax.search.ledger import Ledger, LedgerError, read_hall_of_fame
+from cse_jax.search.ledger import Ledger, LedgerError
+from cse_jax.search.ledger_reader import read_hall_of_fame
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Training
 from cse_jax.search.trials import Trials

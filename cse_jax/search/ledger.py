@@ -5,7 +5,6 @@ half-written.  Given the ledger, a search replays without repeating a training.
 """
 
 import contextlib
-import itertools
 import json
 import math
 import pathlib
@@ -19,14 +18,12 @@ from cse_jax.search.ledger_file import (
     ERRORS,
     LedgerError,
     Rows,
-    damaged,
     failure,
-    open_to_read,
     open_to_write,
     refuse_used,
 )
 
-__all__ = ["Ledger", "LedgerError", "read_hall_of_fame"]
+__all__ = ["Ledger", "LedgerError"]
 
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
@@ -74,7 +71,7 @@ TRAININGS = Rows(
     ("cls_weight", "box_weight", "seed", "steps", "ap", "seconds"),
 )
 GENERATIONS = Rows("generations", ("branch", "counts", "result"), ("generation",))
-_HALL_OF_FAME = Rows("hall_of_fame", ("branch", "authors"), ("rank",))
+HALL_OF_FAME = Rows("hall_of_fame", ("branch", "authors"), ("rank",))
 
 
 class Ledger:
@@ -126,7 +123,7 @@ class Ledger:
     def _upgrade(self) -> None:
         """Gives a ledger of the format before what this one has: checksums of all that is read, and the index."""
         with self._writing():
-            for rows in (CANDIDATES, TRAININGS, GENERATIONS, _HALL_OF_FAME):
+            for rows in (CANDIDATES, TRAININGS, GENERATIONS, HALL_OF_FAME):
                 self._db.execute(f"alter table {rows.table} add column checksum integer")
                 rows.seal(self._db, "stage = 'proxy'" if rows == CANDIDATES else "true")
             self._db.execute("drop index if exists by_stage")
@@ -240,7 +237,7 @@ class Ledger:
         rows = [{"branch": branch, "rank": rank, "authors": authors} for rank, authors in enumerate(formulas)]
         with self._writing():
             self._db.execute("delete from hall_of_fame where branch = ?", (branch,))
-            _HALL_OF_FAME.insert(self._db, rows)
+            HALL_OF_FAME.insert(self._db, rows)
 
 
 def format_of(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
@@ -259,44 +256,6 @@ def format_of(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
             f"{FORMAT}). Finish the search with that version, or choose another work folder."
         )
     return int(row[0])
-
-
-def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
-    """The trained candidates of each branch, best first, from a ledger that may be in use, or may only be read.
-
-    Raises:
-      LedgerError: there is no readable ledger, or it is damaged.
-    """
-    with contextlib.closing(open_to_read(path)) as db:
-        try:
-            db.row_factory = sqlite3.Row
-            db.execute("begin")
-            found_format = format_of(db, path)
-            if found_format is None:
-                refuse_used(path)
-                raise LedgerError(f"the ledger {path} is empty; start the search, or name the folder of another")
-            places = db.execute("select * from hall_of_fame order by branch = 'box', branch, rank").fetchall()
-            found = db.execute(
-                "select found.* from hall_of_fame as place left join candidates as found "
-                "on found.branch = place.branch and found.authors = place.authors and found.stage = 'proxy' "
-                "order by place.branch = 'box', place.branch, rank"
-            ).fetchall()
-        except ERRORS as error:
-            raise failure(path, "read", error) from error
-    ranks = {branch: itertools.count() for branch in dict.fromkeys(place["branch"] for place in places)}
-    for place, row in zip(places, found, strict=False):
-        if row["branch"] is None or place["rank"] != next(ranks[place["branch"]]):
-            raise damaged(path, f"what {place['branch']} has at rank {place['rank']} is missing")
-    if found_format == FORMAT:
-        _HALL_OF_FAME.verified(path, places)
-        found = CANDIDATES.verified(path, found)
-    fame: dict[str, list[dict[str, Any]]] = {branch: [] for branch in ranks}
-    for row in found:
-        for field, kind in (("authors", str), ("generation", int), ("weight", float), ("proxy", float)):
-            if not isinstance(row[field], kind):
-                raise damaged(path, f"{field} of a candidate is {row[field]!r}")
-        fame[row["branch"]].append(dict(row))
-    return fame
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

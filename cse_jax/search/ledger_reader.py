@@ -1,6 +1,7 @@
 """Reads a ledger that may be in use and is not changed: what became of the candidates, and what was trained."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 
 from cse_jax.errors import InputError
 from cse_jax.screening.candidate import STAGES
-from cse_jax.search.ledger import CANDIDATES, FORMAT, GENERATIONS, TRAININGS, format_of
-from cse_jax.search.ledger_file import ERRORS, LedgerError, Rows, failure, open_to_read
+from cse_jax.search.ledger import CANDIDATES, FORMAT, GENERATIONS, HALL_OF_FAME, TRAININGS, format_of
+from cse_jax.search.ledger_file import ERRORS, LedgerError, Rows, damaged, failure, open_to_read, refuse_used
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)(?!\w)")
 _SAME = "same gradient as "
@@ -92,6 +93,16 @@ def _pattern(text: str, wild: str = "") -> str:
     return f"%{safe.replace(wild, '%') if wild else safe}%"
 
 
+def read_hall_of_fame(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    """The trained candidates of each branch, best first, from a ledger that may be in use, or may only be read.
+
+    Raises:
+      LedgerError: there is no readable ledger, or it is damaged.
+    """
+    with LedgerReader(path) as ledger:
+        return ledger.hall_of_fame()
+
+
 class LedgerReader:
     """A ledger opened for reading; use as a context manager."""
 
@@ -105,6 +116,7 @@ class LedgerReader:
         try:
             self._format = format_of(self._db, path)
             if self._format is None:
+                refuse_used(path)
                 raise LedgerError(f"the ledger {path} is empty; start the search, or name the folder of another")
         except (*ERRORS, LedgerError) as error:
             self._db.close()
@@ -130,9 +142,38 @@ class LedgerReader:
             raise failure(self.path, "read", error) from error
 
     def _whole(self, table: Rows, query: str, *values: Any) -> list[dict[str, Any]]:
-        """Whole rows of a table as they were written; those of the format before have nothing that shows damage."""
-        rows = self.rows(query, *values)
+        return self._as_written(table, self.rows(query, *values))
+
+    def _as_written(self, table: Rows, rows: list[sqlite3.Row]) -> list[dict[str, Any]]:
+        """Whole rows of a table, checked; those of the format before have nothing that shows damage."""
         return table.verified(self.path, rows) if self._format == FORMAT else [dict(row) for row in rows]
+
+    def hall_of_fame(self) -> dict[str, list[dict[str, Any]]]:
+        """The trained candidates of each branch, best first.
+
+        Raises:
+          LedgerError: one is missing or damaged.
+        """
+        self.rows("begin")  # so that both queries see the same
+        places = self.rows("select * from hall_of_fame order by branch = 'box', branch, rank")
+        found = self.rows(
+            "select found.* from hall_of_fame as place left join candidates as found "
+            "on found.branch = place.branch and found.authors = place.authors and found.stage = 'proxy' "
+            "order by place.branch = 'box', place.branch, place.rank"
+        )
+        self.rows("commit")
+        ranks = {branch: itertools.count() for branch in dict.fromkeys(place["branch"] for place in places)}
+        for place, row in zip(places, found, strict=False):
+            if row["branch"] is None or place["rank"] != next(ranks[place["branch"]]):
+                raise damaged(self.path, f"what {place['branch']} has at rank {place['rank']} is missing")
+        self._as_written(HALL_OF_FAME, places)
+        fame: dict[str, list[dict[str, Any]]] = {branch: [] for branch in ranks}
+        for row in self._as_written(CANDIDATES, found):
+            for field, kind in (("authors", str), ("generation", int), ("weight", float), ("proxy", float)):
+                if not isinstance(row[field], kind):
+                    raise damaged(self.path, f"{field} of a candidate is {row[field]!r}")
+            fame[row["branch"]].append(row)
+        return fame
 
     def generations(self) -> Generations:
         """Counts and result of each finished generation, by branch."""
