@@ -21,6 +21,7 @@ from cse_jax import loss_table, workdir
 from cse_jax.loss_table.making import make
 from cse_jax.reporting import loss_table_report
 from cse_jax.reporting.monitor import Monitor
+from cse_jax.search.task import PARTS
 from search_run import LossTableRun, trainer_of
 
 _CONFIG = config_file.define("configs/loss_table/fcos_digits.py", "Which losses, detector and data.", LossTableRun)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, console: Console) -> loss_table.LossTable:
-    parts = [part for part in ("cls", "box") if part in config.parts]
+    parts = [part for part in PARTS if part in config.parts]
     trainer = trainer_of(config, folder)
     about = workdir.describe(config)
     about["task"] = {name: about["config"][name] for name in _TASK}

@@ -5,7 +5,7 @@ import math
 from cse_jax.loss_table.analysis import complete
 from cse_jax.loss_table.table import LossTable, LossTableError
 from cse_jax.search.choosing import Tried
-from cse_jax.search.task import Part, Task
+from cse_jax.search.task import PARTS, Part, Task
 
 
 def tried(table: LossTable, task: Task) -> dict[Part, list[Tried]]:
@@ -19,8 +19,7 @@ def tried(table: LossTable, task: Task) -> dict[Part, list[Tried]]:
       LossTableError: no part of the table is of use.
     """
     found: dict[Part, list[Tried]] = {}
-    parts: tuple[Part, ...] = ("cls", "box")
-    for part in filter(table.of, parts):
+    for part in filter(table.of, PARTS):
         losses, select, _, _ = complete(table, part)
         kept = [
             Tried(loss.formula, float(ap), loss.scores.get("simulation", math.nan))

@@ -17,7 +17,7 @@ from cse_jax.loss_table.analysis import (
 from cse_jax.loss_table.table import LossTable
 from cse_jax.reporting.report import markdown_table
 from cse_jax.search.config import FilterConfig
-from cse_jax.search.task import Part
+from cse_jax.search.task import PARTS, Part
 
 SHOWN = 10  # losses of each part
 
@@ -30,8 +30,7 @@ def sections(table: LossTable, filters: FilterConfig, beside: LossTable | None =
       filters: the thresholds of the search whose stages are judged.
       beside: a table of the same losses, trained otherwise.
     """
-    parts: tuple[Part, ...] = ("cls", "box")
-    for part in parts:
+    for part in PARTS:
         if not _holds_default(table, part):
             continue
         losses, seeds = table.of(part), table.seeds(part)

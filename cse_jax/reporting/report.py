@@ -24,6 +24,7 @@ from cse_jax.search.comparison import Role, prior_variance
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.pipeline import SearchResult
+from cse_jax.search.task import PARTS
 from cse_jax.workdir import RESULT_FORMAT, write_whole
 
 
@@ -101,7 +102,7 @@ def markdown(data: dict[str, Any]) -> str:
     for row in data["table"]:
         if row["role"] == Role.DISCOVERED:
             lines += [f"### {row['name']}", ""]
-            for which in ("cls", "box"):
+            for which in PARTS:
                 part = row[which]
                 lines += [
                     f"- {which}, weight {part['weight']:g}: `{part['text']}`",

@@ -13,11 +13,9 @@ from cse_jax.language.spaces import BOX
 from cse_jax.search.branch import BranchResult
 from cse_jax.search.config import FinalConfig
 from cse_jax.search.statistics import Comparison, against_each, signal_variance
-from cse_jax.search.task import LossPair, Part, Task
+from cse_jax.search.task import PARTS, LossPair, Part, Task
 from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Outcome, Trials
-
-PARTS: tuple[Part, Part] = ("cls", "box")
 
 
 class Role(enum.StrEnum):

@@ -14,7 +14,7 @@ from cse_jax.search.comparison import Contestant, Role, Row, compare
 from cse_jax.search.config import SearchConfig
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
-from cse_jax.search.task import LossPair, Task
+from cse_jax.search.task import PARTS, LossPair, Task
 from cse_jax.search.trainer import Trainer
 from cse_jax.search.trials import Trials
 
@@ -49,7 +49,7 @@ def contestants(result: Mapping[str, Any], task: Task) -> list[Contestant]:
     own = result["discovered"]["cls"]["space"]
     if own != task.cls_space.name:
         raise InputError(f"the search was for the space {own}; this detector takes {task.cls_space.name}")
-    usual = {part: result["table"][0][part]["weight"] for part in ("cls", "box")}
+    usual = {part: result["table"][0][part]["weight"] for part in PARTS}
     return [
         Contestant(
             row["name"],

@@ -6,7 +6,7 @@ import re
 from cse_jax.errors import InputError
 from cse_jax.language import zoo
 from cse_jax.language.parsing import FormulaError
-from cse_jax.search.task import LossPair, Part, Task
+from cse_jax.search.task import PARTS, LossPair, Task
 
 _FACTOR = re.compile(r"\sx(\d[\d.eE+-]*)\s*$")  # after a blank: no formula ends like that
 
@@ -31,8 +31,7 @@ def read_pair(text: str, task: Task) -> tuple[str, LossPair]:
     if len(parts) != 2:
         raise InputError(f"{text!r} is no pair of losses: write classification | box, as in 'CE | 1 - i / u x0.5'")
     pair = task.default
-    names: tuple[Part, Part] = ("cls", "box")
-    for part, written in zip(names, parts, strict=True):
+    for part, written in zip(PARTS, parts, strict=True):
         found = _FACTOR.search(written)
         loss = (written[: found.start()] if found else written).strip() or zoo.default_name(task.space(part))
         try:

@@ -16,7 +16,7 @@ from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
 from cse_jax.search.strategies import named
-from cse_jax.search.task import LossPair, Part
+from cse_jax.search.task import PARTS, LossPair, Part
 from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Outcome, Trials
 
@@ -79,7 +79,7 @@ class Race:
     def _match(self, screened: Screened) -> None:
         """Weights the candidates so that their gradients match the default loss's in the detector."""
         waiting = [c for c in screened.candidates if c.stage == "simulation"]
-        part = ("cls", "box").index(self.part)
+        part = PARTS.index(self.part)
         norms = self.trials.trainer.gradient_norms([self.task.default, *(self._pair(c, 1.0) for c in waiting)])
         reference, *own = (pair[part] for pair in norms)
         for candidate, norm in zip(waiting, own, strict=True):

@@ -9,6 +9,7 @@ from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.spaces import BOX, Space
 
 Part = Literal["cls", "box"]
+PARTS: tuple[Part, Part] = ("cls", "box")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ from cse_jax import workdir
 from cse_jax.reporting.final_table import cells_of
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, joined, part, table, tag
-from cse_jax.search.comparison import PARTS, Role
+from cse_jax.search.comparison import Role
+from cse_jax.search.task import PARTS
 
 _SETUP = ("detector", "data", "train", "schedule", "weights")  # fields of a config that change what an AP means
 

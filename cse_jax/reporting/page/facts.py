@@ -16,9 +16,7 @@ from cse_jax.reporting.report import funnel_as_data, hall_as_data
 from cse_jax.search import hall_of_fame
 from cse_jax.search.branch import branch_name
 from cse_jax.search.ledger_reader import Generations, LedgerReader, Reason
-from cse_jax.search.task import Part, Task
-
-_PARTS: tuple[Part, Part] = ("cls", "box")
+from cse_jax.search.task import PARTS, Part, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def branches(task: Task) -> dict[str, tuple[Part, bool]]:
     """The branches that a search may have: which loss each searches, and whether it is the control."""
     return {
         branch_name(task.space(part), control=control): (part, control)
-        for control, part in itertools.product((False, True), _PARTS)
+        for control, part in itertools.product((False, True), PARTS)
     }
 
 
@@ -178,7 +176,7 @@ def _trained(ledger: LedgerReader, task: Task) -> list[Trained]:
             ended[pair] = ([*aps, row["ap"]], minutes)
     found = []
     for pair, (aps, minutes) in ended.items():
-        changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(_PARTS) if pair[k] != default[k]]
+        changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(PARTS) if pair[k] != default[k]]
         kind = "default" if pair == default else "control" if not changed else kinds.get(changed[0], "")
         if kind and len(changed) < 2:
             name = f"{pair[2]:.3g} * ({pair[0]}) | {pair[3]:.3g} * ({pair[1]})"

@@ -4,7 +4,7 @@ from cse_jax.language.parsing import parse
 from cse_jax.reporting.page import formulas
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, part, tag
-from cse_jax.search.comparison import PARTS
+from cse_jax.search.task import PARTS
 
 
 def section(facts: Facts) -> Markup:
