@@ -94,6 +94,12 @@ def chart(
     return tag("figure", tag("figcaption", title), drawing, _legend(series))
 
 
+def stair(x: Sequence[float], y: Sequence[float], end: float) -> tuple[list[float], list[float]]:
+    """The points of a line that keeps each height until the next place, and the last one until the end."""
+    across = [place for place in x for _ in range(2)][1:] + [end]
+    return across, [height for height in y for _ in range(2)]
+
+
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)

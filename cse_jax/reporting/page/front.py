@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from cse_jax.reporting.page.chart import Series, chart
+from cse_jax.reporting.page.chart import Series, chart, stair
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, part, tag
 
@@ -18,8 +18,9 @@ def section(facts: Facts) -> Markup:
         aps = [entry["ap"] for entry in entries]
         names = [f"AP {ap:.4f}, {size} nodes: {e['text']}" for ap, size, e in zip(aps, sizes, entries, strict=True)]
         best = on_front(sizes, aps)
+        steps = stair([sizes[k] for k in best], [aps[k] for k in best], max(sizes))
         series = [
-            Series("front: no loss of its size or smaller is better", *_stair(sizes, aps, best, max(sizes)), colour=2),
+            Series("front: no loss of its size or smaller is better", *steps, colour=2),
             Series("losses of the hall of fame", sizes, aps, 0, marks=True, names=names),
             Series("the pick", sizes[:1], aps[:1], 1, marks=True, names=names[:1]),
         ]
@@ -56,10 +57,3 @@ def explained(sizes: Sequence[int], aps: Sequence[float], error: float | None) -
         f"{pick}. The highest AP is {aps[top]:.3f} with {sizes[top]} nodes, but the difference of "
         f"{aps[top] - aps[0]:.3f} is within the noise ({margin:.3f}), and of such losses the shortest is taken."
     )
-
-
-def _stair(
-    sizes: Sequence[int], aps: Sequence[float], best: Sequence[int], end: int
-) -> tuple[list[float], list[float]]:
-    x = [float(size) for k in best for size in (sizes[k], sizes[k])][1:] + [float(end)]
-    return x, [ap for k in best for ap in (aps[k], aps[k])]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 
-from cse_jax.reporting.page.chart import Series, chart
+from cse_jax.reporting.page.chart import Series, chart, stair
 from cse_jax.reporting.page.facts import Facts, Trained
 from cse_jax.reporting.page.markup import Markup, folded, part, table, tag
 
@@ -58,6 +58,4 @@ def _chart(facts: Facts, title: str, axis: str, where: Callable[[Trained], float
 
 def _best_so_far(x: Sequence[float], y: Sequence[float], end: float, colour: int) -> Series:
     """A stair that rises where a better loss ended, and goes on to the end."""
-    best = list(itertools.accumulate(y, max))
-    across = [value for place in x for value in (place, place)][1:] + [end]
-    return Series("", across, [value for ap in best for value in (ap, ap)], colour)
+    return Series("", *stair(x, list(itertools.accumulate(y, max)), end), colour)
