@@ -1,6 +1,7 @@
 """Residual networks (He et al. 2016), NHWC, from ResNet-101 down to one for 96-pixel images."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -178,7 +179,7 @@ class Block(nnx.Module):
         else:
             outputs = width
             plan = [(inputs, width, 3, stride), (width, width, 3, 1)]
-        self.stride, self.strides = stride, tuple(layer[3] for layer in plan)
+        self.strides = tuple(layer[3] for layer in plan)
         self.convs = nnx.List([_conv(*layer, rngs) for layer in plan])
         self.norms = nnx.List([_norm(config, layer[1], rngs) for layer in plan])
         if stride != 1 or inputs != outputs:
@@ -186,6 +187,11 @@ class Block(nnx.Module):
             self.shortcut_norm = _norm(config, outputs, rngs)
         else:
             self.shortcut = self.shortcut_norm = None
+
+    @property
+    def stride(self) -> int:
+        """Of the block as a whole."""
+        return math.prod(self.strides)
 
     def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h2 w2 d"]:
         residual = x
