@@ -9,6 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 _DEAF = frozenset({"_xla_gc_callback", "__del__"})  # Python prints an exception raised in these, and drops it
+_IMPORTING = "<frozen importlib._bootstrap>"  # extension modules crash where an exception meets their initialisation
 _AGAIN_SECONDS = 0.05
 _GRACE_SECONDS = 1.5
 _SHOW_CURSOR = "\x1b[?25h"  # which a progress display hides
@@ -17,6 +18,7 @@ _said = ""
 
 def hear() -> None:
     """Makes Ctrl-C raise KeyboardInterrupt wherever it arrives, but for code that would drop it: there, right after.
+    While a module is imported it ends the process at once.
 
     A termination, as a batch system or ``kill`` asks for it, is the same; it works where Ctrl-C is ignored, too.  A
     process that hasn't ended soon after, because it compiles or waits for its threads, is ended: whatever a script
@@ -57,6 +59,8 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
         if frame.f_code.co_name in _DEAF:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             return
+        if frame.f_code.co_filename == _IMPORTING:
+            leave()
         frame = frame.f_back
     raise KeyboardInterrupt
 

@@ -49,6 +49,28 @@ except KeyboardInterrupt:
     assert done.returncode == 130 and "ignored" not in done.stderr, done.stderr
 
 
+def test_a_process_interrupted_in_an_import_ends_at_once(tmp_path):
+    (tmp_path / "caught.py").write_text("""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    while True: pass
+except KeyboardInterrupt:  # which compiled modules don't survive
+    os.abort()
+""")
+    script = """
+import signal, sys
+import interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupts.hear()
+sys.path.append(sys.argv[1])
+import caught
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=LAUNCH, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "\nInterrupted.\n", "")
+
+
 def test_who_ignores_interruptions_goes_on_ignoring_them():
     script = """
 import signal
