@@ -8,16 +8,25 @@ is always marked by a mask, never by a sentinel value.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 AnyArray = Array | np.ndarray  # a function that takes one takes arrays of the host and of the device
 SIZE_MULTIPLE = 32  # images are padded to a multiple of the detectors' common strides, pixels
+# RGB of 0..255, which the detector normalises on the device; floats are normalised and zero-padded already.
+Images = UInt8[AnyArray, "b h w 3"] | Float[AnyArray, "b h w 3"]
+
+
+class Normalisation(NamedTuple):
+    """Mean and deviation of RGB in grey levels of 0..255; by default ImageNet's."""
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
 class Batch(NamedTuple):
     """One batch of a detector's input, all shapes static; on the host as NumPy arrays, in a step as JAX arrays."""
 
-    image: Float[AnyArray, "b h w 3"]  # normalised, then zero-padded
+    image: Images
     image_size: Float[AnyArray, "b 2"]  # (height, width) of the image inside the padding, pixels
     boxes: Float[AnyArray, "b m 4"]
     labels: Int[AnyArray, "b m"]  # 0 .. classes - 1

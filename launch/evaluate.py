@@ -93,11 +93,11 @@ def _score_detector(config) -> None:
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     if _WEIGHTS.value:
         origin = pathlib.Path(_WEIGHTS.value)
-        model = inference.loaded(config.detector, origin)
+        model = inference.loaded(config.detector, origin, config.data.normalisation)
     else:
         inference.check_trained_with(folder, config)
         origin = inference.find_checkpoint(folder, _CHECKPOINT.value)
-        model = inference.restored(config.detector, origin)
+        model = inference.restored(config.detector, origin, config.data.normalisation)
     about = workdir.describe(config)
     with_masks = isinstance(config.detector, MaskRCNNConfig)
     data = _opened(config.data, masks=with_masks)

@@ -121,11 +121,12 @@ def _said(error: PhotoError, before: int) -> int:
 def _detector(config):
     """The detector, and the names of its labels."""
     if _WEIGHTS.value:
-        model = inference.loaded(config.detector, pathlib.Path(_WEIGHTS.value))
+        model = inference.loaded(config.detector, pathlib.Path(_WEIGHTS.value), config.data.normalisation)
     else:
         folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
         inference.check_trained_with(folder, config)
-        model = inference.restored(config.detector, inference.find_checkpoint(folder, _CHECKPOINT.value))
+        path = inference.find_checkpoint(folder, _CHECKPOINT.value)
+        model = inference.restored(config.detector, path, config.data.normalisation)
     names = getattr(config, "label_names", None) or category_names(config.data)
     categories = tuple(name for name in names if name)
     return inference.predictor(model, inference.label_table(names, categories)), categories

@@ -116,7 +116,7 @@ def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, select
             "The search would select on the split that its final table reports: keep images of train for that, "
             f"--config.data.select_images={len(data.train) // 10}"
         )
-    detector, build = build_detector(config.detector)
+    detector, build = build_detector(config.detector, config.data.normalisation)
     return DetectorTrainer(
         starting_from(jit_detector(build, config.train), build, config.weights),
         build,
@@ -126,6 +126,7 @@ def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, select
         is_output=detector.is_output,
         task=task_of(detector),
         flip=config.data.flip,
+        workers=config.data.workers,
         seed=config.search.seed if isinstance(config, SearchRun) else config.table.seed,
         checkpoints=folder / "checkpoints",
     )

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     with script.ending(
         "The training", interrupted=f"The same command resumes from the last checkpoint in {folder}.", folder=folder
     ):
-        detector, build = build_detector(config.detector)
+        detector, build = build_detector(config.detector, config.data.normalisation)
         if _SEARCH.value:
             config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
         options = dataclasses.asdict(config.loss)

@@ -77,7 +77,7 @@ def test_training_evaluation_and_prediction_see_the_same_pixels(tmp_path):
     )
     config = CocoData(
         str(tmp_path), annotations="truth.json", images="images", data_dir=str(tmp_path / "built"), flip=0.0,
-        short_side=0, long_side=0, mean=(0.0,) * 3, std=(1.0,) * 3,
+        short_side=0, long_side=0,
     )  # fmt: skip
     dataset, split = open_dataset(config), read_built(build_detection_set(config), "test")
     assert len(dataset.test) == len(FILES) and not dataset.bad_records["test"]

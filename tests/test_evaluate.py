@@ -26,7 +26,7 @@ from detectors.models import build_detector
 from detectors.models.atss import atss_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.models.mask_rcnn import mask_rcnn_tiny
-from detectors.structures import Detections
+from detectors.structures import Detections, Normalisation
 from detectors.training.run_config import TrainRun
 from detectors.weights.pretrained import COCO_NUMBERS
 
@@ -45,9 +45,11 @@ def leave_training(folder: pathlib.Path, config, name="best") -> None:
 
 @pytest.mark.parametrize("config", [fcos_tiny(3), mask_rcnn_tiny(3)], ids=["fcos", "mask_rcnn"])
 def test_a_restored_detector_predicts_what_the_trained_one_did(tmp_path, config):
-    model = build_detector(config)[1](nnx.Rngs(1))
+    normalisation = Normalisation((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    model = build_detector(config, normalisation)[1](nnx.Rngs(1))
     checkpoint.save(tmp_path / "best", nnx.split(model, nnx.Param, ...)[1:])
-    restored = inference.restored(config, inference.find_checkpoint(tmp_path))
+    restored = inference.restored(config, inference.find_checkpoint(tmp_path), normalisation)
+    assert restored.normalisation == normalisation
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (restored, model)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
@@ -112,9 +114,9 @@ def test_names_of_other_labels_than_the_detector_s_are_refused():
 
 def test_weights_of_a_detector_that_torchvision_lacks(tmp_path):
     with pytest.raises(ValueError, match="no weights of ATSS; they are for FCOS, FasterRCNN, MaskRCNN"):
-        inference.loaded(atss_tiny(3), tmp_path / "w.pth")
+        inference.loaded(atss_tiny(3), tmp_path / "w.pth", Normalisation())
     with pytest.raises(FileNotFoundError, match="fcos_resnet50_fpn_coco"):
-        inference.loaded(fcos_tiny(3), tmp_path / "w.pth")
+        inference.loaded(fcos_tiny(3), tmp_path / "w.pth", Normalisation())
 
 
 # --- files of results ---

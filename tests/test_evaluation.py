@@ -103,7 +103,7 @@ def random_case(seed: int, images=30, objects=90, detections=400, extent=200.0):
 
 
 def source_of(annotations) -> Source:
-    layout = Layout((64, 64), 4, (128.0,) * 3, (60.0,) * 3)
+    layout = Layout((64, 64), 4)
     return Source(annotations, [np.zeros((*a.size, 3), np.uint8) for a in annotations], CATEGORIES, layout)
 
 
@@ -243,7 +243,7 @@ def test_detections_on_unknown_images_are_refused():
 
 def test_boxes_and_masks_are_scored_in_original_pixels():
     """A detector that sees both orientations at twice the size and finds the right half of each object."""
-    layout = Layout((64, 128), 2, (0.0,) * 3, (1.0,) * 3, two_shapes=True, mask_stride=4)
+    layout = Layout((64, 128), 2, two_shapes=True, mask_stride=4)
     sizes, box = [(20, 50), (50, 20), (30, 60)], np.array([[2.0, 4, 14, 16]])
     annotations = []
     for image_id, size in enumerate(sizes, start=1):

@@ -18,7 +18,7 @@ from detectors.models.mask_rcnn import mask_rcnn_tiny
 from detectors.models.mobilenet import MobileNetConfig
 from detectors.models.resnet import small
 from detectors.ops.padding import Extent, Pyramid
-from detectors.structures import Batch
+from detectors.structures import Batch, Normalisation
 
 OWN, BESIDE = (40, 60), (96, 160)  # sizes of an image and of its neighbour, pixels
 ALONE = (64, 64)  # the shape of a batch of the first
@@ -94,6 +94,20 @@ def test_detections(name):
     np.testing.assert_allclose(beside.boxes[alone.valid], alone.boxes[alone.valid], atol=5e-2)
     if alone.masks is not None:
         np.testing.assert_allclose(beside.masks[alone.valid], alone.masks[alone.valid], atol=1e-3)
+
+
+def test_pixels():
+    """They are normalised as floats are on the host, and what is beyond an image does not count."""
+    normalisation = Normalisation((100.0, 120.0, 140.0), (20.0, 40.0, 60.0))
+    model = build_detector(DETECTORS["fcos"], normalisation)[1](nnx.Rngs(0))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *BESIDE, 3), dtype=np.uint8)
+    sizes = np.float32([OWN, BESIDE])
+    floats = np.zeros(pixels.shape, np.float32)
+    for image, of_one, (height, width) in zip(floats, pixels, sizes.astype(int), strict=True):
+        image[:height, :width] = (of_one[:height, :width] - np.array(normalisation.mean)) / normalisation.std
+    features = jax.jit(lambda image: model.features(image, sizes).levels)
+    for ours, theirs in zip(features(pixels), features(floats), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("name", ["fcos", "atss"])

@@ -27,7 +27,7 @@ from detectors.models.fcos import fcos_tiny
 from detectors.structures import Detections
 from detectors.training.run_config import TrainRun
 
-CONFIG = BatchConfig(short_side=64, long_side=96, mean=(0.0,) * 3, std=(1.0,) * 3)
+CONFIG = BatchConfig(short_side=64, long_side=96)
 
 
 def photo(path, size=(60, 90), box=None, **options):

@@ -20,10 +20,11 @@ from cse_jax.search.trainer import OutOfMemory, Stopped
 from detectors import checkpoint
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
+from detectors.data.pipeline import train_batches
 from detectors.losses import DetectionLosses, term
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS
-from detectors.training import batched
+from detectors.training import batched, loop
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms, task_of
 from detectors.training.step import jit_detector, learning_rate, optimiser_for
@@ -46,7 +47,7 @@ def compiled():
     return jit_detector(BUILD, TRAIN)
 
 
-def make(compiled, data, folder, **schedule):
+def make(compiled, data, folder, *, workers=0, **schedule):
     lengths = ScheduleConfig(**(dict(probe=(2, 4), probe_at_once=3, overfit=4, proxy=(3, 6), final=12) | schedule))
     return DetectorTrainer(
         compiled,
@@ -57,6 +58,7 @@ def make(compiled, data, folder, **schedule):
         is_output=FCOS.is_output,
         task=TASK,
         flip=0.0,
+        workers=workers,
         seed=0,
         checkpoints=folder,
     )
@@ -93,6 +95,34 @@ def test_an_interrupted_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     assert len(taken) == 8 + (12 - 5), "the second attempt must begin at the checkpoint"
     assert not [p for p in broken.iterdir() if p.suffix == ".partial"]
     jax.tree.map(np.testing.assert_array_equal, final_model(broken, compiled), final_model(whole, compiled))
+
+
+def test_trainings_take_their_batches_from_as_many_processes_as_are_asked_for(compiled, data, tmp_path, monkeypatch):
+    def train_batches(*_, workers, **__):
+        raise Stopped(f"{workers} workers")
+
+    monkeypatch.setattr(loop, "train_batches", train_batches)
+    trainer = make(compiled, data, tmp_path, workers=3, at_once=2)
+    for losses in ([DEFAULT], [DEFAULT, DEFAULT]):
+        with pytest.raises(Stopped, match="3 workers"):
+            train(trainer, losses, "proxy")
+
+
+def test_a_batch_is_on_its_way_while_the_step_before_it_runs(data):
+    events = []
+
+    def place(batch):
+        events.append("placed")
+        return batch.image_id.tolist()
+
+    options = dict(batch_size=4, seed=0, flip=0.0)
+    with loop.placed_batches(data.train, place, start=2, end=5, **options) as batches:
+        ids = [(found, events.append("step"))[0] for found in batches]
+    assert events == ["placed", "placed", "step", "placed", "step", "step"]
+    plain = train_batches(data.train, start_step=2, **options)
+    assert ids == [next(plain).image_id.tolist() for _ in range(3)]
+    with loop.placed_batches(data.train, place, start=5, end=2, **options) as batches:
+        assert not list(batches), "a training that is further already"
 
 
 def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):

@@ -241,8 +241,6 @@ def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig
     return Layout(
         (height, width),
         config.max_boxes,
-        config.mean,
-        config.std,
         two_shapes=bool(config.limits),
         mask_stride=config.mask_stride,
     )

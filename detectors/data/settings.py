@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cse_jax.errors import InputError
 from cse_jax.ranges import Count, Positive, Range, Share
-from detectors.structures import SIZE_MULTIPLE
+from detectors.structures import SIZE_MULTIPLE, Normalisation
 
 Grey = Annotated[float, Range(least=0, most=255)]
 Deviation = Annotated[float, Range(above=0, most=255)]
@@ -29,8 +29,8 @@ class BatchConfig:
 
     data_dir: str = ""
     max_boxes: Positive = 100
-    mean: tuple[Grey, Grey, Grey] = (123.675, 116.28, 103.53)
-    std: tuple[Deviation, Deviation, Deviation] = (58.395, 57.12, 57.375)
+    mean: tuple[Grey, Grey, Grey] = Normalisation().mean
+    std: tuple[Deviation, Deviation, Deviation] = Normalisation().std
     flip: Share = 0.5
     min_side: Count = 32
     short_side: Count = 800
@@ -38,6 +38,11 @@ class BatchConfig:
     mask_stride: Annotated[int, Range(least=0, most=32)] = 0
     workers: Annotated[int, Range(least=0, most=1024)] = 0
     cache: bool = False
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the detector that is trained with these batches."""
+        return Normalisation(self.mean, self.std)
 
     @property
     def limits(self) -> tuple[int, int] | None:

@@ -17,9 +17,9 @@ from cse_jax.errors import InputError
 from detectors.data.pipeline import Source, eval_batches
 from detectors.data.records import Annotation
 from detectors.ops.masks import paste_masks
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
-Predict = Callable[[Float[AnyArray, "b h w 3"], Float[AnyArray, "b 2"]], Detections]  # images and their sizes
+Predict = Callable[[Images, Float[AnyArray, "b 2"]], Detections]  # images and their sizes
 
 
 class GroundTruth(NamedTuple):

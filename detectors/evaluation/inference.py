@@ -20,7 +20,7 @@ from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
-from detectors.structures import Detections
+from detectors.structures import Detections, Images, Normalisation
 
 USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
 _MAY_DIFFER = {  # settings without effect on predictions
@@ -82,22 +82,25 @@ def check_trained_with(folder: pathlib.Path, config: Any) -> None:
         )
 
 
-def restored(config: DetectorConfig, path: pathlib.Path) -> Detector:
+def restored(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisation) -> Detector:
     """The detector of a config with the arrays of a checkpoint.
 
     Args:
       config: the detector's config in its training.
       path: a checkpoint of ``(params, rest)``, the two parts of ``nnx.split(model, nnx.Param, ...)``.
+      normalisation: of the images in its training (``BatchConfig.normalisation``).
 
     Raises:
       CheckpointError: there is none, or it is of another detector; all differences are named.
     """
-    graph, *parts = nnx.split(_abstract(config), nnx.Param, ...)
+    graph, *parts = nnx.split(_abstract(config, normalisation), nnx.Param, ...)
     return nnx.merge(graph, *checkpoint.restore(path, tuple(parts)))
 
 
-def loaded(config: DetectorConfig, path: pathlib.Path) -> Detector:
+def loaded(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisation) -> Detector:
     """The detector of a config of ``torchvision_settings`` with the weights of a .pth or .safetensors file.
+
+    Args: as for ``restored``.
 
     Raises:
       MissingWeightsError, TensorFileError, WeightsError: as ``weights.load_fcos`` and the others.
@@ -110,7 +113,7 @@ def loaded(config: DetectorConfig, path: pathlib.Path) -> Detector:
             f"--weights={path}: torchvision has no weights of {type(config).__name__.removesuffix('Config')}; they are "
             f"for {known}"
         )
-    model = _abstract(config)
+    model = _abstract(config, normalisation)
     load(model, path)
     return model
 
@@ -135,7 +138,7 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
     graph, state = nnx.split(model)
 
     @jax.jit
-    def predict(state, image: jax.Array, image_size: jax.Array) -> Detections:
+    def predict(state, image: Images, image_size: jax.Array) -> Detections:
         detections = nnx.merge(graph, state).predict(image, image_size)
         return detections if table is None else relabelled(detections, table)
 
@@ -168,6 +171,6 @@ def relabelled(detections: Detections, table: Int[np.ndarray, " labels"]) -> Det
     return detections._replace(labels=jnp.maximum(labels, 0), valid=detections.valid & (labels >= 0))
 
 
-def _abstract(config: DetectorConfig) -> Detector:
-    build = build_detector(config)[1]
+def _abstract(config: DetectorConfig, normalisation: Normalisation) -> Detector:
+    build = build_detector(config, normalisation)[1]
     return nnx.eval_shape(lambda: build(nnx.Rngs(0)))

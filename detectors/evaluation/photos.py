@@ -85,13 +85,13 @@ def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
 
     Args:
       sizes: (height, width) of all images to come.
-      config: how images were resized and normalised in the detector's training.
+      config: how images were resized in the detector's training.
     """
     fitted = np.array([fitted_size(size, config.limits) if config.limits else size for size in sizes])
     if config.limits:
         fitted.sort(axis=1)
     height, width = (-(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
-    return Layout((height, width), 1, config.mean, config.std, two_shapes=bool(config.limits))
+    return Layout((height, width), 1, two_shapes=bool(config.limits))
 
 
 def find_objects(
@@ -101,7 +101,7 @@ def find_objects(
 
     Args:
       predict: the detector.
-      image: of any size, not normalised.
+      image: of any size.
       layout: of ``layout_for``.
       config: as for ``layout_for``.
       least: score below which detections are left out.

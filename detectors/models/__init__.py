@@ -11,6 +11,7 @@ from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from detectors.models.fcos import FCOS, FCOSConfig
 from detectors.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from detectors.structures import Normalisation
 
 DetectorConfig = ATSSConfig | CascadeRCNNConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig
 
@@ -23,12 +24,24 @@ DETECTORS: dict[type[DetectorConfig], type[Detector]] = {
 }
 
 
-def build_detector(config: DetectorConfig) -> tuple[type[Detector], Callable[[nnx.Rngs], Detector]]:
+def build_detector(
+    config: DetectorConfig, normalisation: Normalisation = Detector.normalisation
+) -> tuple[type[Detector], Callable[[nnx.Rngs], Detector]]:
     """The detector class of a config, and the function that makes the detector from random numbers.
+
+    Args:
+      config: its config.
+      normalisation: of its images (``BatchConfig.normalisation``).
 
     Raises:
       InputError: the config is wrong.
     """
     validate(config, "detector")
     detector = DETECTORS[type(config)]
-    return detector, lambda rngs: detector(config, rngs=rngs)
+
+    def build(rngs: nnx.Rngs) -> Detector:
+        model = detector(config, rngs=rngs)
+        model.normalisation = normalisation
+        return model
+
+    return detector, build

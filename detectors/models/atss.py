@@ -23,7 +23,7 @@ from detectors.ops.atss import assign_adaptively
 from detectors.ops.boxes import BoxStds
 from detectors.ops.padding import inside_padded_image
 from detectors.parallel import map_images
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
 
 @dataclasses.dataclass
@@ -116,7 +116,7 @@ class ATSS(Detector):
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
+        self, image: Images, image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Anchors, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
         """Anchors; class logits, box offsets and centreness logits of each, in float32."""
         logits, deltas, centreness = [], [], []
@@ -193,7 +193,7 @@ class ATSS(Detector):
         parts = {"loss": total, "cls": cls, "box": box, "centreness": centre}
         return total, parts | {"positives": positive.sum().astype(jnp.float32)}
 
-    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness."""
         config = self.config
         anchors, logits, deltas, centreness = self._heads(image, image_size)

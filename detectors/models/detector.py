@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -13,7 +15,7 @@ from detectors.losses import DetectionLosses
 from detectors.models.backbone import Backbone
 from detectors.models.fpn import FPN
 from detectors.ops.padding import Extent, Pyramid
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images, Normalisation
 
 
 class Detector(nnx.Module):
@@ -28,6 +30,7 @@ class Detector(nnx.Module):
       backbone: the network that makes features.
       fpn: makes a pyramid of them.
       strides: of the pyramid's levels, pixels.
+      normalisation: of the images that it gets as 0..255.
     """
 
     cls_space: ClassVar[Space]
@@ -38,20 +41,30 @@ class Detector(nnx.Module):
     backbone: Backbone
     fpn: FPN
     strides: tuple[int, ...]
+    normalisation: Normalisation = Normalisation()
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:  # each detector has a config class of its own
         raise NotImplementedError
 
-    def features(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Pyramid:
+    def features(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Pyramid:
         """The pyramid of a batch, on each image the same whatever the padding.
 
         Args:
-          image: normalised and zero-padded.
+          image: as in ``Batch``.
           image_size: (height, width) inside the padding, pixels.
         """
+        image = self._normalised(image, image_size)
         extent = Extent.of(image_size)
         extents = [extent.strided(stride) for stride in self.strides]
         return Pyramid(self.fpn(self.backbone(image, extent), extents), extents)
+
+    def _normalised(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Float[Array, "b h w 3"]:
+        """What the network reads, in the type of its parameters, with zeros beyond each image."""
+        image = jnp.asarray(image)
+        if image.dtype == jnp.uint8:
+            mean, std = np.array(self.normalisation.mean, np.float32), np.array(self.normalisation.std)
+            image = Extent(image_size).clear((image.astype(jnp.float32) - mean) * (1 / std).astype(np.float32))
+        return image.astype(self.fpn.lateral[0].kernel.dtype)
 
     @staticmethod
     def is_output(path: tuple) -> bool:
@@ -70,11 +83,11 @@ class Detector(nnx.Module):
         """
         raise NotImplementedError
 
-    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image.
 
         Args:
-          image: normalised and zero-padded.
+          image: as in ``Batch``.
           image_size: (height, width) inside the padding, pixels.
         """
         raise NotImplementedError

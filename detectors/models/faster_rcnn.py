@@ -21,7 +21,7 @@ from detectors.ops import boxes as box_ops
 from detectors.ops.nms import select_detections
 from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
 
 @dataclasses.dataclass
@@ -167,13 +167,11 @@ class FasterRCNN(Detector):
         logits, deltas = self.roi(features, sampled.boxes, self.strides)
         return roi_loss(self.config.roi, logits, deltas, losses, sampled)
 
-    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image."""
         return self.detect(image, image_size)[0]
 
-    def detect(
-        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
-    ) -> tuple[Detections, Int[Array, " b"]]:
+    def detect(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> tuple[Detections, Int[Array, " b"]]:
         """Detections as ``predict``, and the pairs over the score threshold that exceeded ``max_candidates``."""
         height, width = image.shape[1:3]
         return self._detect(self.features(image, image_size), (height, width), image_size)

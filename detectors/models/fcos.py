@@ -24,7 +24,7 @@ from detectors.ops.anchors import fitting_shift
 from detectors.ops.padding import inside_padded_image
 from detectors.ops.points import Points, assign_points, pyramid_points
 from detectors.parallel import map_images
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
 
 @dataclasses.dataclass
@@ -146,7 +146,7 @@ class FCOS(Detector):
         return path[0] in ("cls", "box", "centreness", "scales")
 
     def _heads(
-        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
+        self, image: Images, image_size: Float[AnyArray, "b 2"]
     ) -> tuple[Points, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
         """Points of each image; class logits, distances in strides and centreness logits at each, in float32."""
         logits, distances, centreness = [], [], []
@@ -238,7 +238,7 @@ class FCOS(Detector):
         total = cls + box + centre
         return total, {"loss": total, "cls": cls, "box": box, "centreness": centre, "positives": count}
 
-    def predict(self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         """Detections, best first, in pixels of the padded image; a score is class probability times centreness.
 
         With ``root_score`` it is the square root of that.

@@ -17,7 +17,7 @@ from detectors.models.roi_head import RoIConfig, SampledRoIs, pool_rois
 from detectors.ops.masks import crop_masks
 from detectors.ops.padding import Pyramid
 from detectors.parallel import map_images
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
 
 @dataclasses.dataclass
@@ -129,9 +129,7 @@ class MaskRCNN(FasterRCNN):
         pooled = pool_rois(self.config.roi, features, boxes, self.strides, size=self.config.mask.size)
         return jnp.take_along_axis(self.mask(pooled), labels[..., None, None, None], axis=-1)[..., 0]
 
-    def detect(
-        self, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]
-    ) -> tuple[Detections, Int[Array, " b"]]:
+    def detect(self, image: Images, image_size: Float[AnyArray, "b 2"]) -> tuple[Detections, Int[Array, " b"]]:
         """Detections with masks over their boxes, and the overflow, as Faster R-CNN's ``detect``."""
         features = self.features(image, image_size)
         height, width = image.shape[1:3]

@@ -23,7 +23,7 @@ from detectors.data.pipeline import Source, eval_batches
 from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, joined
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 from detectors.training.step import Model, TrainConfig, Variables, descend, learning_rate, optimiser_for
 
 
@@ -136,7 +136,7 @@ def jit_many(
     def found(mine, common, image, image_size):
         return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
 
-    def predict(state: ManyState, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(state: ManyState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.own, state.common, image, image_size)
 
     @jax.jit

@@ -1,9 +1,11 @@
 """One training of one detector, from scratch or resumed where it was interrupted."""
 
+import contextlib
+import itertools
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from cse_jax.search.trainer import Stopped, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.pipeline import Source, train_batches
 from detectors.losses import DetectionLosses
+from detectors.structures import Batch
 from detectors.training.step import JittedDetector, TrainState
 
 CHECK_EVERY = 25  # steps between looks at the losses: a look waits for the device
@@ -66,13 +69,12 @@ def fit(
     if checkpoint.exists(partial):
         state = checkpoint.restore(partial, state)
     start, end = int(state.step), steps if until is None else until
-    batches = train_batches(
-        source, batch_size=batch_size, seed=seed, flip=flip, start_step=start, workers=workers if start < end else 0
-    )
     length, key_seed = jnp.int32(steps), jnp.int32(seed)
     unseen: list[dict[str, jax.Array]] = []
     waited = 0.0
-    try:
+    with placed_batches(
+        source, compiled.place, start=start, end=end, batch_size=batch_size, seed=seed, flip=flip, workers=workers
+    ) as batches:
         for done in range(start + 1, end + 1):
             if stop is not None and stop.is_set():
                 raise Stopped(f"stopped at step {done - 1}")
@@ -92,11 +94,42 @@ def fit(
                 evaluate(done, state)
             if save:
                 checkpoint.save(partial, state)
+    return state
+
+
+@contextlib.contextmanager
+def placed_batches(
+    source: Source,
+    place: Callable[[Batch], Batch],
+    *,
+    start: int,
+    end: int,
+    workers: int = 0,
+    **options: Any,
+) -> Iterator[Iterator[Batch]]:
+    """The batches of the steps from ``start`` to ``end``, on the device; each is on its way there one step early.
+
+    Args:
+      source: images to train on.
+      place: begins to copy a batch to the device.
+      start, end: steps done before and after.
+      workers: as for ``train_batches``.
+      **options: of ``train_batches``.
+    """
+    batches = train_batches(source, start_step=start, workers=workers if start < end else 0, **options)
+    try:
+        yield _one_ahead(map(place, itertools.islice(batches, max(end - start, 0))))
     finally:
         close = getattr(batches, "close", None)  # with workers
         if close:
             close()
-    return state
+
+
+def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    ahead = next(batches, None)
+    while ahead is not None:
+        current, ahead = ahead, next(batches, None)
+        yield current
 
 
 def _finite(metrics: list[dict[str, jax.Array]], steps_done: int) -> dict[str, Any]:

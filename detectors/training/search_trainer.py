@@ -29,7 +29,7 @@ from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, term
 from detectors.models.detector import Detector
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
-from detectors.training.loop import fit
+from detectors.training.loop import fit, placed_batches
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
@@ -88,6 +88,7 @@ class DetectorTrainer:
         is_output: Callable[[tuple], bool],
         task: Task,
         flip: float,
+        workers: int = 0,
         seed: int,
         checkpoints: pathlib.Path,
     ) -> None:
@@ -102,11 +103,13 @@ class DetectorTrainer:
           is_output: which parameters are trained on fixed features (``Detector.is_output``).
           task: what the search must know of the detector; its default losses make the shared start and the features.
           flip: probability of mirroring a training image.
+          workers: processes that decode training images; 0 for threads of this one (``DataConfig.workers``).
           seed: of the choice of one image per category, and of the features.
           checkpoints: folder for final models, the features and interrupted trainings.
         """
         self._compiled, self._config, self._schedule, self._is_output = compiled, config, schedule, _rule(is_output)
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
+        self._workers = workers
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._lock = threading.Lock()
@@ -247,6 +250,7 @@ class DetectorTrainer:
             seed=seed,
             batch_size=self._config.batch_size,
             flip=self._flip,
+            workers=self._workers,
             partial=self._partial(losses, purpose, seed),
             until=horizon,
             save_every=0 if purpose == "table" else self._schedule.save_every,  # its curve is in no checkpoint
@@ -306,24 +310,33 @@ class DetectorTrainer:
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
         running: collections.deque[tuple[int, jax.Array]] = collections.deque()
-        batches = self._batches(purpose, seed, first)
-        for done in range(first + 1, horizon + 1):
-            if stop.is_set():
-                raise Stopped(f"stopped at step {done - 1}")
-            state, metrics = many.step(state, next(batches), chunk, steps, seed)
-            running.append((done, metrics["finite"]))
-            while len(running) > (_AHEAD if done < horizon else 0):
-                step, finite = running.popleft()
-                for k in np.flatnonzero(~np.asarray(finite)[: len(losses)]):
-                    failures[k] = failures[k] or f"not finite at step {step}"
-            if purpose == "table" and done in self.horizons(purpose):
-                splits = self._splits[purpose][1], self._test
-                both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
-                for k, (select, test) in enumerate(itertools.islice(both, len(losses))):  # without the padding
-                    if select is None or test is None:
-                        failures[k] = failures[k] or _NOT_FINITE
-                    else:
-                        curves[k].append((done, select.ap, test.ap))
+        with placed_batches(
+            self._splits[purpose][0],
+            jax.device_put,
+            start=first,
+            end=horizon,
+            batch_size=self._config.batch_size,
+            seed=seed,
+            flip=self._flip,
+            workers=self._workers,
+        ) as batches:
+            for done in range(first + 1, horizon + 1):
+                if stop.is_set():
+                    raise Stopped(f"stopped at step {done - 1}")
+                state, metrics = many.step(state, next(batches), chunk, steps, seed)
+                running.append((done, metrics["finite"]))
+                while len(running) > (_AHEAD if done < horizon else 0):
+                    step, finite = running.popleft()
+                    for k in np.flatnonzero(~np.asarray(finite)[: len(losses)]):
+                        failures[k] = failures[k] or f"not finite at step {step}"
+                if purpose == "table" and done in self.horizons(purpose):
+                    splits = self._splits[purpose][1], self._test
+                    both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
+                    for k, (select, test) in enumerate(itertools.islice(both, len(losses))):  # without the padding
+                        if select is None or test is None:
+                            failures[k] = failures[k] or _NOT_FINITE
+                        else:
+                            curves[k].append((done, select.ap, test.ap))
         if purpose == "table":
             return [
                 Training(None, failure=failure) if failure else Training(curve[-1][1], {"curve": curve})

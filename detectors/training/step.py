@@ -17,7 +17,7 @@ from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.models.norms import is_norm
 from detectors.parallel import Devices, by_image, everywhere, mesh_for, using
-from detectors.structures import AnyArray, Batch, Detections
+from detectors.structures import AnyArray, Batch, Detections, Images
 
 Variables = nnx.State[str, Any]  # a tree of a network's arrays
 Model = tuple[Variables, Variables]  # parameters, and the rest
@@ -93,6 +93,7 @@ class JittedDetector(NamedTuple):
 
     Attributes:
       devices: number of devices that share a batch.
+      place: ``place(batch) -> batch``: begins to copy a batch to where ``step`` wants it, and does not wait.
       init: ``init(seed) -> TrainState``.
       step: ``step(state, batch, losses, steps, seed) -> (state, metrics)``; donates the state.  ``steps`` is the
         length of the training, for the schedule.  ``metrics["finite"]`` says whether loss and gradient were finite.
@@ -100,6 +101,7 @@ class JittedDetector(NamedTuple):
     """
 
     devices: int
+    place: Callable[[Batch], Batch]
     init: Callable[[int], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     predict: Callable[..., Detections]
@@ -146,7 +148,7 @@ def jit_detector(
     def gradients(params: Variables, rest: Variables, batch: Batch, losses: DetectionLosses, key: jax.Array):
         def total(params):
             params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
-            return network(params, rest).loss(batch._replace(image=batch.image.astype(compute)), losses, key=key)
+            return network(params, rest).loss(batch, losses, key=key)
 
         return jax.grad(total, has_aux=True)(params)
 
@@ -181,12 +183,12 @@ def jit_detector(
     @functools.partial(jax.jit, in_shardings=((whole, whole), shared, shared), out_shardings=shared)
     def found(model: Model, image: jax.Array, image_size: jax.Array) -> Detections:
         with using(mesh):
-            return network(*model).predict(image.astype(compute), image_size)
+            return network(*model).predict(image, image_size)
 
-    def predict(state: TrainState, image: Float[AnyArray, "b h w 3"], image_size: Float[AnyArray, "b 2"]) -> Detections:
+    def predict(state: TrainState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.model, image, image_size)
 
-    return JittedDetector(mesh.size, init, step, predict)
+    return JittedDetector(mesh.size, lambda batch: jax.device_put(batch, shared), init, step, predict)
 
 
 def _cast(tree: Variables, dtype: jnp.dtype) -> Variables:
