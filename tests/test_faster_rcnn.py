@@ -11,6 +11,7 @@ from flax import nnx
 from micro import library_losses
 
 from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
+from detectors.models.fpn import _upsampled
 from detectors.models.roi_head import SampledRoIs
 from detectors.models.rpn import RPN
 from detectors.ops import boxes as box_ops
@@ -262,13 +263,33 @@ def test_roi_align_as_a_product_is_the_same():
     rois[:3, 2:] = rois[:3, :2]
     level, cotangent = rng.integers(0, 2, 40).astype(np.int32), rng.normal(size=(40, 5, 5, 7)).astype(np.float32)
 
-    def pool(features, as_product):
+    def pool(features, rois, as_product):
         return roi_align(features, rois, level, strides=(8, 16), size=5, as_product=as_product)
 
-    gathered, product = (jax.vjp(functools.partial(pool, as_product=p), features) for p in (False, True))
+    gathered, product = (jax.vjp(functools.partial(pool, as_product=p), features, rois) for p in (False, True))
     np.testing.assert_allclose(product[0], gathered[0], atol=1e-5)
-    for ours, expected in zip(product[1](cotangent)[0], gathered[1](cotangent)[0], strict=True):
+    pulled = (jax.tree.leaves(pull(cotangent)) for _, pull in (product, gathered))
+    for ours, expected in zip(*pulled, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_the_gradient_of_roi_align_is_summed_in_float32():
+    """300 RoIs on one cell: sums in bfloat16 would stand still at 256."""
+    rois, level = np.tile(np.float32([12, 12, 20, 20]), (300, 1)), np.zeros(300, np.int32)
+    features = [jnp.ones((8, 8, 1), jnp.bfloat16)]
+    (gradient,) = jax.grad(lambda f: roi_align(f, rois, level, strides=(4,), size=1).sum(dtype=jnp.float32))(features)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(np.float32).sum(), 300, rtol=1e-2)
+
+
+def test_coarse_maps_are_laid_over_finer_ones_as_the_nearest_cell():
+    """Value and gradient, of a finer map that is twice as large, and of one whose last row and column are half."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    double, pull = jax.vjp(lambda x: _upsampled(x, (6, 8)), x)
+    expected, expected_pull = jax.vjp(lambda x: jax.image.resize(x, (2, 6, 8, 5), "nearest"), x)
+    np.testing.assert_array_equal(double, expected)
+    np.testing.assert_allclose(pull(double)[0], expected_pull(double)[0], atol=1e-6)
+    np.testing.assert_array_equal(_upsampled(jnp.asarray(x), (5, 7)), double[:, :5, :7])
 
 
 def test_roi_align_is_linear_and_its_gradient_conserves_weight():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -69,14 +70,24 @@ class FPN(nnx.Module):
         """
         merged = [e.clear(lateral(x)) for lateral, x, e in zip(self.lateral, features, extents, strict=False)]
         for level in range(len(merged) - 1, 0, -1):
-            finer = merged[level - 1]
-            coarse = jax.image.resize(merged[level], finer.shape, "nearest")
-            merged[level - 1] = finer + coarse
+            _, height, width, _ = merged[level - 1].shape
+            merged[level - 1] = merged[level - 1] + _upsampled(merged[level], (height, width))
         levels = [e.clear(output(x)) for output, x, e in zip(self.output, merged, extents, strict=False)]
         for k, conv in enumerate(self.extra):
             x = jax.nn.relu(levels[-1]) if k > 0 and self.config.relu_before_extra else levels[-1]
             levels.append(extents[len(levels)].clear(conv(x)))
         if self.config.extra == "max_pool":
             for _ in range(self.config.extra_levels):
-                levels.append(nnx.max_pool(levels[-1], (1, 1), (2, 2)))
+                levels.append(levels[-1][:, ::2, ::2])
         return levels
+
+
+def _upsampled(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Each cell repeated by the same number of rows and columns, and cropped to a size.
+
+    ``jax.image.resize`` to the nearest would gather, and its gradient would be a scatter.
+    """
+    b, h, w, c = x.shape
+    rows, columns = -(-size[0] // h), -(-size[1] // w)
+    repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, rows, w, columns, c))
+    return repeated.reshape(b, h * rows, w * columns, c)[:, : size[0], : size[1]]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -66,14 +67,47 @@ def roi_align(
     scaled = in_cells(rois, jnp.asarray(strides, rois.dtype)[level][:, None], aligned=aligned)
     rows = _points(scaled[:, 1], scaled[:, 3], size, limits[:, 0])
     columns = _points(scaled[:, 0], scaled[:, 2], size, limits[:, 1])
-    result = jnp.zeros((), flat.dtype)
-    # One gather per sampling point and corner, of a cell for each bin: they fuse, and no sampled value is stored.
-    samples = range(SAMPLES)
+    indices, weights, samples = [], [], range(SAMPLES)
     for (row, row_weight), (column, column_weight), i, j in itertools.product(rows, columns, samples, samples):
-        index = starts[:, None, None] + row[:, i::SAMPLES, None] * widths[:, None, None] + column[:, None, j::SAMPLES]
-        weight = row_weight[:, i::SAMPLES, None] * column_weight[:, None, j::SAMPLES]
-        result += flat[index] * weight[..., None].astype(flat.dtype)
-    return result / SAMPLES**2
+        row = starts[:, None] + row[:, i::SAMPLES] * widths[:, None]
+        indices.append(row[..., None] + column[:, None, j::SAMPLES])
+        weights.append(row_weight[:, i::SAMPLES, None] * column_weight[:, None, j::SAMPLES])
+    return _weighted_sum(flat, indices, weights) / SAMPLES**2
+
+
+@jax.custom_vjp
+def _weighted_sum(
+    cells: Float[Array, "m c"], indices: list[Int[Array, "n s s"]], weights: list[Float[Array, "n s s"]]
+) -> Float[Array, "n s s c"]:
+    """The sum over the lists' entries of a cell for each bin, times its weight.
+
+    One gather per entry: they fuse, and no sampled value is stored.  The gradient of the cells is a scatter for one
+    entry after the other into one array of float32; JAX's own would be an array for each, in the type of the cells.
+    """
+    result = jnp.zeros((), cells.dtype)
+    for index, weight in zip(indices, weights, strict=True):
+        result += cells[index] * weight[..., None].astype(cells.dtype)
+    return result
+
+
+def _forward(cells, indices, weights):
+    return _weighted_sum(cells, indices, weights), (cells, indices, weights)
+
+
+def _backward(kept, gradient):
+    cells, indices, weights = kept
+
+    def add(total, entry):
+        index, weight = entry
+        return total.at[index].add(gradient * weight[..., None]), None
+
+    entries = jnp.stack(indices), jnp.stack(weights)
+    of_cells, _ = jax.lax.scan(add, jnp.zeros(cells.shape, jnp.float32), entries)
+    of_weights = [(gradient * cells[index]).sum(-1, dtype=jnp.float32) for index in indices]
+    return of_cells.astype(cells.dtype), None, of_weights
+
+
+_weighted_sum.defvjp(_forward, _backward)
 
 
 def in_cells(
