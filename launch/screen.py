@@ -35,6 +35,7 @@ from cse_jax.atlas.stream import screen_batches
 from cse_jax.atlas.survivors import Survivors, read_survivors, write_size
 from cse_jax.errors import InputError
 from cse_jax.language import spaces
+from cse_jax.screening.sizes import sizes
 
 _SPACE = flags.DEFINE_string("space", "box", f"{', '.join(spaces.SPACES)}, or a Python file that defines SPACE.")
 _COUNT = flags.DEFINE_integer(
@@ -55,7 +56,7 @@ _MAX_NODES = flags.DEFINE_integer(
 _PER_OPERATOR = flags.DEFINE_integer(
     "per_operator",
     None,
-    "Size of a batch, in tiles of each operator; 16 by default, 512 on accelerators.",
+    "Size of a batch, in tiles of each operator; 16 by default, 1 on GPUs, whose tiles are larger.",
     lower_bound=1,
     upper_bound=65_536,
 )
@@ -122,13 +123,15 @@ def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> N
 
 
 def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
-    size = _PER_OPERATOR.value or (16 if jax.default_backend() == "cpu" else 512)
+    size = sizes()
+    per_operator = _PER_OPERATOR.value or size.per_operator
     settings = {
         "space": space.name,
         "units": _UNITS.value,
         "seed": _SEED.value,
         "max_nodes": _MAX_NODES.value or 40,
-        "per_operator": size,
+        "per_operator": per_operator,
+        "width": size.width,
         "processes": _PROCESSES.value,
     }
     survivors = Survivors(folder, space, settings, process=_PROCESS.value)
@@ -151,7 +154,8 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         seen=survivors.seen,
         seed=_SEED.value,
         units=_UNITS.value,
-        per_operator=size,
+        per_operator=per_operator,
+        width=size.width,
         max_nodes=_MAX_NODES.value or 40,
     )
     try:

@@ -16,16 +16,20 @@ import pytest
 from populations import descendants, random_expressions
 from scripts import run, start
 
+from cse_jax.atlas import stream
 from cse_jax.atlas.stream import _grow_and_filter, may_pass_finer_grid, screen_batches
 from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors
 from cse_jax.language import graph as graphs
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression, to_authors
+from cse_jax.language.float64 import float64
 from cse_jax.language.population import PAD, decode, encode, hashes
 from cse_jax.language.spaces import BOX, MULTI_CLASS, SPACES, trajectories
 from cse_jax.sampling.random_graphs import grow, tokens_of
 from cse_jax.sampling.random_trees import Shape
-from cse_jax.screening.coarse import FINER, ROUGH, coarse_grid
+from cse_jax.screening import sizes
+from cse_jax.screening.coarse import coarse_grid
+from cse_jax.screening.sizes import FINER, ROUGH
 from cse_jax.screening.verification import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
 from cse_jax.search.branch import Branch, BranchConfig
 
@@ -36,7 +40,7 @@ ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
 def random_graphs():
     """A random graph and the formulas of its candidates, for each space."""
     found = {}
-    with jax.enable_x64(True):
+    with float64():
         for space in SPACES.values():
             grown = grow(jax.random.key(11), space, per_operator=1)
             tokens = tokens_of(grown, np.flatnonzero(grown.candidate), space)
@@ -73,7 +77,7 @@ def test_graphs_evaluate_what_formulas_do(space, random_graphs):
     grid = trajectories(space)
     points = grid.inputs[:, ::5, ::6].reshape(len(space.variables), -1, *grid.inputs.shape[3:])
     chosen = np.random.default_rng(0).permutation(len(expressions))[:150]
-    with jax.enable_x64(True):
+    with float64():
         leaves = graphs.leaf_values(space, points)
         rows = np.flatnonzero(grown.candidate)[chosen]
         (as_grown,) = graphs.evaluate(space, grown.graph, rows, leaves)
@@ -130,7 +134,7 @@ def _passes(expression):
     space, grid = expression.space, trajectories(expression.space)
     inputs = {v.name: grid.inputs[k] for k, v in enumerate(space.variables)}
     tangents = {v.name: grid.tangents[k] for k, v in enumerate(space.variables)}
-    with jax.enable_x64(True):
+    with float64():
         moving = {n: jnp.asarray(inputs[n]) for n in space.differentiable}
         values, pullback = jax.vjp(lambda m: expression.evaluate(inputs | m), moving)
         (gradients,) = pullback(jnp.ones_like(values))
@@ -172,8 +176,8 @@ def _converges(values, along, grid):
 )
 def test_coarse_to_fine_loses_nothing(space, units):
     """Verdicts of everyone on the full grid, against those of the few that the coarse grids let through."""
-    with jax.enable_x64(True):
-        grown, rough = jax.tree.map(lambda a: a[0], _grow_and_filter(space, units, 1, 40, 5, [0]))
+    with float64():
+        grown, rough = jax.tree.map(lambda a: a[0], _grow_and_filter(space, units, 1, 256, 40, 5, [0]))
         rows = np.flatnonzero(grown.candidate)
         tokens = tokens_of(grown, rows, space)
         kept = np.asarray(rough)[rows].copy()
@@ -208,12 +212,28 @@ def collect(space, count, **options):
     return found, seen
 
 
-def test_batches_come_in_order_whatever_the_workers():
-    (one, seen_one), (three, seen_three) = (collect(BOX, 5, workers=w) for w in (1, 3))
+def test_batches_come_in_order_whatever_the_workers(monkeypatch):
+    found = []
+    for workers in (1, 3):
+        monkeypatch.setattr(sizes, "CPU", dataclasses.replace(sizes.CPU, workers=workers))
+        found.append(collect(BOX, 5))
+    (one, seen_one), (three, seen_three) = found
     assert seen_one == seen_three and len(seen_one) > 100
     assert [b[:2] for b in one] == [b[:2] for b in three] and [b[0] for b in one] == list(range(5))
     other, _ = collect(BOX, 1, seed=1)
     assert other[0][2] != one[0][2]
+
+
+def test_batches_have_the_same_survivors_whatever_the_device(monkeypatch):
+    """Sizes for GPUs, and a TPU that leaves the work to its host."""
+    ((of_cpu, seen),) = [collect(BOX, 2)]
+    gpu = dataclasses.replace(sizes.GPU, batch=1024, tile=64, gradient_batch=1024, gradient_tile=64)
+    monkeypatch.setattr(sizes, "GPU", gpu)
+    for platform in ("gpu", "tpu"):
+        stream._on_all_devices.cache_clear()
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        found, seen_there = collect(BOX, 2)
+        assert seen_there == seen and [batch[:2] for batch in found] == [batch[:2] for batch in of_cpu]
 
 
 def test_survivors_on_disk(tmp_path):

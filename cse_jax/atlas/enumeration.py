@@ -30,9 +30,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt64
 from cse_jax.atlas.stream import may_pass_finer_grid
 from cse_jax.language import graph as graphs
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.population import PAD, arities, decode
 from cse_jax.language.spaces import Space, trajectories
-from cse_jax.screening.coarse import ROUGH, coarse_grid, may_pass
+from cse_jax.screening.coarse import coarse_grid, may_pass
+from cse_jax.screening.sizes import ROUGH
 from cse_jax.screening.verification import Property, fingerprint, judge
 
 POINTS = {True: 20, False: 48}  # probes, by whether there is a class axis
@@ -260,7 +262,7 @@ def _blocks(space: Space, units: str, levels: list[_Level], values: list[np.ndar
                 yield 2, *rows, _pad(values[i][left]), _pad(values[j][right]), _pad(wide)
 
     def digest(arity: int, left: np.ndarray, right: np.ndarray, a: np.ndarray, b, wide: np.ndarray) -> _Block:
-        with jax.enable_x64(True):
+        with float64():
             found = jax.device_get(_digests(space, units, arity, a, b, wide))
         return _Block(_variants(space, arity), left, right, *(array[:, : len(left)] for array in found))
 
@@ -328,7 +330,7 @@ def _recomputed(
                 rows_of_operands = (left, right)[: space.table[opcode].arity]
                 operands = tuple(_pad(_gather(values, starts, rows)) for rows in rows_of_operands)
                 wide = _pad(wide_rows[left] | wide_rows[right])
-                with jax.enable_x64(True):
+                with float64():
                     chunk = np.asarray(_apply(space, opcode, operands, wide))
             yield int(starts[-2]) + start, len(left), chunk
 

@@ -1,7 +1,8 @@
 """Screens random formulas by the hundred million, batch after batch.
 
-A batch is a function of the seed and its number.  Each device grows a batch and judges it on a rough grid.  The few
-formulas that may pass come back as tokens and are judged on a finer grid, and those that are left on the full one.
+A batch is a function of the seed, its number and its size.  Each device grows a batch and judges it on a coarse grid.
+The few formulas that may pass come back as tokens and are judged on a finer grid, and those that are left on the full
+one.
 """
 
 import concurrent.futures
@@ -18,13 +19,14 @@ from jaxtyping import Array, Bool, Int, UInt64
 
 from cse_jax.language import graph as graphs
 from cse_jax.language import population
+from cse_jax.language.float64 import devices as float64_devices
+from cse_jax.language.float64 import float64
 from cse_jax.language.graph import Graph
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_graphs import Grown, grow, tokens_of
-from cse_jax.screening.coarse import FINER, ROUGH, coarse_grid, may_pass
+from cse_jax.screening.coarse import CoarseGrid, coarse_grid, may_pass
+from cse_jax.screening.sizes import sizes
 from cse_jax.screening.verification import Judged, judge
-
-CHUNK = 4096  # formulas judged on the finer grid at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,8 @@ def screen_batches(
     seed: int = 0,
     units: str = "pixels",
     per_operator: int = 4,
+    width: int = 256,
     max_nodes: int = 40,
-    workers: int = 2,
 ) -> Iterator[Batch]:
     """Screens batches, in order.
 
@@ -66,14 +68,16 @@ def screen_batches(
       seen: hashes of formulas that need not be judged again; it may grow while batches are screened.
       seed: of all batches.
       units: unit of length, one of ``space.units``.
-      per_operator: tiles of each operator at each height; the size of a batch.
+      per_operator: tiles of each operator at each height.
+      width: rows of a tile; with ``per_operator`` the size of a batch.
       max_nodes: nodes that no formula may exceed.
-      workers: threads, each of which screens a group of batches, one for each device.
     """
 
+    workers = sizes().workers
+
     def one(group: list[int]) -> list[Batch]:
-        with jax.enable_x64(True):
-            found = jax.device_get(_grow_and_filter(space, units, per_operator, max_nodes, seed, group))
+        with float64():
+            found = jax.device_get(_grow_and_filter(space, units, per_operator, width, max_nodes, seed, group))
         batches = []
         for k, number in enumerate(group):
             grown, promising = jax.tree.map(lambda a: a[k], found)
@@ -84,7 +88,7 @@ def screen_batches(
         pending: deque[concurrent.futures.Future[list[Batch]]] = deque()
         waiting = iter(numbers)
         try:
-            while group := list(itertools.islice(waiting, jax.local_device_count())):
+            while group := list(itertools.islice(waiting, len(float64_devices()))):
                 pending.append(pool.submit(one, group))
                 if len(pending) > workers:
                     yield from pending.popleft().result()
@@ -101,8 +105,8 @@ def _judge_batch(
     """Judges the rows of a batch that may pass by the rough grid."""
     tokens, candidates = tokens_of(grown, np.flatnonzero(promising), space), int(grown.candidate.sum())
     tokens = tokens[may_pass_finer_grid(tokens, space, units)]
-    sizes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
-    hashes, first = np.unique(population.hashes(tokens, space) + sizes, return_index=True)
+    nodes = (tokens != population.PAD).sum(1).astype(np.uint64)  # of rewrites of one formula, the shorter is wanted
+    hashes, first = np.unique(population.hashes(tokens, space) + nodes, return_index=True)
     new = np.array([value not in seen for value in hashes.tolist()], bool)
     hashes, tokens = hashes[new], tokens[first[new]]
     judged = judge(tokens, space, units=units, values_first=False)
@@ -112,52 +116,49 @@ def _judge_batch(
 
 
 def may_pass_finer_grid(tokens: Int[np.ndarray, "n m"], space: Space, units: str) -> Bool[np.ndarray, " n"]:
-    """Which formulas may pass the gate, by their values on the finer of the coarse grids."""
-    grid = coarse_grid(space, units, *FINER)
+    """Which formulas may pass the gate, by their values on the grid for those that remain, where there is one."""
+    size = sizes()
+    if size.remaining is None:
+        return np.ones(len(tokens), bool)
+    grid = coarse_grid(space, units, *size.remaining)
     keep = [np.zeros(0, bool)]
-    for start in range(0, len(tokens), CHUNK):
-        chunk = tokens[start : start + CHUNK]
-        graph, roots, wide = graphs.from_tokens(chunk, space, width=64)
-        missing = CHUNK - len(chunk)
+    for start in range(0, len(tokens), size.remaining_batch):
+        chunk = tokens[start : start + size.remaining_batch]
+        graph, roots, wide = graphs.from_tokens(chunk, space, width=size.remaining_tile)
+        missing = size.remaining_batch - len(chunk)
         roots, wide = np.pad(roots, (0, missing)), np.pad(wide, (0, missing))
-        with jax.enable_x64(True):
-            keep.append(np.asarray(_may_pass(space, units, graph, roots, wide, grid.leaves))[: len(chunk)])
+        with float64():
+            keep.append(np.asarray(_may_pass(space, grid, graph, roots, wide, grid.leaves))[: len(chunk)])
     return np.concatenate(keep)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _may_pass(space: Space, units: str, graph: Graph, roots, wide, leaves) -> Bool[Array, " n"]:
+def _may_pass(space: Space, grid: CoarseGrid, graph: Graph, roots, wide, leaves) -> Bool[Array, " n"]:
     (values,) = graphs.evaluate(space, graph, roots, leaves)
-    return may_pass(space, coarse_grid(space, units, *FINER).steps, values, wide)
+    return may_pass(space, grid.steps, values, wide)
 
 
 def _grow_and_filter(
-    space: Space, units: str, per_operator: int, max_nodes: int, seed: int, numbers: list[int]
+    space: Space, units: str, per_operator: int, width: int, max_nodes: int, seed: int, numbers: list[int]
 ) -> tuple[Grown, Bool[Array, "d r"]]:
     """The random graphs of some batches, one for each device, and which of their rows may pass."""
-    missing = jax.local_device_count() - len(numbers)
+    missing = len(float64_devices()) - len(numbers)
     padded = np.array([*numbers, *numbers[:1] * missing], np.int32)
-    return _on_all_devices(space, units, per_operator, max_nodes)(seed, padded)
+    return _on_all_devices(space, units, per_operator, width, max_nodes)(seed, padded)
 
 
 @functools.cache
-def _on_all_devices(space: Space, units: str, per_operator: int, max_nodes: int) -> Callable:
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+def _on_all_devices(space: Space, units: str, per_operator: int, width: int, max_nodes: int) -> Callable:
+    mesh = Mesh(np.array(float64_devices()), ("batch",))
 
     def one(seed: jax.Array, numbers: jax.Array) -> tuple[Grown, Bool[Array, "1 r"]]:
-        found = _grow_one(space, units, per_operator, max_nodes, seed, numbers[0])
+        grid = coarse_grid(space, units, *sizes().everyone)
+        key = jax.random.fold_in(jax.random.key(seed), numbers[0])
+        grown = grow(key, space, width=width, per_operator=per_operator, max_nodes=max_nodes)
+        everyone = np.arange(len(grown.candidate))
+        (values,) = graphs.evaluate(space, grown.graph, everyone, grid.leaves)
+        found = grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)
         return jax.tree.map(lambda a: a[None], found)
 
     specs = (PartitionSpec(), PartitionSpec("batch")), PartitionSpec("batch")
     return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False))
-
-
-def _grow_one(
-    space: Space, units: str, per_operator: int, max_nodes: int, seed: jax.Array, number: jax.Array
-) -> tuple[Grown, Bool[Array, " r"]]:
-    grid = coarse_grid(space, units, *ROUGH)
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    grown = grow(key, space, per_operator=per_operator, max_nodes=max_nodes)
-    everyone = np.arange(len(grown.candidate))
-    (values,) = graphs.evaluate(space, grown.graph, everyone, grid.leaves)
-    return grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)

@@ -17,6 +17,7 @@ import numpy as np
 
 from cse_jax.export.notation import symbols, to_sympy
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space, trajectories
 
@@ -238,7 +239,7 @@ def difference_on_grid(expression: Expression, other: Expression) -> str:
     space = expression.space
     for units in space.units:
         inputs = _grid(space, units)
-        with jax.enable_x64(True):
+        with float64():
             both = [_value_and_gradients(e, inputs) for e in (expression, other)]
         for what, ours, theirs in zip(("value", *space.differentiable), *both, strict=True):
             scale = np.max(

@@ -3,13 +3,13 @@
 import textwrap
 from collections import Counter
 
-import jax
 import jax.numpy as jnp
 
 from cse_jax.export import definitions, escaping
 from cse_jax.export.carried import CHAIN_RULE, FLOATS
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.operators import EPS, OPERATORS
 
 MODULES = {"jax": "jnp", "numpy": "np", "pytorch": "torch"}
@@ -49,7 +49,7 @@ def _tree(expression: Expression) -> _Node:
     def node(name: str, *operands: _Node) -> _Node:
         numbers = [operand for operand in operands if isinstance(operand, float)]
         if len(numbers) == len(operands):
-            with jax.enable_x64(True):
+            with float64():
                 return float(OPERATORS[name].fn(*(jnp.full(1, number) for number in numbers))[0])
         return _stable(name, *operands)
 

@@ -1,10 +1,10 @@
 """What a formula does not say: the unit of its boxes, and what stands outside of it."""
 
-import jax
 import numpy as np
 
 from cse_jax.language import spaces
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 
 _UNITS = {
     "pixels": "boxes in pixels of the resized image, as in the search",
@@ -48,7 +48,7 @@ def _is_unit_free(expression: Expression) -> bool:
     rng = np.random.default_rng(0)
     i, more, outside = np.exp(rng.normal(3.0, 2.0, (3, 256)))
     areas = {"I": i, "U": i + more, "E": i + more + outside}
-    with jax.enable_x64(True):
+    with float64():
         once, scaled = (
             np.asarray(expression.evaluate({name: side**2 * area for name, area in areas.items()})) for side in (1, 16)
         )

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, UInt64
 
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space
 
@@ -140,7 +141,7 @@ def hashes(tokens: Int[np.ndarray, "n m"], space: Space) -> UInt64[np.ndarray, "
         padded = np.full((max(1024, 1 << (len(rows) - 1).bit_length()), width), PAD, np.int16)  # few shapes to compile
         padded[: len(rows), : tokens.shape[1]] = tokens[rows, :width]
         if len(rows):
-            with jax.enable_x64(True):
+            with float64():
                 found[rows] = np.asarray(_hashes(padded, space))[: len(rows)]
     return found
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +14,7 @@ from cse_jax import export, workdir
 from cse_jax.errors import InputError
 from cse_jax.language import interpreter
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.program import compile_expression
 from cse_jax.language.spaces import BOX, trajectories
 from cse_jax.reporting import loss_plot
@@ -101,7 +101,7 @@ def _points(formula: Expression, units: str) -> dict[str, Any]:
     space = formula.space
     grid = trajectories(space, units).inputs
     points = grid.reshape(len(grid), -1, *grid.shape[3:])
-    with jax.enable_x64(True):
+    with float64():
         inputs = dict(zip((v.name for v in space.variables), map(jnp.asarray, points), strict=True))
         values = np.asarray(interpreter.evaluate(space, compile_expression(formula), inputs))
     chosen = np.linspace(0, len(values) - 1, _POINTS).astype(int)

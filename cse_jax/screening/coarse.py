@@ -14,12 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax.language import graph as graphs
+from cse_jax.language.float64 import float64
 from cse_jax.language.spaces import Space, trajectories
 from cse_jax.sampling.random_graphs import grow, tokens_of
 from cse_jax.screening.verification import GRADIENT_TOLERANCE, LARGEST, MIN_RISE, ROUNDING
 
-ROUGH = (3, 2)  # paths and points of each, for everyone
-FINER = (8, 5)  # for those that remain
 _SAMPLE = 4096
 _MARGIN = 1.1  # on what the gate tolerates, for values that another order of operations rounds otherwise
 
@@ -44,7 +43,7 @@ def coarse_grid(space: Space, units: str, paths: int, points: int) -> CoarseGrid
     gated = np.flatnonzero(grid.gated)
     steps = np.linspace(0, grid.inputs.shape[2] - 1, points).round().astype(int)
     values = grid.inputs[:, gated][:, :, steps]
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+    with float64(), jax.ensure_compile_time_eval():
         grown = grow(jax.random.key(0), space, per_operator=1)
         candidates = np.flatnonzero(grown.candidate)
         tokens = tokens_of(grown, np.random.default_rng(0).permutation(candidates)[:_SAMPLE], space)

@@ -7,6 +7,7 @@ Steps are divided by the root mean square of the first gradient, so a loss and i
 
 import concurrent.futures
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +20,8 @@ from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
 from cse_jax.language.program import Program
 from cse_jax.language.spaces import PredictionTask, Space
+from cse_jax.screening.sizes import sizes
 
-BATCH = 64  # candidates in one call
-WORKERS = 2  # calls at once, in threads: on a CPU a call keeps one core busy
 STEPS = 60
 
 
@@ -50,16 +50,20 @@ def simulate(
       seed: of the predictions and targets.
     """
 
+    size = sizes()
+    order = sorted(range(len(expressions)), key=lambda k: len(expressions[k]))  # a batch takes as long as its longest
+
     def one(start: int) -> list[Simulation]:
-        chunk = expressions[start : start + BATCH]
+        chunk = [expressions[k] for k in order[start : start + size.simulated]]
         compiled = [programs.compile_expression(e) for e in chunk]
-        batch = programs.stack(compiled + compiled[-1:] * (BATCH - len(chunk)))
+        batch = programs.stack(compiled + compiled[-1:] * (size.simulated - len(chunk)))
         columns = jax.device_get(_simulate_batch(space, units, seed, batch))
         return [Simulation(*(float(column[k]) for column in columns)) for k in range(len(chunk))]
 
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        parts = list(pool.map(one, range(0, len(expressions), BATCH)))
-    return [simulation for part in parts for simulation in part]
+    with concurrent.futures.ThreadPoolExecutor(size.workers) as pool:
+        parts = pool.map(one, range(0, len(expressions), size.simulated))
+        found = dict(zip(order, itertools.chain.from_iterable(parts), strict=True))
+    return [found[k] for k in range(len(expressions))]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -24,15 +24,12 @@ from jaxtyping import Array, Bool, Float, Int
 from cse_jax.errors import InputError
 from cse_jax.language import graph as graphs
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.graph import Graph
 from cse_jax.language.population import encode
 from cse_jax.language.spaces import Space, Trajectories, trajectories
+from cse_jax.screening.sizes import sizes
 
-BATCH = 8192  # formulas in one graph
-GRADIENT_BATCH = 1024  # formulas whose gradients are taken at once
-WORKERS = 2  # graphs judged at once, in threads
-TILE, GRADIENT_TILE = 32, 16  # rows of a tile
-PASSES = (4, 5, 3, 2, 1)  # parts of the grid, so that the rows of a part stay in the cache; the first that divides it
 GRADIENT_TOLERANCE = 1e-6  # of the largest gradient along the path: far below that of any real dip
 ROUNDING = 1e-12  # of the largest magnitude on the path: a gradient below it is noise of float64
 MIN_RISE = 1e-3  # of the largest magnitude on the path
@@ -179,7 +176,7 @@ def behaviours(expressions: Sequence[Expression], space: Space, *, units: str = 
       units: unit of length, one of ``space.units``.
     """
     tokens = encode(expressions, space)
-    (found,) = _in_batches(functools.partial(_behaviours, space, units), tokens, space, GRADIENT_BATCH, GRADIENT_TILE)
+    (found,) = _in_batches(functools.partial(_behaviours, space, units), tokens, space, gradients=True)
     return np.nan_to_num(found, posinf=0.0, neginf=0.0).astype(np.float32)
 
 
@@ -195,30 +192,32 @@ def judge(tokens: Int[np.ndarray, "n m"], space: Space, *, units: str = "pixels"
     """
     with_gradients = functools.partial(_judge_with_gradients, space, units)
     if not values_first:
-        return Judged(*_in_batches(with_gradients, tokens, space, GRADIENT_BATCH, GRADIENT_TILE))
-    failed = _in_batches(functools.partial(_judge_values, space, units), tokens, space, BATCH, TILE)[0]
+        return Judged(*_in_batches(with_gradients, tokens, space, gradients=True))
+    failed = _in_batches(functools.partial(_judge_values, space, units), tokens, space, gradients=False)[0]
     judged = Judged(failed, *(np.zeros((len(tokens), k)) for k in (2, 2, _PROJECTIONS)))
     rows = np.flatnonzero((failed == Property.NONE).any(1))
-    found = _in_batches(with_gradients, tokens[rows], space, GRADIENT_BATCH, GRADIENT_TILE)
+    found = _in_batches(with_gradients, tokens[rows], space, gradients=True)
     for array, part in zip(judged, found, strict=True):
         array[rows] = part
     return judged
 
 
 def _in_batches(
-    function: Callable[..., Sequence[jax.Array]], tokens: Int[np.ndarray, "n m"], space: Space, size: int, tile: int
+    function: Callable[..., Sequence[jax.Array]], tokens: Int[np.ndarray, "n m"], space: Space, *, gradients: bool
 ) -> list[np.ndarray]:
-    """A function of a graph, its roots and whether they have a class axis, over batches of so many formulas."""
+    """A function of a graph, its roots and whether they have a class axis, over batches of formulas."""
+    cut = sizes()
+    size, tile = (cut.gradient_batch, cut.gradient_tile) if gradients else (cut.batch, cut.tile)
 
     def one(start: int) -> list[np.ndarray]:
         chunk = tokens[start : start + size]
         graph, roots, wide = graphs.from_tokens(chunk, space, width=tile)
         missing = size - len(chunk)
-        with jax.enable_x64(True):
+        with float64():
             found = function(graph, np.pad(roots, (0, missing)), np.pad(wide, (0, missing)))
             return [array[: len(chunk)] for array in jax.device_get(found)]
 
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cut.workers) as pool:
         parts = list(pool.map(one, range(0, max(len(tokens), 1), size)))
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -274,7 +273,7 @@ def _on_grid(
             if variable.name in space.differentiable:  # different at all points, so that no parts cancel
                 general[k] = 1.0 + np.random.default_rng(k).random(leaves.shape[1:])
         directions = [along, general]
-    passes = next(parts for parts in PASSES if leaves.shape[1] % parts == 0)
+    passes = next(parts for parts in sizes().passes if leaves.shape[1] % parts == 0)
     results = graphs.evaluate(space, graph, roots, leaves, *directions, passes=passes)
     if space.class_axis:
         results = [jnp.where(wide[:, None], a.sum(-1), a[..., 0]) for a in results]
@@ -347,7 +346,7 @@ def fingerprint(judged: Judged, k: int, *, flipped: bool) -> str:
 def _explain(tokens: Int[np.ndarray, "n m"], failed: Int[np.ndarray, " n"], space: Space, units: str) -> Iterator[str]:
     """Why each of these formulas fails: the property, the path, the point and what is found there."""
     paths = trajectories(space, units)
-    places, found = _in_batches(functools.partial(_locate, space, units), tokens, space, GRADIENT_BATCH, GRADIENT_TILE)
+    places, found = _in_batches(functools.partial(_locate, space, units), tokens, space, gradients=True)
     for k, code in enumerate(failed.tolist()):
         what = _EXPLANATIONS[Property(code)].format(value=found[k, code])
         if code == Property.DEPENDS:

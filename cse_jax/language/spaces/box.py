@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from cse_jax.language.float64 import float64
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces.space import Path, PredictionTask, Space, Variable
 
@@ -60,7 +61,7 @@ def _paths(units: str) -> list[Path]:
         centres, halves = poses[:, :2], poses[:, 2:] / 2
         return areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
 
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+    with float64(), jax.ensure_compile_time_eval():
         inputs, tangents = (
             jax.device_get(jax.jit(jax.vmap(jax.vmap(fn, (None, 0), -1), (0, None), 1))(targets, steps))
             for fn, steps in ((along, _STEPS), (jax.jacfwd(along, 1), _STEPS + _RIGHT))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.spaces import BINARY_CLASS, BOX, MULTI_CLASS, Inputs, Space
 from cse_jax.language.spaces.box import areas
 
@@ -94,7 +95,7 @@ def curve(loss: Expression, weight: float, sweep: Sweep) -> Curve:
         found = weight * loss.evaluate(sweep.inputs(x))
         return found.sum(-1) if loss.space.class_axis else found
 
-    with jax.enable_x64(True):
+    with float64():
         x = jnp.asarray(sweep.x)
         values, gradient = (np.asarray(a) for a in jax.jvp(value, (x,), (jnp.ones_like(x),)))
     finite = np.where(np.isfinite(values), values, np.inf)
