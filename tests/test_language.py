@@ -16,7 +16,7 @@ from populations import descendants, random_expressions
 
 import cse_jax
 from cse_jax.errors import InputError
-from cse_jax.language import branching, interpreter, operators, selecting, zoo
+from cse_jax.language import branching, interpreter, operators, selecting, tiling, zoo
 from cse_jax.language import graph as graphs
 from cse_jax.language import program as programs
 from cse_jax.language.canonical import canonical
@@ -253,7 +253,23 @@ def way(request, monkeypatch):
     """Both ways to run a program: that of a CPU and that of an accelerator."""
     module = {"branching": branching, "selecting": selecting}[request.param]
     monkeypatch.setattr(interpreter, "_way", lambda: module)
+    monkeypatch.setattr(selecting, "BRANCHING", 0)
     return module
+
+
+def test_an_accelerator_branches_for_a_single_program(monkeypatch):
+    space, rng = cse_jax.spaces.MULTI_CLASS, np.random.default_rng(2)
+    program = programs.compile_expression(zoo.find("A_cls", space))
+    inputs = {v.name: jnp.asarray(rng.uniform(0.1, 1.0, (5, 7, 4))) for v in space.variables}
+    answers = []
+    for module in (branching, selecting):
+        monkeypatch.setattr(interpreter, "_way", lambda module=module: module)
+        answers.append(interpreter.value_and_gradients(space, program, inputs))
+        answers.append(jax.vmap(lambda i: interpreter.value_and_gradients(space, program, i))(inputs))
+    for other in answers[1:]:
+        jax.tree.map(np.testing.assert_array_equal, answers[0], other)
+    text = str(jax.make_jaxpr(lambda i: interpreter.value_and_gradients(space, program, i))(inputs))
+    assert "cond[" in text
 
 
 @pytest.mark.slow
@@ -321,7 +337,7 @@ def test_tiles_and_cotangents_don_t_change_the_gradient(monkeypatch, way):
     """Inputs that don't fill the last tile, and a cotangent that differs along the class axis of a softmax."""
     space = cse_jax.spaces.BINARY_CLASS
     monkeypatch.setattr(branching, "TILE", 20)
-    monkeypatch.setattr(selecting, "BUDGET", 20_000)
+    monkeypatch.setattr(tiling, "BUDGET", 20_000)
     rng = np.random.default_rng(0)
     inputs = {v.name: jnp.asarray(rng.uniform(0.1, 1.0, (3, 7, 4))) for v in space.variables}
     expression = cse_jax.parse("y * log(softmax(x)) + q * exp(x) / (1 + sigmoid(x))", space)
@@ -403,7 +419,7 @@ def test_accelerators_run_a_batch_like_a_cpu(budget, monkeypatch):
     answers = []
     for module in (branching, selecting):
         monkeypatch.setattr(interpreter, "_way", lambda module=module: module)
-        monkeypatch.setattr(selecting, "BUDGET", budget)
+        monkeypatch.setattr(tiling, "BUDGET", budget)
         answers.append(jax.jit(nested)(stacked, logits, inputs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *answers)
 
@@ -438,7 +454,7 @@ def test_an_accelerator_s_memory_is_bounded(monkeypatch):
     compiled = jax.jit(jax.vmap(run, (0, None, None))).lower(program, array, array).compile()
     memory = compiled.memory_analysis()
     whole = 32 * 4 * np.prod(shape)
-    assert memory.temp_size_in_bytes < selecting.BUDGET * 1.5 + 3 * whole
+    assert memory.temp_size_in_bytes < tiling.BUDGET * 1.5 + 3 * whole
 
 
 def along_classes(name, arity, fn):

@@ -1,7 +1,7 @@
-"""Programs on a CPU: one after the other, each instruction a branch to its operator.
+"""Programs one after the other, each instruction a branch to its operator: on a CPU, or alone on an accelerator.
 
-Both passes go over the inputs tile by tile, so that the rows of a tile stay in the cache.  The reverse pass computes
-them again from the inputs, which are all that is kept between the passes.
+Both passes go over the inputs tile by tile, so that the rows of a tile stay in the cache of a CPU's core, or in a
+budget.  The reverse pass computes them again from the inputs, which are all that is kept between the passes.
 
 Under ``jax.vmap`` over programs the batch is walked with ``lax.map``, because a vectorised ``lax.switch`` runs every
 operator for every instruction.
@@ -18,9 +18,9 @@ from jax.custom_batching import custom_vmap
 
 from cse_jax.language.program import Program, instruction_set
 from cse_jax.language.spaces import Space
-from cse_jax.language.tiling import join, split
+from cse_jax.language.tiling import fitting, join, split
 
-TILE = 8192  # elements: some 30 rows of a tile fit a core's second-level cache
+TILE = 8192  # elements, on a CPU: some 30 rows of a tile fit a core's second-level cache
 
 
 def _by_candidate(fn):
@@ -35,6 +35,7 @@ def _by_candidate(fn):
         def rule(axis_size, in_batched, program, *arrays):
             flags = jax.tree.leaves(tuple(in_batched))
             if not any(in_batched[0]):
+                program = jax.tree.map(jnp.asarray, program)
                 axes = jax.tree.map(lambda b: 0 if b else None, tuple(in_batched))
                 out = jax.vmap(plain, in_axes=axes, axis_size=axis_size)(program, *arrays)
                 return out, jax.tree.map(lambda _: True, out)
@@ -65,7 +66,7 @@ def forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) ->
         rows = _fill(space, program, rows, tile)
         return rows, rows[program.root]
 
-    tiles = split(space, variables, TILE)
+    tiles = split(space, variables, _tile(space, program, variables[0].dtype))
     _, values = lax.scan(one, _blank(space, program, tiles), tiles)
     return join(values, variables[0].shape)
 
@@ -82,15 +83,23 @@ def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotan
         cotangents = _pull_back(space, program, rows, cotangents, incoming)
         return (rows, cotangents), (rows[program.root], tuple(cotangents[k] for k in moving))
 
-    tiles = split(space, (*variables, cotangent), TILE)
+    tiles = split(space, (*variables, cotangent), _tile(space, program, cotangent.dtype))
     blank = _blank(space, program, tiles)
     _, results = lax.scan(one, (blank, blank), tiles)
     return jax.tree.map(lambda a: join(a, cotangent.shape), results)
 
 
+def _tile(space: Space, program: Program, dtype: np.dtype) -> int:
+    return TILE if jax.default_backend() == "cpu" else fitting(_rows(space, program), dtype)
+
+
+def _rows(space: Space, program: Program) -> int:
+    return len(space.leaves) + program.opcode.shape[0]
+
+
 def _blank(space: Space, program: Program, tiles: tuple[jax.Array, ...]) -> jax.Array:
     """The rows of one tile, to be written over for each."""
-    return jnp.zeros((len(space.leaves) + program.opcode.shape[0], *tiles[0].shape[1:]), tiles[0].dtype)
+    return jnp.zeros((_rows(space, program), *tiles[0].shape[1:]), tiles[0].dtype)
 
 
 def _fill(space: Space, program: Program, rows: jax.Array, tile: Sequence[jax.Array]) -> jax.Array:

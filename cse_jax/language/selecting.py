@@ -2,10 +2,11 @@
 
 For an instruction every operator is computed on the operands of every program, and each program keeps the result of its
 own.  That is one kernel that reads two rows and writes one, whatever the operators, where a branch would have to wait
-for the host.  Rows that a shorter program does not use hold what nobody reads.
+for the host.  Rows that a shorter program does not use hold what nobody reads.  A single program branches, since its
+operators take longer than such waiting.
 
-Inputs are taken in parts so large that the rows and their cotangents fit ``BUDGET``, whatever is vmapped.  An input
-that is the same for all programs is not repeated for each.
+Inputs are taken in parts so large that the rows and their cotangents fit ``tiling.BUDGET``, whatever is vmapped.  An
+input that is the same for all programs is not repeated for each.
 """
 
 import functools
@@ -19,25 +20,26 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from cse_jax.language import branching
 from cse_jax.language.program import Program, instruction_set
 from cse_jax.language.spaces import Space
-from cse_jax.language.tiling import join, split, tail_of
+from cse_jax.language.tiling import fitting, join, split, tail_of
 
-BUDGET = 1 << 30  # bytes
+BRANCHING = 1  # so many programs branch
 
 
 def forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) -> jax.Array:
     """The result for each element."""
-    return _alone(_forward, space, program, *variables)
+    return _batch_of_one(_forward, space, program, *variables)
 
 
 def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotangent: jax.Array):
     """The result for each element, and the cotangents of ``space.differentiable``."""
-    return _alone(_both, space, program, *variables, cotangent)
+    return _batch_of_one(_both, space, program, *variables, cotangent)
 
 
-def _alone(function: Callable[..., Any], space: Space, program: Program, *arrays: jax.Array) -> Any:
-    """A batch of one; ``jax.vmap`` makes it larger."""
+def _batch_of_one(function: Callable[..., Any], space: Space, program: Program, *arrays: jax.Array) -> Any:
+    """``jax.vmap`` makes it larger."""
     batch = jax.tree.map(lambda a: jnp.asarray(a)[None], (program, *arrays))
     return jax.tree.map(lambda a: a[0], _batchable(function, space)(*batch))
 
@@ -51,7 +53,10 @@ def _batchable(function: Callable[..., Any], space: Space) -> Callable[..., Any]
 
     @custom_vmap
     def batched(programs, *arrays):
-        return _in_chunks(function, space, programs, arrays)
+        if len(programs.root) > BRANCHING:
+            return _in_chunks(function, space, programs, arrays)
+        program, own = jax.tree.map(lambda a: a[0], (programs, arrays))
+        return jax.tree.map(lambda a: a[None], _branching(function, space, program, own))
 
     @batched.def_vmap
     def rule(axis_size, in_batched, programs, *arrays):
@@ -81,6 +86,12 @@ def _batchable(function: Callable[..., Any], space: Space) -> Callable[..., Any]
     return batched
 
 
+def _branching(function: Callable[..., Any], space: Space, program: Program, arrays: tuple[jax.Array, ...]) -> Any:
+    if function is _forward:
+        return branching.forward(space, program, arrays)
+    return branching.both(space, program, arrays[:-1], arrays[-1])
+
+
 def _repeated(array: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(array, (count, *array.shape))
 
@@ -102,7 +113,7 @@ def _in_chunks(function: Callable[..., Any], space: Space, programs: Program, ar
 
 def _fitting(space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> int:
     """Elements, of all programs together, whose rows and cotangents fit the budget."""
-    return BUDGET // (2 * _rows(space, programs) * arrays[0].dtype.itemsize)
+    return fitting(_rows(space, programs), arrays[0].dtype)
 
 
 def _rows(space: Space, programs: Program) -> int:

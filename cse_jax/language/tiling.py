@@ -4,8 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cse_jax.language.spaces import Space
+
+BUDGET = 1 << 30  # bytes of all rows of a tile, and of their cotangents, on an accelerator
+
+
+def fitting(rows: int, dtype: np.dtype) -> int:
+    """Elements whose rows and cotangents fit the budget."""
+    return BUDGET // (2 * rows * np.dtype(dtype).itemsize)
 
 
 def tail_of(space: Space, array: jax.Array) -> tuple[int, ...]:
