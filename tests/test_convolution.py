@@ -1,5 +1,7 @@
 """Convolutions as products and sums equal XLA's, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,28 @@ def test_convolve_is_xlas_convolution(height, width, size, inputs, outputs, stri
     for function in functions:
         for ours, theirs in zip(loss(function), loss(lax.conv_general_dilated), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)  # sums of at most 144 products of about 1
+
+
+@pytest.mark.parametrize("stride, size", [(1, 3), (2, 3), (2, 5)])
+def test_each_of_many_has_its_own_kernel(stride, size):
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (3, 2, 8, 9, 4))
+    kernel = jax.random.normal(keys[1], (3, size, size, 4, 5))
+
+    def loss(function, x, kernel):
+        return jnp.sum(jnp.sin(function(x, kernel, (stride, stride), "SAME", dimension_numbers=NHWC)))
+
+    for axes in ((0, 0), (None, 0), (0, None)):
+        given = [a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes, strict=True)]
+
+        def gradients(function, axes=axes):
+            return jax.vmap(jax.value_and_grad(functools.partial(loss, function), (0, 1)), axes)
+
+        ours, theirs = (jax.tree.leaves(gradients(f)(*given)) for f in (convolve, lax.conv_general_dilated))
+        for mine, their in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine, their, rtol=1e-5, atol=1e-4)  # rounding of outputs near 10, through sums
+    grouped = jax.make_jaxpr(gradients(convolve, (0, 0)))(x, kernel)
+    assert "conv_general_dilated" not in str(grouped)
 
 
 def test_depthwise_sums_of_bfloat16_are_rounded_once():

@@ -5,7 +5,7 @@ kernel three times as long as the matrix product it is (docs/benchmarks.md).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,56 @@ def convolve(
 ) -> Float[Array, "b h2 w2 d"]:
     """``jax.lax.conv_general_dilated`` without dilation, computed in the fastest way for the kernel's shape.
 
-    A 1x1 kernel without padding becomes a matrix product, a depthwise kernel a sum of shifted products; any other is
-    left to XLA.
+    A 1x1 kernel without padding becomes a matrix product, a depthwise kernel a sum of shifted products, and under
+    ``jax.vmap`` over images and kernels any a matrix product over patches; the rest is left to XLA.
     """
     strides, pads = tuple(strides), _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1 and pads == ((0, 0), (0, 0)):
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     if feature_group_count == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(x, kernel, strides, pads)
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, feature_group_count=feature_group_count, **options)
+    xla = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=strides,
+        padding=pads,
+        feature_group_count=feature_group_count,
+        **options,
+    )
+    if feature_group_count > 1:
+        return xla(x, kernel)
+    return _for_own_kernels(xla, lambda x, kernel: convolve_unfolded(x, kernel, strides, pads))(x, kernel)
+
+
+def _for_own_kernels(shared: Callable[..., Array], own: Callable[..., Array]) -> Callable[..., Array]:
+    """A convolution that is computed in another way where ``jax.vmap`` gives images of their own a kernel of their own.
+
+    XLA makes that a grouped convolution, which libraries compute slowly.
+
+    Args:
+      shared: from images and a kernel to the result.
+      own: the same function, in the other way.
+    """
+
+    def gradients(function, x, kernel, cotangent):
+        return jax.vjp(function, x, kernel)[1](cotangent)
+
+    forward = _choosing(shared, own)
+    backward = _choosing(functools.partial(gradients, shared), functools.partial(gradients, own))
+    convolution = jax.custom_vjp(forward)
+    convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), lambda saved, g: backward(*saved, g))
+    return convolution
+
+
+def _choosing(shared: Callable, own: Callable) -> Callable:
+    function = jax.custom_batching.custom_vmap(shared)
+
+    @function.def_vmap
+    def _(size: int, batched: Sequence[bool], x: Array, kernel: Array, *rest: Array):
+        axes = [0 if each else None for each in batched]
+        result = jax.vmap(own if all(batched[:2]) else shared, axes, axis_size=size)(x, kernel, *rest)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return function
 
 
 def convolve_unfolded(

@@ -99,7 +99,11 @@ def jit_many(
     def loss(mine, common, batch, losses, key):
         return network(mine, common).loss(batch, losses, key=key)
 
-    @functools.partial(jax.jit, donate_argnames=("mine", "opt_state"))
+    # jaxlib 0.11.2 aborts on GPUs where it fuses a convolution's patches into the product of many candidates.
+    unfused = {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
+    jitted = functools.partial(jax.jit, compiler_options=unfused)
+
+    @functools.partial(jitted, donate_argnames=("mine", "opt_state"))
     def advance(mine, opt_state, common, step, batch, losses, steps, seed):
         key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -129,17 +133,14 @@ def jit_many(
             raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
-    # jaxlib 0.11.2 aborts on GPUs where it fuses a convolution's patches into the product of many candidates.
-    unfused = {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
-
-    @functools.partial(jax.jit, compiler_options=unfused)
+    @jitted
     def found(mine, common, image, image_size):
         return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
 
     def predict(state: ManyState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.own, state.common, image, image_size)
 
-    @jax.jit
+    @jitted
     def gradient(state: ManyState, batch: Batch, losses: DetectionLosses, seed):
         key = jax.random.key(seed)
 
