@@ -5,6 +5,7 @@
     python launch/benchmark.py --suite=screening
     python launch/benchmark.py --suite=simulation
     python launch/benchmark.py --suite=detectors
+    python launch/benchmark.py --suite=accelerator --markdown=gpu.md
     python launch/benchmark.py --suite=strategies --table=runs/fcos_digits.parquet
 
 Medians over alternating rounds; ratios are what to compare between machines.
@@ -12,15 +13,16 @@ Medians over alternating rounds; ratios are what to compare between machines.
 
 import script
 
-import json
 import os
 import pathlib
 import platform
 import sys
 
-if any("screening" in argument for argument in sys.argv):  # batches run side by side instead
+if any("suite=screening" in argument for argument in sys.argv):  # batches run side by side instead
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-if any("detectors" in argument for argument in sys.argv):
+if any("suite=accelerator" in argument for argument in sys.argv):
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the memory is for the suites that it starts
+if any("suite=detectors" in argument for argument in sys.argv):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same device
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning, PyTorch's threads lose tenfold on a busy machine
 
@@ -29,7 +31,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import detectors, losses, screening, simulation, strategies
+from benchmarks import accelerator, detectors, losses, screening, simulation, strategies
+from benchmarks.report import Report, markdown, shown
 from cse_jax.errors import InputError
 
 SUITES = {
@@ -37,7 +40,10 @@ SUITES = {
     "screening": screening.measure,
     "simulation": simulation.measure,
     "detectors": detectors.measure,
-    "strategies": lambda **keywords: strategies.measure(table=_TABLE.value, prior=_PRIOR.value, **keywords),
+    "accelerator": accelerator.measure,
+    "strategies": lambda report, **keywords: strategies.measure(
+        report, table=_TABLE.value, prior=_PRIOR.value, **keywords
+    ),
 }
 
 _SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.", required=True)
@@ -56,38 +62,33 @@ _PRIOR = flags.DEFINE_string(
     "prior", None, "Table of another task, from which the strategy surrogate may start as well."
 )
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the tables to this file, as a section of a page.")
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
-        raise InputError(f"--json={_JSON.value} is in no folder that exists")
+    for flag, value in (("json", _JSON.value), ("markdown", _MARKDOWN.value)):
+        if value and not pathlib.Path(value).absolute().parent.is_dir():
+            raise InputError(f"--{flag}={value} is in no folder that exists")
     console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
     size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
     device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
-    console.print(f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}", markup=False)
+    about = {"suite": _SUITE.value, "size": size, "device": device, "jax": jax.__version__}
+    first = f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}"
+    console.print(first, markup=False)
+    report = Report(about, lambda text: console.print(text, markup=False), _JSON.value and pathlib.Path(_JSON.value))
     with script.ending("The measurement"):
-        tables = SUITES[_SUITE.value](
-            size=size, rounds=_ROUNDS.value, say=lambda text: console.print(text, markup=False)
-        )
-    for title, rows in tables.items():
+        SUITES[_SUITE.value](report, size=size, rounds=_ROUNDS.value)
+    for title, rows in report.tables.items():
         table = Table(title=title, title_justify="left")
         for column in rows[0]:
             table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
         for row in rows:
-            table.add_row(*(_shown(value) for value in row.values()))
+            table.add_row(*(shown(row.get(column)) for column in rows[0]))
         console.print(table)
-    if _JSON.value:
-        about = {"suite": _SUITE.value, "size": size, "device": device, "jax": jax.__version__}
-        pathlib.Path(_JSON.value).write_text(json.dumps(about | {"tables": tables}, indent=1))
-
-
-def _shown(value) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if _MARKDOWN.value:
+        text = "\n\n".join([first, *report.notes, markdown(report.tables)])
+        pathlib.Path(_MARKDOWN.value).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The benchmarks run, in their smallest size; what they print is no claim here."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from extras import need
-from scripts import start
+from scripts import ROOT, start
 
 
 def benchmark(path, *flags):
@@ -48,7 +50,7 @@ def test_screening_beside_its_peers(tmp_path):
 def test_simulation(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=simulation")
     assert code == 0, output
-    simulated, tried, together = tables.values()
+    simulated, together, tried = tables.values()
     assert [row["space"] for row in simulated] == ["box"] and simulated[0]["per second"] > 0
     assert [row["at once"] for row in tried] == [4]
     for row in tried:
@@ -62,6 +64,7 @@ def test_detectors(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=detectors")
     assert code == 0, output
     speed, memory, shares = tables.values()
+    assert {row["precision"] for row in speed} == {"float32"}
     works = [("fasterrcnn", work) for work in ("inference", "training step")]
     for rows in (speed, memory):
         assert [(row["detector"].removesuffix("_resnet50_fpn"), row["work"]) for row in rows] == works
@@ -71,6 +74,25 @@ def test_detectors(tmp_path):
     assert all(row["ours, compiled"] > 0 for row in memory)
     assert all(row["ms"] > 0 and row["share"] > 0 for row in shares)
     assert {row["part"] for row in shares} >= {"NMS", "RoIAlign", "assignment", "loss"}
+
+
+@pytest.mark.slow
+def test_accelerator_gathers_what_the_suites_have_measured(tmp_path):
+    code = """
+import sys
+sys.path.insert(0, "launch")
+from benchmarks import accelerator, report
+accelerator._PARTS = {"screening": 300, "losses": 3}
+found = report.Report({}, lambda text: None)
+accelerator.measure(found, size="smallest", rounds=1)
+print("|".join(found.notes[-2:]))
+print(report.markdown(found.tables))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    first, second, *_ = done.stdout.split("|")
+    assert first.startswith("Suite screening: ") and "limit of 3 s" in second, done
+    assert "| space | engine |" in done.stdout and "| box | ours: generation |" in done.stdout
+    assert "Training step" not in done.stdout
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def build(
     proposals: tuple[int, int],
     samples: int,
     learning_rate: float,
+    precision: str,
     file: pathlib.Path,
 ) -> Peer:
     """torchvision's detector of that name, its weights written to a file for ours.
@@ -69,6 +70,7 @@ def build(
       proposals: of the region proposal network per image, in training and at test.
       samples: RoIs per image in the loss.
       learning_rate: of SGD with momentum 0.9 and weight decay 1e-4.
+      precision: ``"float32"``, or ``"bfloat16"`` by automatic mixed precision.
       file: where to write the weights.
     """
     try:
@@ -100,14 +102,19 @@ def build(
         if on_gpu:
             torch.cuda.synchronize()
 
+    def lower():
+        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
     def step():
         optimiser.zero_grad()
-        sum(model.train()(images, targets).values()).backward()
+        with lower():
+            loss = sum(model.train()(images, targets).values())
+        loss.backward()
         optimiser.step()
         finish()
 
     def predict():
-        with torch.inference_mode():
+        with torch.inference_mode(), lower():
             found = model.eval()(images)
         finish()
         return sum(len(one["boxes"]) for one in found)
@@ -123,7 +130,8 @@ def build(
     memory = {name: peak(works[name]) for name in reversed(works)}  # inference first: a step leaves gradients behind
     where = "CUDA, TF32, cudnn.benchmark" if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     version = importlib.import_module("torchvision").__version__ + ("" if compiled else ", NMS and RoIAlign in Python")
-    return Peer(works, memory, version, f"torchvision {version}; torch {torch.__version__}, eager, float32, {where}")
+    conditions = f"torchvision {version}; torch {torch.__version__}, eager, {precision}, {where}"
+    return Peer(works, memory, version, conditions)
 
 
 def _detector(name: str, depths: tuple[int, ...], classes: int, *, sides: tuple[int, int], **options):

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from flax import nnx
 
 from benchmarks import detector_peers
 from benchmarks.detector_parts import recorded_calls, together
+from benchmarks.report import Report
 from benchmarks.timing import alternate, milliseconds, ratio
 from detectors.models import build_detector, torchvision_settings
 from detectors.structures import Batch
@@ -37,20 +39,20 @@ _CLASSES = 90
 _RATE = 1e-9
 
 
-def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
-    """All tables of the suite."""
+_SPEED = "Images per second"
+_MEMORY = "Memory, MiB (as compiled; most on the device since the start; most allocated by torch)"
+_SHARES = "Share of the step"
+Precision = Literal["float32", "bfloat16"]
+
+
+def measure(report: Report, *, size: str, rounds: int) -> None:
+    """All tables of the suite: in bfloat16, too, on accelerators, and of the parts on CPUs, which compile quickly."""
     images, height, width = _SIZES[size][:3]
-    say(f"{images} images of {height} x {width}; ours: float32, products in JAX's default precision")
-    speed, memory, shares = [], [], []
-    for name in list(_DETECTORS)[: 1 if size == "smallest" else None]:
-        rows = _detector(name, size, rounds, say)
-        for table, more in zip((speed, memory, shares), rows, strict=True):
-            table += more
-    return {
-        "Images per second": speed,
-        "Memory, MiB (as compiled; most on the device since the start; most allocated by torch)": memory,
-        "Share of the step": shares,
-    }
+    report.note(f"{images} images of {height} x {width}; products of float32 in JAX's default precision.")
+    on_cpu = jax.default_backend() == "cpu"
+    for precision in ("float32",) if on_cpu else ("float32", "bfloat16"):
+        for name in list(_DETECTORS)[: 1 if size == "smallest" else None]:
+            _detector(report, name, size, rounds, precision, parts=on_cpu)
 
 
 def _batch(images: int, height: int, width: int) -> Batch:
@@ -69,24 +71,23 @@ def _batch(images: int, height: int, width: int) -> Batch:
     return jax.device_put(batch, jax.devices()[0])
 
 
-def _detector(
-    name: str, size: str, rounds: int, say: Callable[[str], None]
-) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of all tables for one detector."""
+def _detector(report: Report, name: str, size: str, rounds: int, precision: Precision, *, parts: bool) -> None:
+    """Rows of all tables for one detector, those of its parts only if wanted."""
     images, height, width, depths, proposals, samples = _SIZES[size]
     batch, losses = _batch(images, height, width), _DETECTORS[name]()
     build = _build(name, depths, proposals, samples)
-    config = TrainConfig(batch_size=images, learning_rate=_RATE, rate_batch=0)
+    config = TrainConfig(batch_size=images, learning_rate=_RATE, rate_batch=0, compute=precision)
     detector = jit_detector(build, config, devices=jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "weights.pth"
         options = dict(depths=depths, classes=_CLASSES, proposals=proposals, samples=samples, learning_rate=_RATE)
+        options |= dict(precision=precision)
         peer = detector_peers.build(name, batch, **options, file=file)
         if peer.works:
             detector = starting_from(detector, build, WeightsConfig(str(file), whole=True))
         state = detector.init(0)
-    say(f"{name}: {peer.conditions}")
-    calls = recorded_calls(build, state, batch, losses)
+    report.note(f"{name}: {peer.conditions}")
+    calls = recorded_calls(build, state, batch, losses) if parts else {}
 
     asked, told = batch[:2], (batch, losses, jnp.int32(1000), jnp.int32(0))
     predict, predict_costs = _compiled(jax.jit(detector.predict), state, *asked)
@@ -105,7 +106,7 @@ def _detector(
         costs[work]["ours, device"] = peak and peak / 2**20
         if work == "inference":
             theirs = f", torchvision {peer.works[work]()}" if peer.works else ""
-            say(f"{name}: detections in the batch: ours {result.valid.sum()}{theirs}")
+            report.note(f"{name}: detections in the batch: ours {result.valid.sum()}{theirs}")
         elif not result["finite"]:
             raise SystemExit(f"{name}: the loss or its gradient is not finite; the times would be of no use")
 
@@ -113,21 +114,19 @@ def _detector(
     contestants |= {("torchvision", work): run for work, run in peer.works.items()}
     contestants |= {key: together(own, gradient=key[0] == "training step") for key, own in calls.items()}
     seconds = alternate(contestants, rounds)
-    speed, memory = [], []
     for work, cost in costs.items():
-        about = {"detector": name, "work": work}
+        about = {"detector": name, "precision": precision, "work": work}
         compiling = {"ours: compile, s": cost.pop("compile"), "torchvision is": peer.version}
-        speed.append(about | _speeds(seconds, work, images) | compiling)
-        memory.append(about | cost | {"torchvision": peer.memory.get(work)})
-    shares = []
+        report.row(_SPEED, about | _speeds(seconds, work, images) | compiling)
+        report.row(_MEMORY, about | cost | {"torchvision": peer.memory.get(work)})
     for (work, label), own in calls.items():
         share, _ = ratio(seconds, (work, label), ("ours", work))
         backwards = ", with gradient" if work == "training step" and own[0].part.moving else ""
-        shares.append(
+        report.row(
+            _SHARES,
             {"detector": name, "work": work, "part": label, "calls": len(own)}
-            | {"ms": milliseconds(seconds[work, label]), "share": share, "note": f"timed alone{backwards}"}
+            | {"ms": milliseconds(seconds[work, label]), "share": share, "note": f"timed alone{backwards}"},
         )
-    return speed, memory, shares
 
 
 def _compiled(function, *args) -> tuple[Callable, dict]:

@@ -3,13 +3,14 @@
 import contextlib
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import detectors.losses
+from benchmarks.report import Report
 from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from benchmarks.timing import alternate, milliseconds, ratio
 from cse_jax.language import program, spaces, zoo
@@ -37,25 +38,22 @@ _DETECTORS = {
 }
 
 
-def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+def measure(report: Report, *, size: str, rounds: int) -> None:
     """All tables of the suite."""
-    heads, steps, switches = [], [], []
     few = 1 if size == "smallest" else None
-    for space in (spaces.BINARY_CLASS, spaces.MULTI_CLASS)[:few]:
-        for name, cls, box in _pairs(space)[:few]:
-            say(f"{space.name}: {name}")
-            heads.append(_head(space, name, cls, box, size, rounds))
-            row, switch = _step(space, name, cls, box, size, rounds)
-            steps.append(row | {"loss, share of the step": heads[-1]["as data, ms"] / row["as data, ms"]})
-            switches.append(switch)
-    if size == "small":
-        for row in steps:  # the heads above have another size
-            del row["loss, share of the step"]
-    return {
-        "Loss and gradient alone, at the head's size": heads,
-        "Training step": steps,
-        "Going over to another loss": switches,
-    }
+    of_spaces = (spaces.BINARY_CLASS, spaces.MULTI_CLASS)[:few]
+    cases = [(space, *pair) for space in of_spaces for pair in _pairs(space)[:few]]
+    heads = []
+    for space, *pair in cases:
+        heads.append(_head(space, *pair, size, rounds))
+        report.row("Loss and gradient alone, at the head's size", heads[-1])
+    for (space, *pair), head in zip(cases, heads, strict=True):
+        report.say(f"{space.name}: {pair[0]}")
+        row, switch = _step(space, *pair, size, rounds)
+        if size == "full":  # else the heads have another size than the detector's
+            row |= {"loss, share of the step": head["as data, ms"] / row["as data, ms"]}
+        report.row("Training step", row)
+        report.row("Going over to another loss", switch)
 
 
 def _pairs(space: Space) -> list[tuple[str, Expression, Expression]]:

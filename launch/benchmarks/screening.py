@@ -8,53 +8,56 @@ import jax
 import numpy as np
 
 from benchmarks import screening_peers as peers
+from benchmarks.report import Report
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.language import graph as graphs
+from cse_jax.language.float64 import float64
 from cse_jax.language.population import decode
 from cse_jax.language.spaces import BOX, SPACES, Space, trajectories
 from cse_jax.sampling.random_graphs import grow, tokens_of
+from cse_jax.screening.sizes import sizes
 from cse_jax.screening.verification import judge
 
-_SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches streamed
-    "smallest": (64, 16, 8, 1, 1),
-    "small": (32768, 2000, 256, 16, 16),
-    "full": (65536, 2000, 256, 16, 256),
+_SIZES = {  # candidates judged by everyone's full grid, by peers one at a time, by the slow peers; batches
+    "smallest": (64, 16, 8, 1),
+    "small": (32768, 2000, 256, 16),
+    "full": (262_144, 1000, 128, 64),
 }
 
 
-def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+def measure(report: Report, *, size: str, rounds: int) -> None:
     """All tables of the suite."""
-    rates, shares = [], []
     for space in [BOX] if size == "smallest" else SPACES.values():
-        say(f"{space.name}")
+        report.say(f"{space.name}")
         rows, share = _space(space, size, rounds)
-        rates += rows
-        shares.append(share)
-    return {"Candidates per second, judged in float64": rates, "The work": shares}
+        for row in rows:
+            report.row("Candidates per second, judged in float64", row)
+        report.row("The work", share)
 
 
 def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
-    everyone, one_by_one, few, batches, per_operator = _SIZES[size]
-    with jax.enable_x64(True):
-        grown = grow(jax.random.key(1), space)
+    everyone, one_by_one, few, batches = _SIZES[size]
+    growth = {"per_operator": 1 if size == "smallest" else sizes().per_operator, "width": sizes().width}
+    with float64():
+        grown = grow(jax.random.key(1), space, **growth)
         rows = np.random.default_rng(0).permutation(np.flatnonzero(grown.candidate))[:everyone]
         tokens = tokens_of(grown, rows, space)
     expressions = decode(tokens[:one_by_one], space)
     verdicts = judge(tokens, space).passed(sign_flip=True)
     full = _median_rate(lambda: judge(tokens, space), len(tokens), rounds)
 
-    list(screen_batches(space, range(2), per_operator=per_operator, seed=1))
+    list(screen_batches(space, range(2), **growth, seed=1))
 
     def stream() -> int:
-        return sum(batch.candidates for batch in screen_batches(space, range(batches), per_operator=per_operator))
+        return sum(batch.candidates for batch in screen_batches(space, range(batches), **growth))
 
     streams = []
     for _ in range(max(1, rounds // 2)):
         started = time.perf_counter()
         streams.append(stream() / (time.perf_counter() - started))
     growing = _median_rate(
-        lambda: jax.block_until_ready(grow(jax.random.key(2), space, per_operator=per_operator).graph),
-        int(np.asarray(grow(jax.random.key(2), space, per_operator=per_operator).candidate).sum()),
+        lambda: jax.block_until_ready(grow(jax.random.key(2), space, **growth).graph),
+        int(np.asarray(grow(jax.random.key(2), space, **growth).candidate).sum()),
         rounds,
     )
     found = {
@@ -111,7 +114,7 @@ def _median_rate(run: Callable[[], object], count: int, rounds: int) -> float:
 
 def _limit() -> float:
     """Float64 multiply-adds a second on data that stays in the cache, all cores: an upper bound for any node."""
-    with jax.enable_x64(True):
+    with float64():
         rows = jax.numpy.ones((64, 1024))
         steps = 2000
         run = jax.jit(lambda a: jax.lax.fori_loop(0, steps, lambda _, c: c * 0.999 + a, a))

@@ -30,6 +30,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.operators import EPS, EXP_LIMIT, OPERATORS
 from cse_jax.language.program import instruction_set
 from cse_jax.language.spaces import Space, Trajectories, trajectories
@@ -283,7 +284,7 @@ def vmapped_switch(
     depth = int(code.top.max(initial=0)) + 2
     shortest_first = np.argsort(code.length, kind="stable")
     passed = np.zeros(len(expressions), bool)
-    with jax.enable_x64(True):
+    with float64():
         arrays = _grid(space, paths)
 
         def judge(chosen: np.ndarray) -> np.ndarray:
@@ -411,7 +412,7 @@ def kozax(
         def __call__(self, candidate, data, tree_evaluator):
             return 0.0
 
-    with jax.enable_x64(True):
+    with float64():
         with contextlib.redirect_stdout(io.StringIO()):
             strategy = GeneticProgramming(
                 num_generations=1,

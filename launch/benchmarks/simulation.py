@@ -7,16 +7,18 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.losses import traced
+from benchmarks.report import Report
 from benchmarks.smallest import fcos_smallest
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression
+from cse_jax.language.float64 import float64
 from cse_jax.language.population import decode
 from cse_jax.language.spaces import BOX, SPACES, Space
 from cse_jax.sampling.random_graphs import grow, tokens_of
@@ -41,14 +43,14 @@ _WORKERS = SearchConfig().workers
 _SIZES = {  # simulated; probed, trained, compiled each
     "smallest": (16, 4, 2, 1),
     "small": (1024, 64, 8, 2),
-    "full": (16384, 1024, 64, 2),
+    "full": (16384, 1024, 64, 1),
 }
 _SCHEDULES = {
     "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, overfit=2, proxy=(2, 4)),
     "small": ScheduleConfig(overfit=80, proxy=(200, 550)),
-    "full": ScheduleConfig(probe_at_once=256, overfit=80, proxy=(200, 550)),
+    "full": ScheduleConfig(probe_at_once=256, overfit=80, proxy=(200, 550), at_once=64),
 }
-_SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 4, 16, 64)}
+_SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 16, 64)}
 _WAYS = (
     ("heads on fixed features", "probe"),
     ("proxy task, to its end", "proxy"),
@@ -56,33 +58,30 @@ _WAYS = (
 )
 
 
-def measure(*, size: str, rounds: int, say: Callable[[str], None]) -> dict[str, list[dict]]:
+def measure(report: Report, *, size: str, rounds: int) -> None:
     """All tables of the suite."""
     simulated, probed, trained, compiled_each = _SIZES[size]
     spaces = [BOX] if size == "smallest" else SPACES.values()
-    predictions = [_simulation(space, simulated, rounds) for space in spaces]
+    for space in spaces:
+        report.row("Prediction-space simulation", _simulation(space, simulated, rounds))
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(size, pathlib.Path(folder))
         candidates = [bench.task.replaced("box", formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
-        rows = []
+        report.say("detectors side by side")
+        for count in _SIDE_BY_SIDE[size]:
+            report.row("Whole detectors side by side", bench.side_by_side(count, rounds))
         for what, purpose in _WAYS[: 1 if size == "smallest" else None]:
-            say(what)
+            report.say(what)
             count = probed if purpose == "probe" else trained
-            rows.append(bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds))
-        if size != "smallest":
-            rows.append(bench.halving(candidates[:trained], rows[1]))
-        say("detectors side by side")
-        side_by_side = [bench.side_by_side(count, rounds) for count in _SIDE_BY_SIDE[size]]
-    return {
-        "Prediction-space simulation": predictions,
-        "Candidates per minute": rows,
-        "Whole detectors side by side": side_by_side,
-    }
+            row = bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds)
+            report.row("Candidates per minute", row)
+            if purpose == "proxy":
+                report.row("Candidates per minute", bench.halving(candidates[:trained], row))
 
 
 def converging(space: Space, count: int, seed: int) -> list[Expression]:
     """Random formulas of a space that pass the gate."""
-    with jax.enable_x64(True):
+    with float64():
         grown = grow(jax.random.key(seed), space)
         rows = np.flatnonzero(grown.candidate)[: 1 << 15]
         tokens = tokens_of(grown, rows, space)

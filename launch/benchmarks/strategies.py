@@ -3,10 +3,10 @@
 import functools
 import math
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.report import Report
 from cse_jax import loss_table
 from cse_jax.errors import InputError
 from cse_jax.loss_table import LossTable, replay
@@ -16,15 +16,13 @@ _UNITS = "strides"  # of tables that do not say it, which are FCOS's
 _SIZES = {"smallest": (20, 1.0, 20), "small": (2_000, 60.0, 400), "full": (10_000, 300.0, 400)}  # replays, s, trained
 
 
-def measure(
-    *, size: str, rounds: int, say: Callable[[str], None], table: str | None = None, prior: str | None = None
-) -> dict[str, list[dict]]:
+def measure(report: Report, *, size: str, rounds: int, table: str | None = None, prior: str | None = None) -> None:
     """All tables of the suite.
 
     Args:
+      report: where the figures go.
       size: how many replays of a strategy, how many seconds they may take, and how many losses each trains.
       rounds: not used; replays are many already.
-      say: prints a line.
       table: file of a table of trained losses; all that come with the package by default.
       prior: file of a table of another task, from which the surrogate may start.
 
@@ -35,24 +33,20 @@ def measure(
     if not names:
         raise InputError("no table of trained losses comes with this version; --table=FILE names one")
     other = loss_table.read(pathlib.Path(prior)) if prior else None
-    found = {}
     for name in names:
         held = loss_table.read(pathlib.Path(name)) if table else loss_table.load(name)
         for part in ("cls", "box"):
             if len(held.of(part)) > 1:
-                found |= _part(pathlib.Path(name).stem, held, part, other, size, say)
+                _part(report, pathlib.Path(name).stem, held, part, other, size)
             else:
-                say(f"{name} holds no trained losses of {part}")
-    return found
+                report.say(f"{name} holds no trained losses of {part}")
 
 
-def _part(
-    name: str, table: LossTable, part, prior: LossTable | None, size: str, say: Callable[[str], None]
-) -> dict[str, list[dict]]:
+def _part(report: Report, name: str, table: LossTable, part, prior: LossTable | None, size: str) -> None:
     count, seconds, most = _SIZES[size]
     known = replay.case(table, part, units=table.about.get("box_units", _UNITS), prior=prior)
     best = known.truth.max(1).mean()
-    say(f"{name}, {part}: {known.told.shape[1]} losses, {len(known.told)} seeds, the best {best:+.4f} AP")
+    report.say(f"{name}, {part}: {known.told.shape[1]} losses, {len(known.told)} seeds, the best {best:+.4f} AP")
     contestants = {name: functools.partial(named, name) for name in STRATEGIES}
     contestants["surrogate"] = functools.partial(named, "surrogate", noise=known.noise)
     if known.prior is not None:
@@ -60,15 +54,14 @@ def _part(
     runs = {}
     for strategy, make in contestants.items():
         runs[strategy] = replay.replays(make, known, count=count, seconds=seconds, most=most)
-        say(f"{strategy}: {len(runs[strategy].values)} replays in {runs[strategy].seconds:.1f} s")
+        report.say(f"{strategy}: {len(runs[strategy].values)} replays in {runs[strategy].seconds:.1f} s")
     title = f"{name}, {part}: "
-    return {
-        title + "true AP beyond the default loss of the best found": _curves({s: r.values for s, r in runs.items()}),
-        title + "regret": _curves({s: r.regrets for s, r in runs.items()}),
-        title + f"losses trained until within {replay.WITHIN} AP of the best": [
-            _needed(strategy, run) for strategy, run in runs.items()
-        ],
-    }
+    for row in _curves({s: r.values for s, r in runs.items()}):
+        report.row(title + "true AP beyond the default loss of the best found", row)
+    for row in _curves({s: r.regrets for s, r in runs.items()}):
+        report.row(title + "regret", row)
+    for strategy, run in runs.items():
+        report.row(title + f"losses trained until within {replay.WITHIN} AP of the best", _needed(strategy, run))
 
 
 def _curves(samples: dict[str, np.ndarray]) -> list[dict]:
