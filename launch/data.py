@@ -17,14 +17,13 @@ import script
 
 import collections
 import dataclasses
-import io
 import pathlib
 import re
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from absl import flags, logging
-from PIL import Image
 
 import config_file
 from cse_jax import workdir
@@ -36,7 +35,6 @@ from detectors.data.drawing import draw_objects
 from detectors.data.layouts import differing, recognise
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
 from detectors.data.pipeline import train_batches
-from detectors.data.resizing import fitted_size
 
 _CONFIG = config_file.define("configs/data/coco.py", "The data set.", DiskData)
 _DRAW = flags.DEFINE_integer(
@@ -53,11 +51,12 @@ _REBUILD = flags.DEFINE_bool("rebuild", False, "Build the data set again, from a
 _BENCHMARK = flags.DEFINE_integer(
     "benchmark",
     0,
-    "Training batches of 16 images that are timed, against plain Pillow.",
+    "Training batches of 16 images that are timed, against torch's DataLoader if torch is installed.",
     lower_bound=0,
     upper_bound=10**6,
 )
 _BATCH = 16
+_STARTED = 3  # batches that come before the timed ones, until processes and buffers are started
 _SATURATED = 0.6  # share of an image's values that are 0 or 255, from which on it is doubted
 
 
@@ -200,31 +199,40 @@ def get_config() -> SearchRun:
 '''
 
 
-def _benchmark(config, batches: int) -> None:
-    """Prints images a second of the training pipeline and of one thread that only decodes, resizes and normalises."""
+def _benchmark(config, count: int) -> None:
+    """Prints images a second of the training pipeline and, if torch is installed, of its DataLoader."""
     config = dataclasses.replace(config, cache=False)
     source = open_dataset(config).train
-    split = read_built(build_detection_set(config), "train", masks=False)
     pipeline = train_batches(source, batch_size=_BATCH, seed=0, flip=config.flip, workers=config.workers)
-    for _ in range(3):  # processes and buffers are started
-        next(pipeline)
-    started = time.monotonic()
-    for _ in range(batches):
-        next(pipeline)
-    ours = batches * _BATCH / (time.monotonic() - started)
+    ours = _images_per_second(pipeline, count)
     if config.workers:
         pipeline.close()
-    count = min(batches * _BATCH, len(split.annotations))
-    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
-    started = time.monotonic()
-    for index in range(count):
-        with Image.open(io.BytesIO(split.encoded(index)[0])) as image:
-            height, width = fitted_size(image.size[::-1], config.limits or image.size[::-1])
-            pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        (np.asarray(pixels, np.float32) - mean) / std
-    plain = count / (time.monotonic() - started)
     made_by = f"{config.workers} processes" if config.workers else "2 threads"
-    print(f"\ntraining batches by {made_by}: {ours:.0f} images/s; plain Pillow in one thread: {plain:.0f} images/s")
+    print(f"\ntraining batches by {made_by}: {ours:.0f} images/s", flush=True)
+    try:
+        import torch_loader
+    except ImportError as error:
+        print(f"torch's DataLoader is not timed: {error}")
+        return
+    split = read_built(build_detection_set(config), "train", masks=False)
+    places = {annotation.image_id: index for index, annotation in enumerate(split.annotations)}
+    groups = [[places[source.annotations[index].image_id] for index in group] for group in source.orientations()]
+    photos, workers = torch_loader.Photos(split.encoded, config), config.workers or 2
+    loader = torch_loader.batches(photos, groups, batch_size=_BATCH, count=_STARTED + count, workers=workers)
+    theirs = _images_per_second(loader, count)
+    print(
+        f"torch's DataLoader with {workers} processes, the same images as float32: {theirs:.0f} images/s; ours are "
+        f"{ours / theirs:.2f} times as many"
+    )
+
+
+def _images_per_second(batches: Iterator, count: int) -> float:
+    for _ in range(_STARTED):
+        next(batches)
+    started = time.monotonic()
+    for _ in range(count):
+        next(batches)
+    return count * _BATCH / (time.monotonic() - started)
 
 
 if __name__ == "__main__":

