@@ -6,7 +6,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -165,7 +164,7 @@ class FCOS(Detector):
             shift = map_images(lambda size: fitting_shift(points.xy, points.stride, size), image_size)
             points = points._replace(xy=points.xy + shift)
         else:
-            points = points._replace(xy=np.tile(points.xy, (len(image), 1, 1)))
+            points = points._replace(xy=jnp.broadcast_to(points.xy, (len(image), *points.xy.shape)))
         logits, distances, centreness = (
             jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)
         )

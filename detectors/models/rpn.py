@@ -144,7 +144,7 @@ class RPN(nnx.Module):
         self, anchors: Anchors, image_size: Float[Array, " 2"]
     ) -> tuple[Float[Array, "n 4"], Bool[Array, " n"]]:
         """One image's anchors, and which of them are not in the padding."""
-        boxes, centre = jnp.asarray(anchors.boxes), anchors.centre
+        boxes, centre = anchors.boxes, anchors.centre
         if self.config.fit_image:
             shift = fitting_shift(centre, anchors.stride, image_size)
             boxes, centre = boxes + jnp.tile(shift, 2), centre + shift
@@ -175,9 +175,9 @@ class RPN(nnx.Module):
             scores = jnp.where(usable, logits, -jnp.inf)
             boxes, best = [], []
             for level in range(len(self.strides)):
-                members = (anchors.level == level).nonzero()[0]
-                score, index = lax.top_k(scores[members], min(per_level, members.size))
-                index = members[0] + index
+                start, stop = anchors.level.searchsorted([level, level + 1])
+                score, index = lax.top_k(scores[start:stop], min(per_level, stop - start))
+                index = start + index
                 decoded = box_ops.clip(box_ops.decode_deltas(all_boxes[index], deltas[index], _STDS), size)
                 real = jnp.isfinite(score) & (box_ops.area(decoded) > 0.0)
                 keep = nms(decoded, score, real, iou_threshold=config.nms_threshold)

@@ -16,8 +16,8 @@ class Points(NamedTuple):
     """All points of a pyramid, level after level."""
 
     xy: Float[AnyArray, "*b n 2"]  # pixels; of each image where they differ
-    stride: Float[np.ndarray, " n"]  # pixels
-    regress_range: Float[np.ndarray, "n 2"]  # lengths of the longest target distance that the level takes, pixels
+    stride: Float[Array, " n"]  # pixels
+    regress_range: Float[Array, "n 2"]  # lengths of the longest target distance that the level takes, pixels
     level: Int[np.ndarray, " n"]
 
 
@@ -49,20 +49,15 @@ def pyramid_points(
     """
     if len(limits) != len(strides) - 1:
         raise InputError(f"{len(strides)} levels need {len(strides) - 1} range limits, not {len(limits)}: {limits}")
-    edges = (-1.0, *limits, np.inf)
+    edges = np.array((-1.0, *limits, np.inf), np.float32)
     xy, stride, ranges, levels = [], [], [], []
     for level, step in enumerate(strides):
         corners = level_grid(image_shape, step)
         xy.append(corners + offset * step)
-        stride.append(np.full(len(corners), step))
-        ranges.append(np.tile(edges[level : level + 2], (len(corners), 1)))
-        levels.append(np.full(len(corners), level))
-    return Points(
-        np.concatenate(xy).astype(np.float32),
-        np.concatenate(stride).astype(np.float32),
-        np.concatenate(ranges).astype(np.float32),
-        np.concatenate(levels).astype(np.int32),
-    )
+        stride.append(jnp.full(len(corners), step, jnp.float32))
+        ranges.append(jnp.broadcast_to(edges[level : level + 2], (len(corners), 2)))
+        levels.append(np.full(len(corners), level, np.int32))
+    return Points(*map(jnp.concatenate, (xy, stride, ranges)), np.concatenate(levels))
 
 
 def assign_points(
