@@ -80,4 +80,5 @@ def pyramid_anchors(
         centres.append(jnp.broadcast_to(centre, (len(centre), len(ratios), 2)).reshape(-1, 2))
         steps.append(jnp.full(len(boxes[-1]), stride, jnp.float32))
         levels.append(np.full(len(boxes[-1]), level, np.int32))
-    return Anchors(*map(jnp.concatenate, (boxes, centres, steps)), np.concatenate(levels))
+    boxes, centres, steps = map(jnp.concatenate, (boxes, centres, steps))
+    return Anchors(boxes, centres, steps, np.concatenate(levels))

@@ -57,7 +57,8 @@ def pyramid_points(
         stride.append(jnp.full(len(corners), step, jnp.float32))
         ranges.append(jnp.broadcast_to(edges[level : level + 2], (len(corners), 2)))
         levels.append(np.full(len(corners), level, np.int32))
-    return Points(*map(jnp.concatenate, (xy, stride, ranges)), np.concatenate(levels))
+    xy, stride, ranges = map(jnp.concatenate, (xy, stride, ranges))
+    return Points(xy, stride, ranges, np.concatenate(levels))
 
 
 def assign_points(
