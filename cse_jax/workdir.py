@@ -27,6 +27,11 @@ class WorkdirError(UserError, RuntimeError):
     """A folder that can't be used; the message says why and what to do."""
 
 
+def default_data_dir() -> pathlib.Path:
+    """``$CSE_JAX_DATA_DIR``, or ``~/.cache/cse_jax``: where built data sets and compiled programs are kept."""
+    return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
+
+
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Creates the folder if need be and holds it, so that no second search writes there.

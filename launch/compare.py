@@ -19,6 +19,7 @@ import sys
 from absl import flags
 from rich.console import Console
 
+import compilation
 import config_file
 from cse_jax import workdir
 from cse_jax.reporting import confirmation_report
@@ -57,6 +58,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder; runs/compare_<config.na
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     config: SearchRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / f"compare_{config.name}")
     console = Console(file=sys.stdout)

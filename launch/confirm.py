@@ -15,6 +15,7 @@ import sys
 from absl import flags
 from rich.console import Console
 
+import compilation
 import config_file
 import recorded
 from confirming import confirm
@@ -29,6 +30,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     if _WORKDIR.value is None:
         raise InputError("--workdir names the folder of a finished search")
     search = pathlib.Path(_WORKDIR.value)

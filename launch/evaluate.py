@@ -21,6 +21,7 @@ import time
 import numpy as np
 from absl import flags
 
+import compilation
 import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
@@ -58,6 +59,7 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
         raise InputError("--results_file needs --annotations, and they go together")
     if _WEIGHTS.value and _CHECKPOINT.value:

@@ -16,6 +16,7 @@ import sys
 from absl import flags
 from rich.console import Console
 
+import compilation
 import config_file
 from cse_jax import loss_table, workdir
 from cse_jax.loss_table.making import make
@@ -37,6 +38,7 @@ _OF_THE_MACHINE = (  # fields of the task that another machine may have otherwis
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     config: LossTableRun = _CONFIG.value
     console = Console(file=sys.stdout)
     if _REPORT.value:

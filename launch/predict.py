@@ -18,6 +18,7 @@ import time
 
 from absl import flags
 
+import compilation
 import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     if _WEIGHTS.value and _CHECKPOINT.value:
         raise InputError("give either --weights or --checkpoint")
     script.quiet()
+    compilation.keep()
     out = pathlib.Path(_OUT.value)
     with script.ending("The prediction", interrupted=f"What was found until then is in {out}."):
         unreadable = _predict(_CONFIG.value, argv[1:], out)

@@ -30,6 +30,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+import compilation
 from cse_jax.atlas.enumeration import enumerate_losses
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.atlas.survivors import Survivors, read_survivors, write_size
@@ -77,6 +78,7 @@ _ADDRESS = re.compile(r"[^:/\s]+:[1-9][0-9]{0,4}|\[[0-9a-fA-F:]+\]:[1-9][0-9]{0,
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
         raise InputError("several processes need --coordinator, --processes and a --process below it")
     if _COORDINATOR.value is not None and not _ADDRESS.fullmatch(_COORDINATOR.value):

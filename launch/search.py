@@ -22,6 +22,7 @@ import time
 from absl import flags
 from rich.console import Console
 
+import compilation
 import config_file
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
@@ -49,6 +50,7 @@ _RETRY_FAILED = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     config: SearchRun = _CONFIG.value
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
@@ -95,6 +97,8 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     report.write_result(folder, data)
     path = page.write(folder, trainer.task)
     report.show(console, result)
+    if compiled := compilation.summary():
+        console.print(compiled, markup=False, highlight=False, soft_wrap=True)
     text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}, page: {path}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 

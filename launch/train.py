@@ -19,6 +19,7 @@ import time
 
 from absl import flags
 
+import compilation
 import config_file
 from cse_jax import workdir
 from cse_jax.errors import InputError
@@ -46,6 +47,7 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for T
 
 def main(argv: list[str]) -> None:
     script.start(argv)
+    compilation.keep()
     config: TrainRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     with script.ending(
@@ -120,6 +122,15 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         if best:
             checkpoint.save(folder / "best", state.model)
 
+    said = False
+
+    def progress(done: int, metrics) -> None:
+        nonlocal said
+        log.progress(done, metrics)
+        if not said and (text := compilation.summary()):
+            print(text, flush=True)
+        said = True
+
     started = time.monotonic()
     state = fit(
         compiled,
@@ -132,7 +143,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         partial=partial,
         save_every=config.save_every,
         workers=config.data.workers,
-        progress=log.progress,
+        progress=progress,
         evaluate_every=config.evaluate_epochs * epoch,
         evaluate=evaluate,
     )

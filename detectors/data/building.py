@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import io
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,11 +37,6 @@ class StableWriter(writer.ExampleWriter):
             (key, Example.FromString(serialized).SerializeToString(deterministic=True)) for key, serialized in examples
         )
         return super().write(path, stable)
-
-
-def default_data_dir() -> pathlib.Path:
-    """``$CSE_JAX_DATA_DIR``, or ``~/.cache/cse_jax``."""
-    return pathlib.Path(os.environ.get("CSE_JAX_DATA_DIR") or "~/.cache/cse_jax").expanduser()
 
 
 def build_once(make_builder: Callable[[], Builder], *, again: bool = False) -> Builder:

@@ -21,7 +21,8 @@ from PIL import Image
 from tensorflow_datasets.core import writer
 
 from cse_jax.ranges import Positive, Seed, validate
-from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
+from cse_jax.workdir import default_data_dir
+from detectors.data.building import BuildError, StableWriter, build_once
 from detectors.data.scene_rendering import SceneConfig, render_scene
 
 SPLITS = ("train", "select", "test")

@@ -21,8 +21,9 @@ from tensorflow_datasets.core import writer
 
 from cse_jax.errors import InputError, UserError
 from cse_jax.ranges import Count, Share
+from cse_jax.workdir import default_data_dir
 from detectors.data.annotated import AnnotatedImage, check, save_annotations, save_report
-from detectors.data.building import BuildError, StableWriter, build_once, default_data_dir
+from detectors.data.building import BuildError, StableWriter, build_once
 from detectors.data.missing import likely_cause
 from detectors.data.records import BadRecord, BadRecords
 from detectors.data.settings import BatchConfig
