@@ -1,10 +1,12 @@
 """Ctrl-C and terminations: heard wherever a script is, and obeyed within seconds."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ _AGAIN_SECONDS = 0.05
 _GRACE_SECONDS = 1.5
 _SHOW_CURSOR = "\x1b[?25h"  # which a progress display hides
 _said = ""
+_at_end: list[Callable[[], None]] = []
 
 
 def hear() -> None:
@@ -42,12 +45,20 @@ def say(text: str) -> None:
     _said = text
 
 
+def at_end(act: Callable[[], None]) -> None:
+    """Has a function called before the process leaves, wherever it is: what it changes outlives the process."""
+    _at_end.append(act)
+
+
 def leave() -> NoReturn:
     """Says that the process was interrupted, and ends it with the exit status of an interruption, at once.
 
     Where the interruption met a compilation, jaxlib crashes in an orderly exit.  Everything that must be closed has
     been by the time the script's outermost handler runs.
     """
+    for act in _at_end:
+        with contextlib.suppress(Exception):
+            act()
     cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""
     print(f"{cursor}\nInterrupted. {_said}".rstrip(), flush=True)
     sys.stderr.flush()

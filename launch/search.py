@@ -3,6 +3,7 @@
     python launch/search.py
     python launch/search.py --config=configs/search/faster_rcnn.py --workdir=runs/two_stage
     python launch/search.py --config.search.classification.generations=5
+    python launch/search.py --hours=8 --target=0.45
     python launch/search.py --confirm=10
     python launch/search.py --retry_failed
 
@@ -10,25 +11,34 @@ After an interruption the same command resumes the search.  With --confirm the l
 trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
 A loss that diverges, or that has ended the process three times, is recorded as failed.  With --retry_failed all that
 has failed is trained again, and everything is concluded anew.
+
+A search ends early after --hours, with a loss that reaches the AP of --target, or when q is pressed on its terminal:
+what it has found by then goes through the final comparison and is reported.  Ctrl-C leaves at once, with the page of
+what is known.  The same command without these goes on where the search ended.
 """
 
 import script
 
+import contextlib
+import math
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 
 from absl import flags
 from rich.console import Console
 
 import compilation
 import config_file
+import keys
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import page, report
 from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
+from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
 from search_run import SearchRun, trainer_of
 
@@ -42,7 +52,21 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the search; runs/<con
 _CONFIRM = flags.DEFINE_integer(
     "confirm", 0, "Fresh seeds with which to confirm the result; 0 for none.", lower_bound=0, upper_bound=10_000
 )
-
+_HOURS = flags.DEFINE_float(
+    "hours",
+    None,
+    "Hours that this run may take, its final comparison included: the search for losses ends in time for it.",
+    lower_bound=1e-3,
+    upper_bound=1e5,
+)
+_TARGET = flags.DEFINE_float(
+    "target",
+    None,
+    "AP on the select split, 0 to 1: a loss that reaches it at the end of the proxy task ends the search for losses.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the result and errors.")
 _RETRY_FAILED = flags.DEFINE_bool(
     "retry_failed", False, "Train again what has failed, and conclude anew from all trainings."
 )
@@ -55,20 +79,37 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     console = Console(file=sys.stdout)
+    shown = Console(file=sys.stdout, quiet=_QUIET.value)
+    ends = Ends(hours=_HOURS.value or math.inf, target=math.inf if _TARGET.value is None else _TARGET.value)
 
     with script.in_folder(
         "The search",
         folder,
         console,
-        interrupted=f"Nothing finished is lost: the same command resumes the search in {folder}.",
+        interrupted=(
+            f"Nothing finished is lost: the same command resumes the search in {folder}. "
+            f"What it found so far: {folder / page.NAME}"
+        ),
         kept=f"What was finished is kept in {folder}.",
     ):
-        _search(config, folder, console, started)
+        _search(config, folder, console, shown, ends, started)
         if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
-            confirm(config, folder, _CONFIRM.value, console)
+            confirm(config, folder, _CONFIRM.value, shown)
 
 
-def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: float) -> None:
+def _search(
+    config: SearchRun, folder: pathlib.Path, console: Console, shown: Console, ends: Ends, started: float
+) -> None:
+    """Runs the search.
+
+    Args:
+      config: of the search.
+      folder: where it works.
+      console: for what is always said.
+      shown: for the view of it while it runs.
+      ends: what may end it early.
+      started: when the script was.
+    """
     about = workdir.describe(config)
     trainer = trainer_of(config, folder)
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
@@ -79,13 +120,17 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
         }
         workdir.write_description(folder, about)
         if _RETRY_FAILED.value:
-            console.print(f"{ledger.forget_failures()} failed trainings are run again.")
+            shown.print(f"{ledger.forget_failures()} failed trainings are run again.")
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }
         costs["probe"] /= trainer.at_once("probe")
-        with Monitor(console, steps=costs) as monitor, LivePage(monitor, folder, trainer.task) as live:
-            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=live, tried=tried)
+        with (
+            Monitor(shown, steps=costs) as monitor,
+            LivePage(monitor, folder, trainer.task) as live,
+            _asked_by_key(ends, monitor),
+        ):
+            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=live, tried=tried, ends=ends)
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {
         "name": config.name,
@@ -96,11 +141,24 @@ def _search(config: SearchRun, folder: pathlib.Path, console: Console, started: 
     data = report.result_dict(result, about=about)
     report.write_result(folder, data)
     path = page.write(folder, trainer.task)
-    report.show(console, result)
+    report.show(shown, result)
     if compiled := compilation.summary():
-        console.print(compiled, markup=False, highlight=False, soft_wrap=True)
-    text = f"{data['conclusion']}\n{data['scope']}\nReport: {folder / 'report.md'}, page: {path}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown.print(compiled, markup=False, highlight=False, soft_wrap=True)
+    said = [data["conclusion"], data["scope"], data["ended"], f"Report: {folder / 'report.md'}, page: {path}"]
+    console.print("\n".join(filter(None, said)), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _asked_by_key(ends: Ends, monitor: Monitor) -> Iterator[None]:
+    """Ends the search when q is pressed."""
+
+    def ask() -> None:
+        monitor.say("q: the search ends after the training that runs; what it has found is compared and reported.")
+        ends.ask()
+
+    with keys.heard("q", ask) as can:
+        monitor.hint = "q ends the search with a report, Ctrl-C leaves at once" if can else ""
+        yield
 
 
 def _scale(config: SearchRun) -> str:

@@ -33,6 +33,7 @@ class Monitor:
         self._funnel: dict[tuple[str, int], dict[str, int]] = {}
         self._halls: dict[str, Sequence[Entry]] = {}
         self._activity, self._number, self._of = "", 1, 1
+        self.hint = ""  # what the one who watches can do
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._view, console=self.console, refresh_per_second=2, transient=True)
 
@@ -108,6 +109,8 @@ class Monitor:
             if entries:
                 parts.append(hall_of_fame_table(branch, entries))
         parts.append(Text(self.status))
+        if self.hint:
+            parts.append(Text(self.hint))
         parts.append(ProgressBar(total=self._of, completed=self._number - 1, width=60))
         return Group(*parts)
 

@@ -45,6 +45,7 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         "table": rows_as_data(result.table),
         "conclusion": conclusion(result.table),
         "scope": scope(result.table),
+        "ended": result.ended,
     } | about
 
 
@@ -92,6 +93,7 @@ def show(console: Console, result: SearchResult) -> None:
 def markdown(data: dict[str, Any]) -> str:
     """The report."""
     lines = [f"# Search {escaping.markdown(data['name'])}", "", data["conclusion"], "", data["scope"], ""]
+    lines += [data["ended"], ""] if data["ended"] else []
     lines += ["## Test split", "", EXPLANATION, ""]
     lines += markdown_rows(data["table"])
     lines += [

@@ -32,6 +32,7 @@ from cse_jax.screening.verification import verify
 from cse_jax.search import hall_of_fame
 from cse_jax.search.choosing import Tried
 from cse_jax.search.config import BranchConfig, SearchConfig
+from cse_jax.search.ends import Ends
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
@@ -68,6 +69,7 @@ class BranchResult:
       funnel: candidates left after each stage, by generation.
       entries: the hall of fame, best first.
       standard_error: of an entry's AP, from the noise between seeds.
+      ended: where and why it ended before its time; empty if it did not.
     """
 
     name: str
@@ -76,6 +78,7 @@ class BranchResult:
     funnel: tuple[Counts, ...]
     entries: tuple[Entry, ...]
     standard_error: float
+    ended: str = ""
 
 
 def branch_name(space: Space, *, control: bool) -> str:
@@ -94,6 +97,7 @@ class Branch:
         trials: Trials,
         ledger: Ledger,
         progress: Progress,
+        ends: Ends,
         tried: Sequence[Tried] = (),
     ) -> None:
         """Prepares a branch of a search."""
@@ -101,30 +105,43 @@ class Branch:
         self.plan, self.sizes, self.filters, self.seed = plan, plan.sizes, config.filters, config.seed
         self.space, self.units = task.space(plan.part), task.box_units
         self.name = branch_name(self.space, control=plan.control)
-        self.ledger, self.progress = ledger, progress
-        self.race = Race(self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, tried=tried)
+        self.ledger, self.progress, self.ends = ledger, progress, ends
+        self.race = Race(
+            self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, ends=ends, tried=tried
+        )
         self.shape = Shape(max_nodes=self.filters.max_nodes)
         self.entries: list[Entry] = []
         self.standard_error = math.nan
         self.funnel: list[Counts] = []
+        self.ended = ""
 
     def generations(self) -> Iterator[int]:
-        """Runs the branch; yields the number of each finished generation."""
+        """Runs the branch, or as much of it as its ends allow; yields the number of each finished generation."""
         seen = self._known_fingerprints() if self.sizes.generations else {}
         for generation in range(self.sizes.generations):
             recorded = self.ledger.generation(self.name, generation)
+            if recorded is not None and recorded[1].get("ended") and not self.ends.come:
+                self.ledger.forget_generation(self.name, generation)  # it is made again from its trainings
+                recorded = None
+            place = f"generation {generation + 1} of {self.sizes.generations}"
+            if recorded is None and (self.ended or self.ends.come):
+                self.ended = self.ended or f"before {place}, as {self.ends.come}"
+                return
             counts, result = recorded if recorded is not None else self._generation(generation, seen)
+            self.ended = f"in {place}, as {result['ended']}" if "ended" in result else ""
             seen |= result["fingerprints"]
             self.entries += [hall_of_fame.from_row(row, self.space) for row in result["hall_of_fame"]]
             self._rank()
             self.funnel.append(counts)
             self.progress.generation_done(self.name, generation, counts, self.entries)
+            if not self.plan.control:
+                self.ends.found(self.name, self.entries)
             yield generation
 
     @property
     def result(self) -> BranchResult:
         """What was found so far."""
-        found = tuple(self.funnel), tuple(self.entries), self.standard_error
+        found = tuple(self.funnel), tuple(self.entries), self.standard_error, self.ended
         return BranchResult(self.name, self.plan, self.space, *found)
 
     def _rank(self) -> None:
@@ -158,13 +175,13 @@ class Branch:
         for candidate in screened.candidates:
             candidate.seconds = each
         self.progress.counts(self.name, generation, screened.counts())
-        self.race.run(generation, screened, self.entries)
+        ended = self.race.run(generation, screened, self.entries)
         counts, candidates = screened.counts(), screened.candidates
         result = {
             "hall_of_fame": [hall_of_fame.to_row(c, generation) for c in candidates if c.passed("proxy")],
             "fingerprints": {c.fingerprint: str(c.formula) for c in candidates if c.passed("distinct")},
             "rejected": screened.rejected,
-        }
+        } | ({"ended": ended} if ended else {})
         rows = [self._row(generation, number, candidate) for number, candidate in enumerate(candidates)]
         self.ledger.record_generation(self.name, generation, rows, counts, result)
         return counts, result

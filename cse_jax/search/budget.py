@@ -16,9 +16,10 @@ class Budget:
         self._left, self._progress = dict(parts), progress
         self._tell()
 
-    def done(self, part: str) -> None:
-        """A part has ended."""
-        self._left.pop(part)
+    def done(self, *parts: str) -> None:
+        """Parts have ended."""
+        for part in parts:
+            self._left.pop(part)
         self._tell()
 
     def _tell(self) -> None:

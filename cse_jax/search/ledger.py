@@ -232,6 +232,12 @@ class Ledger:
             CANDIDATES.insert(self._db, candidates)
             GENERATIONS.insert(self._db, [row])
 
+    def forget_generation(self, branch: str, generation: int) -> None:
+        """Drops what was concluded of a generation; its trainings stay."""
+        with self._writing():
+            for table in ("generations", "candidates"):
+                self._db.execute(f"delete from {table} where branch = ? and generation = ?", (branch, generation))
+
     def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""
         rows = [{"branch": branch, "rank": rank, "authors": authors} for rank, authors in enumerate(formulas)]

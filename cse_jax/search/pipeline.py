@@ -6,18 +6,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from cse_jax.errors import UserError
+from cse_jax.errors import InputError, UserError
 from cse_jax.ranges import validate
 from cse_jax.search.branch import Branch, BranchResult, Plan
 from cse_jax.search.budget import Budget, Trainings
 from cse_jax.search.choosing import Tried
 from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
 from cse_jax.search.config import BranchConfig, SearchConfig
+from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair, Part
 from cse_jax.search.trainer import Purpose, Trainer
-from cse_jax.search.trials import Trials
+from cse_jax.search.trials import Trials, training_key
 from cse_jax.search.tuning import tuned
 
 
@@ -42,6 +43,11 @@ class SearchResult:
     discovered: LossPair | None
     table: list[Row]
 
+    @property
+    def ended(self) -> str:
+        """Which branches ended before their time, and why; empty if none did."""
+        return " ".join(f"The branch {branch.name} ended {branch.ended}." for branch in self.branches if branch.ended)
+
 
 def run(
     config: SearchConfig,
@@ -50,6 +56,7 @@ def run(
     ledger: Ledger,
     progress: Progress,
     tried: Mapping[Part, Sequence[Tried]] | None = None,
+    ends: Ends | None = None,
 ) -> SearchResult:
     """Runs a search, or resumes one.
 
@@ -59,23 +66,43 @@ def run(
       ledger: remembers what is done.
       progress: hears of it.
       tried: by part, what another run has trained, for the strategies to start from.
+      ends: what may end it before its last generation; nothing by default.
 
     Raises:
-      InputError: the config is wrong.
+      InputError: the config is wrong, or there is no time for a search.
       SearchFailed: the default losses can't be trained.
       LedgerError: the ledger can't be written.
     """
     validate(config, "search")
     trials = Trials(trainer, ledger, progress, workers=config.workers)
-    plans = _plans(config)
-    budget = Budget(_trainings(config, plans, trainer), progress)
+    plans, ends = _plans(config), ends or Ends()
+    trainings = _trainings(config, plans, trainer)
+    budget = Budget(trainings, progress)
     default_ap = _train_default(config, trials=trials, progress=progress)
     budget.done("default losses")
     known = {} if tried is None else tried
-    branches = [
-        _branch(plan, config, budget, trials=trials, ledger=ledger, progress=progress, tried=known.get(plan.part, ()))
-        for plan in plans
-    ]
+    after = _seconds([trainings["controls"], trainings["final"]], config, trainer=trainer, ledger=ledger)
+    branches: list[BranchResult] = []
+    for place, plan in enumerate(plans):
+        branch = Branch(
+            plan,
+            config,
+            trials=trials,
+            ledger=ledger,
+            progress=progress,
+            ends=ends,
+            tried=() if plan.control else known.get(plan.part, ()),
+        )
+        timed = ends.allot(sum(other.sizes.generations > 0 for other in plans[place:]), after)
+        if not timed and ledger.generation(branch.name, 0) is None and not place:
+            raise InputError(
+                f"{ends.hours:g} hours are too few: the controls and the final comparison take about "
+                f"{after / 3600.0:.2g} of them"
+            )
+        for generation in branch.generations():
+            budget.done(_part_of_budget(plan, generation))
+        budget.done(*(_part_of_budget(plan, left) for left in range(len(branch.funnel), plan.sizes.generations)))
+        branches.append(branch.result)
     contestants = _contestants(config, branches, trials=trials)
     budget.done("controls")
     progress.expect({"final": len(contestants) * config.final.seeds})
@@ -118,20 +145,13 @@ def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) 
     return statistics.fmean(aps["proxy"])
 
 
-def _branch(
-    plan: Plan,
-    config: SearchConfig,
-    budget: Budget,
-    *,
-    trials: Trials,
-    ledger: Ledger,
-    progress: Progress,
-    tried: Sequence[Tried],
-) -> BranchResult:
-    branch = Branch(plan, config, trials=trials, ledger=ledger, progress=progress, tried=() if plan.control else tried)
-    for generation in branch.generations():
-        budget.done(_part_of_budget(plan, generation))
-    return branch.result
+def _seconds(trainings: Sequence[Trainings], config: SearchConfig, *, trainer: Trainer, ledger: Ledger) -> float:
+    """About how long trainings take, by the end of one of the default losses, whose first seed compiled."""
+    *_, before, end = (0, *trainer.horizons("proxy"))
+    timed = ledger.training(training_key(trainer.task.default, "proxy", config.proxy_seeds[-1], end))
+    assert timed is not None
+    steps = sum(n * trainer.horizons(purpose)[-1] for part in trainings for purpose, n in part.items())
+    return timed["seconds"] / (end - before) * steps / config.workers
 
 
 def _contestants(config: SearchConfig, branches: list[BranchResult], *, trials: Trials) -> list[Contestant]:

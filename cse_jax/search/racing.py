@@ -4,6 +4,7 @@ The stages are output layers on fixed features (probe), whole detectors on one i
 proxy task, which is successive halving over its horizons.
 """
 
+import contextlib
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened
 from cse_jax.search.choosing import Tried, choose, generator
 from cse_jax.search.config import BranchConfig, SearchConfig
+from cse_jax.search.ends import Ends
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
 from cse_jax.search.strategies import named
@@ -35,6 +37,7 @@ class Race:
         *,
         trials: Trials,
         progress: Progress,
+        ends: Ends,
         tried: Sequence[Tried] = (),
     ) -> None:
         """Prepares the races of a branch.
@@ -46,6 +49,7 @@ class Race:
           config: seeds and thresholds.
           trials: runs the trainings.
           progress: hears of them.
+          ends: of the search, which are obeyed between trainings.
           tried: what another run has trained, for the strategy to start from.
         """
         self.filters = config.filters
@@ -53,22 +57,28 @@ class Race:
         self.strategy, self.tried = named(sizes.strategy), tried
         self.part: Part = part
         self.seed, self.default_seeds = config.seed, config.proxy_seeds
-        self.trials, self.progress, self.task = trials, progress, trials.trainer.task
+        self.trials, self.progress, self.ends, self.task = trials, progress, ends, trials.trainer.task
+        self._ended = ""  # why the generation that runs is cut short
 
-    def run(self, generation: int, screened: Screened, entries: Sequence[Entry]) -> None:
+    def run(self, generation: int, screened: Screened, entries: Sequence[Entry]) -> str:
         """Weights and trains the candidates that were simulated; the last stage of each says how far it came.
 
         Args:
           generation: its number.
           screened: the candidates, changed in place.
           entries: the hall of fame so far, best first.
+
+        Returns:
+          Why the search ended before all that should be was trained; empty if it did not.
         """
+        self._ended = ""
         if self.filters.scale == "detector":
             self._match(screened)
         probed = self._probe(generation, screened, entries)
         drawn = self._draw(generation, probed, entries, self.sizes.max_overfit, "for whole detectors")
         overfitted = self._overfit(generation, drawn, screened, entries[0].overfit if entries else None)
         self._proxy(generation, overfitted, screened)
+        return self._ended
 
     def default(self, purpose: Purpose, horizon: int | None = None) -> list[Outcome]:
         """The default losses' trainings for a purpose, one a seed."""
@@ -101,6 +111,10 @@ class Race:
         what = f"{self.name} generation {generation}: heads on fixed features"
         horizons = self.trials.trainer.horizons("probe")
         for horizon in horizons:
+            if self._over():
+                for candidate in dict.fromkeys(c for c, _ in tried):
+                    candidate.reason = self._not_trained("probe")
+                tried = []
             (default,) = self.default("probe", horizon)
             last = horizon == horizons[-1]
             tolerance = self.filters.probe_tolerance if last else self.filters.early_probe_tolerance
@@ -213,15 +227,30 @@ class Race:
         horizon: int | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[Candidate, Outcome]]:
-        """Trains the candidates and yields each with its outcome; one that fails is given the reason."""
+        """Trains the candidates and yields each with its outcome; one that fails is given the reason.
+
+        When the search ends, so are those whose outcomes are not there yet, and they are not yielded.
+        """
         seed = self.seed if seed is None else seed
         jobs = [(self._pair(c, c.weight), seed) for c in candidates]
-        outcomes = self.trials.run(jobs, purpose=purpose, what=what, horizon=horizon)
-        for candidate, outcome in zip(candidates, outcomes, strict=True):
-            candidate.seconds += outcome.seconds
-            if outcome.failure:
-                candidate.reason = f"{purpose} training: {outcome.failure}"
-            yield candidate, outcome
+        with contextlib.closing(self.trials.run(jobs, purpose=purpose, what=what, horizon=horizon)) as outcomes:
+            for candidate in candidates:
+                if self._over():
+                    candidate.reason = self._not_trained(purpose)
+                    continue
+                outcome = next(outcomes)
+                candidate.seconds += outcome.seconds
+                if outcome.failure:
+                    candidate.reason = f"{purpose} training: {outcome.failure}"
+                yield candidate, outcome
+
+    def _over(self) -> bool:
+        """Whether the search ends here; it stays so to the end of the generation."""
+        self._ended = self._ended or self.ends.come
+        return bool(self._ended)
+
+    def _not_trained(self, purpose: Purpose) -> str:
+        return f"no {purpose} training, because the search ended: {self._ended}"
 
     def _forget(self, candidate: Candidate, weight: float, purpose: Purpose) -> None:
         self.trials.trainer.forget(self._pair(candidate, weight), purpose=purpose, seed=self.seed)

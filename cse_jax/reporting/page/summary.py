@@ -11,6 +11,8 @@ def section(facts: Facts) -> Markup:
     """The first section."""
     if facts.finished:
         said = [tag("p", facts.result["conclusion"], class_="verdict"), tag("p", facts.result["scope"])]
+        if ended := facts.result.get("ended"):
+            said.append(tag("p", ended))
         return part("Verdict", *said, *_pair(facts), name="verdict")
     state = "is running" if facts.status else "has not come to its end"
     lines = [tag("p", f"This search {state}; there is no verdict yet.", class_="verdict")]
