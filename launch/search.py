@@ -14,7 +14,8 @@ has failed is trained again, and everything is concluded anew.
 
 A search ends early after --hours, with a loss that reaches the AP of --target, or when q is pressed on its terminal:
 what it has found by then goes through the final comparison and is reported.  Ctrl-C leaves at once, with the page of
-what is known.  The same command without these goes on where the search ended.
+what is known.  The same command without these goes on where the search ended, and a finished search goes on with more
+generations or seeds.
 """
 
 import script
@@ -38,6 +39,7 @@ from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import page, report
 from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
+from cse_jax.search import extension
 from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
 from search_run import SearchRun, trainer_of
@@ -113,12 +115,14 @@ def _search(
     about = workdir.describe(config)
     trainer = trainer_of(config, folder)
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
-    with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+    with Ledger(folder / "ledger.sqlite", identity=about, extendable=extension.EXTENDABLE) as ledger:
         about |= {
             "command": shlex.join(["python", "launch/search.py", *sys.argv[1:]]),
             "task": trainer.task.as_data(),
         }
         workdir.write_description(folder, about)
+        for effect in extension.effects(ledger):
+            shown.print(effect, markup=False, highlight=False, soft_wrap=True)
         if _RETRY_FAILED.value:
             shown.print(f"{ledger.forget_failures()} failed trainings are run again.")
         costs: dict[str, float] = {

@@ -11,6 +11,7 @@ import pathlib
 import sqlite3
 import threading
 import time
+import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,17 +78,26 @@ HALL_OF_FAME = Rows("hall_of_fame", ("branch", "authors"), ("rank",))
 class Ledger:
     """An open ledger file; use as a context manager."""
 
-    def __init__(self, path: pathlib.Path, *, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        identity: Mapping[str, Any],
+        extendable: Mapping[str, bool] = types.MappingProxyType({}),
+    ) -> None:
         """Opens or creates a ledger.
 
         Args:
           path: the SQLite file.
           identity: what the stored results depend on (config, versions); must equal what the ledger was made with.
+          extendable: its keys, joined by dots, that may differ, and whether what was concluded from trainings stays
+            valid then; if not, it is dropped.
 
         Raises:
           LedgerError: not writable, not a ledger, damaged, lost, or made with another config or version.
         """
         self.path, self._lock, self._moved = path, threading.RLock(), -math.inf
+        self.changed: dict[str, str] = {}  # what differs, by key, as ``before -> now``
         self._db = open_to_write(path)
         try:
             self._db.row_factory = sqlite3.Row
@@ -96,14 +106,14 @@ class Ledger:
                 refuse_used(path)
             if found != _UPGRADED:
                 self._db.executescript(f"begin; {_SCHEMA} commit;")
-            self._check({"format": found or FORMAT} | dict(identity))
+            self._check({"format": found or FORMAT} | dict(identity), extendable)
             if found == _UPGRADED:
                 self._upgrade()
         except (*ERRORS, LedgerError) as error:
             self._db.close()
             raise failure(path, "open", error) from error
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: dict[str, Any], extendable: Mapping[str, bool]) -> None:
         flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
         stored = dict(map(tuple, self._db.execute("select key, value from meta")))
         if not self._holds_results():
@@ -111,14 +121,25 @@ class Ledger:
                 self._db.execute("delete from meta")
                 self._db.executemany("insert into meta values (?, ?)", flat.items())
             return
-        changed = [key for key in sorted(flat.keys() | stored.keys()) if flat.get(key) != stored.get(key)]
-        if changed:
-            shown = "; ".join(f"{key}: {stored.get(key, 'absent')} -> {flat.get(key, 'absent')}" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        changed = {
+            key: f"{stored.get(key, 'absent')} -> {flat.get(key, 'absent')}"
+            for key in sorted(flat.keys() | stored.keys())
+            if flat.get(key) != stored.get(key)
+        }
+        if refused := [f"{key}: {change}" for key, change in changed.items() if key not in extendable]:
+            shown = "; ".join(refused[:5])
+            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise LedgerError(
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
                 "Resume with the settings it was made with, or choose another work folder."
             )
+
+        if changed:
+            with self._writing():
+                self._db.executemany("insert or replace into meta values (?, ?)", ((key, flat[key]) for key in changed))
+                if not all(extendable[key] for key in changed):
+                    self._forget_conclusions()
+            self.changed = changed
 
     def _upgrade(self) -> None:
         """Gives a ledger of the format before what this one has: checksums of all that is read, and the index."""
@@ -207,9 +228,13 @@ class Ledger:
         with self._writing():
             count = self._db.execute("delete from trainings where failure != ''").rowcount
             self._db.execute("delete from attempts")
-            for table in ("generations", "candidates", "hall_of_fame") if count else ():
-                self._db.execute(f"delete from {table}")
+            if count:
+                self._forget_conclusions()
         return count
+
+    def _forget_conclusions(self) -> None:
+        for table in ("generations", "candidates", "hall_of_fame"):
+            self._db.execute(f"delete from {table}")
 
     def generation(self, branch: str, generation: int) -> tuple[dict[str, int], Any] | None:
         """Counts and result of a finished generation, if it is finished."""

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import InputError, UserError
 from cse_jax.ranges import validate
-from cse_jax.search.branch import Branch, BranchResult, Plan
+from cse_jax.search.branch import Branch, BranchResult, Plan, branch_name
 from cse_jax.search.budget import Budget, Trainings
 from cse_jax.search.choosing import Tried
 from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, controls, most_rows, prior_variance
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ends import Ends
+from cse_jax.search.extension import refuse_fewer
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair, Part
@@ -78,6 +79,9 @@ def run(
     plans, ends = _plans(config), ends or Ends()
     trainings = _trainings(config, plans, trainer)
     budget = Budget(trainings, progress)
+    for plan in plans:
+        name = branch_name(trainer.task.space(plan.part), control=plan.control)
+        refuse_fewer(ledger, name, plan.sizes.generations)
     default_ap = _train_default(config, trials=trials, progress=progress)
     budget.done("default losses")
     known = {} if tried is None else tried
