@@ -4,6 +4,7 @@
     python launch/search.py --config=configs/search/faster_rcnn.py --workdir=runs/two_stage
     python launch/search.py --config.search.classification.generations=5
     python launch/search.py --hours=8 --target=0.45
+    python launch/search.py --proposals=mine.txt
     python launch/search.py --confirm=10
     python launch/search.py --retry_failed
 
@@ -16,6 +17,9 @@ A search ends early after --hours, with a loss that reaches the AP of --target, 
 what it has found by then goes through the final comparison and is reported.  Ctrl-C leaves at once, with the page of
 what is known.  The same command without these goes on where the search ended, and a finished search goes on with more
 generations or seeds.
+
+The formulas of --proposals, of either loss, are read and never executed, and pass the same filters as all others, in a
+generation of their own before the next one; a finished search takes them, too.
 """
 
 import script
@@ -42,6 +46,7 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.search import extension
 from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
+from cse_jax.search.proposals import read as propose
 from search_run import SearchRun, trainer_of
 
 _CONFIG = config_file.define("configs/search/default.py", "What to search.", SearchRun)
@@ -67,6 +72,11 @@ _TARGET = flags.DEFINE_float(
     "AP on the select split, 0 to 1: a loss that reaches it at the end of the proxy task ends the search for losses.",
     lower_bound=0.0,
     upper_bound=1.0,
+)
+_PROPOSALS = flags.DEFINE_string(
+    "proposals",
+    None,
+    "File of formulas to judge beside the search's own: one a line, in either notation; # begins a comment.",
 )
 _QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the result and errors.")
 _RETRY_FAILED = flags.DEFINE_bool(
@@ -115,6 +125,11 @@ def _search(
     about = workdir.describe(config)
     trainer = trainer_of(config, folder)
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
+    proposals = None
+    if _PROPOSALS.value:
+        proposals = propose(pathlib.Path(_PROPOSALS.value), trainer.task, max_nodes=config.search.filters.max_nodes)
+        for line in proposals.bad:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     with Ledger(folder / "ledger.sqlite", identity=about, extendable=extension.EXTENDABLE) as ledger:
         about |= {
             "command": shlex.join(["python", "launch/search.py", *sys.argv[1:]]),
@@ -134,7 +149,15 @@ def _search(
             LivePage(monitor, folder, trainer.task) as live,
             _asked_by_key(ends, monitor),
         ):
-            result = search.run(config.search, trainer=trainer, ledger=ledger, progress=live, tried=tried, ends=ends)
+            result = search.run(
+                config.search,
+                trainer=trainer,
+                ledger=ledger,
+                progress=live,
+                tried=tried,
+                ends=ends,
+                proposals=proposals.formulas if proposals else None,
+            )
     known = [config.search.classification.seed_known, config.search.regression.seed_known]
     about |= {
         "name": config.name,

@@ -25,7 +25,7 @@ from cse_jax.language.operators import OPERATORS, Operator
 from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import SPACES
 from cse_jax.sampling.random_trees import Shape
-from cse_jax.sampling.variation import MUTATIONS, crossover, mutate
+from cse_jax.sampling.variation import MUTATIONS, crossover, mutate, offspring_and_origins
 from cse_jax.screening.verification import Property
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
@@ -569,6 +569,27 @@ def test_variation_keeps_limits_and_seed(space):
     assert all(shape.allows(child) and child.variables & set(space.differentiable) for child in first)
     assert len({child.tokens for child in first}) > 150
     assert descendants(parents, 300, 8, shape) != first
+
+
+def test_offspring_know_their_parents():
+    parents = list(zoo.known(cse_jax.spaces.BOX).values())
+    rates = {"crossover_rate": 0.3, "mutation_rate": 0.5}
+    tokens, origins = offspring_and_origins(
+        jax.random.key(0), encode(parents, cse_jax.spaces.BOX), cse_jax.spaces.BOX, Shape(), 2000, **rates
+    )
+    kind, mother, father = np.asarray(origins).T
+    shares = np.bincount(kind, minlength=3) / 2000
+    assert np.allclose(shares, (0.3, 0.5, 0.2), atol=0.1)
+    assert (
+        ((mother >= 0) == (kind < 2)).all()
+        and ((father >= 0) == (kind == 0)).all()
+        and (mother != father)[kind < 2].all()
+    )
+    children = decode(np.asarray(tokens), cse_jax.spaces.BOX)
+    first = [(child, parents[m]) for child, k, m in zip(children, kind, mother, strict=True) if k == 1]
+    other = [(child, parents[m - 1]) for child, k, m in zip(children, kind, mother, strict=True) if k == 1]
+    common = [np.mean([child.tokens[0] == parent.tokens[0] for child, parent in pairs]) for pairs in (first, other)]
+    assert common[0] > common[1] + 0.1, "a mutation mostly leaves the root"
 
 
 @ALL_SPACES

@@ -313,8 +313,10 @@ def test_a_search_begins_with_screened_losses(tmp_path):
     survivors.flush()
     branch = Branch.__new__(Branch)
     branch.name, branch.space, branch.seed, branch.shape = "box", BOX, 0, Shape(max_nodes=12)
-    branch.sizes = BranchConfig(population=60, screened=str(tmp_path))
-    population = branch._population(0)
+    branch.sizes, branch.entries = BranchConfig(population=60, screened=str(tmp_path)), []
+    made = branch._population(0)
+    population = made.tokens
+    assert made.origin(0) == ["screened"] and made.origin(59)[0] in ("crossover", "mutation", "random")
     shortest = [row["authors"] for row in read_survivors(tmp_path, BOX) if row["nodes"] <= 12][:30]
     assert [to_authors(e) for e in decode(population[:30], BOX)] == shortest and len(population) == 60
 

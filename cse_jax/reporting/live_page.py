@@ -48,6 +48,9 @@ class LivePage:
     def counts(self, branch: str, generation: int, counts: Mapping[str, int]) -> None:
         self._monitor.counts(branch, generation, counts)
 
+    def say(self, line: str) -> None:
+        self._monitor.say(line)
+
     def generation_done(
         self, branch: str, generation: int, counts: Mapping[str, int], hall_of_fame: Sequence[Entry]
     ) -> None:

@@ -31,6 +31,7 @@ from cse_jax.sampling.random_trees import (
 
 _ATTEMPTS = 20
 _SMALL_HEIGHT, _SMALL_NODES = 3, 16  # of sub-formulas that a mutation plants
+VARIATIONS = ("crossover", "mutation", "random")  # how offspring come about
 MUTATIONS = ("subtree", "point", "hoist", "wrap", "constant")
 
 
@@ -56,13 +57,29 @@ def offspring(
       mutation_rate: share that are mutations of one; the rest are new random formulas.  Both shares are of attempts:
         where a child is not allowed, everything about it is drawn again.
     """
+    rates = {"crossover_rate": crossover_rate, "mutation_rate": mutation_rate}
+    return offspring_and_origins(key, parents, space, shape, count, **rates)[0]
+
+
+def offspring_and_origins(
+    key: jax.Array,
+    parents: Int[Array | np.ndarray, "p m"],
+    space: Space,
+    shape: Shape,
+    count: int,
+    *,
+    crossover_rate: float,
+    mutation_rate: float,
+) -> tuple[Int[Array, "n k"], Int[Array, "n 3"]]:
+    """As ``offspring``, and of each child: its kind of ``VARIATIONS``, mother and father, ``PAD`` for none."""
     room = max(8, 1 << (len(parents) - 1).bit_length())  # few sizes to compile
     padded = jnp.pad(_widened(parents, shape.max_nodes), ((0, room - len(parents)), (0, 0)), constant_values=PAD)
-    return in_blocks(
+    found = in_blocks(
         key,
         count,
         lambda key: _offspring(key, padded, len(parents), space, shape, BLOCK, crossover_rate, mutation_rate),
     )
+    return found[:, :-3], found[:, -3:]
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -75,7 +92,8 @@ def _offspring(
     count: int,
     crossover_rate: jax.Array,
     mutation_rate: jax.Array,
-) -> Int[Array, "n k"]:
+) -> Int[Array, "n k3"]:
+    """Tokens and, behind them, origins."""
     about = structure(parents, space)
 
     def attempt(key: jax.Array, made: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,9 +110,12 @@ def _offspring(
         children = jnp.where(crosses[:, None], crossed, mutated)
         length = jnp.where(crosses, crossed_length, mutated_length)
         allowed = jnp.where(new, complete, _allowed(children, length, parents[mother], space, shape))
-        return jnp.where(new[:, None], _widened(fresh, parents.shape[1]), children), allowed
+        tokens = jnp.where(new[:, None], _widened(fresh, parents.shape[1]), children)
+        kind = jnp.where(new, 2, jnp.where(crosses, 0, 1))
+        origin = jnp.stack([kind, jnp.where(new, PAD, mother), jnp.where(crosses & ~new, father, PAD)], 1)
+        return jnp.concatenate([tokens, origin.astype(tokens.dtype)], 1), allowed
 
-    return collect(key, attempt, count, parents.shape[1])
+    return collect(key, attempt, count, parents.shape[1] + 3)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -20,7 +20,8 @@ class Candidate:
       reason: why it went no further; empty while it is in the race.
       flipped: whether its sign was flipped.
       fingerprint: as the verification gives it.
-      copies: how many of its generation are this formula, up to trivial rewrites.
+      row: of its population, the first that is this formula up to trivial rewrites.
+      copies: how many of its generation are.
       duplicates: how many others of its generation had the same fingerprint.
       weight: factor that matches its gradient to the default loss's.
       simulation: gain in prediction-space simulation, as a share of the default loss's; NaN where it was not simulated.
@@ -37,6 +38,7 @@ class Candidate:
     reason: str = ""
     flipped: bool = False
     fingerprint: str = ""
+    row: int = -1
     copies: int = 1
     duplicates: int = 0
     weight: float = 1.0

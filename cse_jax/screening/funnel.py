@@ -93,7 +93,8 @@ def screen_population(
         flipped = bool(judged.failed[k, 0] != Property.NONE)
         formula = canonical(Expression(("Neg", *formula.tokens), space) if flipped else formula)
         name = verification.fingerprint(judged, k, flipped=flipped)
-        candidates.append(Candidate(formula, flipped=flipped, fingerprint=name, copies=int(copies[k])))
+        about = {"flipped": flipped, "fingerprint": name, "row": int(first[k]), "copies": int(copies[k])}
+        candidates.append(Candidate(formula, **about))
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):

@@ -16,20 +16,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from cse_jax.atlas.survivors import read_survivors
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.parsing import parse
-from cse_jax.language.population import encode
+from cse_jax.language.population import encode, hashes
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_trees import Shape, random_population
-from cse_jax.sampling.variation import offspring
+from cse_jax.sampling.variation import offspring_and_origins
 from cse_jax.screening.candidate import Candidate
-from cse_jax.screening.funnel import screen_population
+from cse_jax.screening.funnel import Screened, screen_population
 from cse_jax.screening.verification import verify
 from cse_jax.search import hall_of_fame
+from cse_jax.search.ancestry import Population, without_parents, written
 from cse_jax.search.choosing import Tried
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ends import Ends
@@ -99,13 +99,14 @@ class Branch:
         progress: Progress,
         ends: Ends,
         tried: Sequence[Tried] = (),
+        proposals: Sequence[Expression] = (),
     ) -> None:
         """Prepares a branch of a search."""
         task = trials.trainer.task
         self.plan, self.sizes, self.filters, self.seed = plan, plan.sizes, config.filters, config.seed
         self.space, self.units = task.space(plan.part), task.box_units
         self.name = branch_name(self.space, control=plan.control)
-        self.ledger, self.progress, self.ends = ledger, progress, ends
+        self.ledger, self.progress, self.ends, self.proposals = ledger, progress, ends, proposals
         self.race = Race(
             self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, ends=ends, tried=tried
         )
@@ -115,19 +116,36 @@ class Branch:
         self.funnel: list[Counts] = []
         self.ended = ""
 
-    def generations(self) -> Iterator[int]:
-        """Runs the branch, or as much of it as its ends allow; yields the number of each finished generation."""
-        seen = self._known_fingerprints() if self.sizes.generations else {}
-        for generation in range(self.sizes.generations):
+    def generations(self) -> Iterator[int | None]:
+        """Runs the branch, or as much of it as its ends allow.
+
+        Proposals that no generation has judged are one of their own, before the next that is bred.
+
+        Yields:
+          Of each finished generation, its number among those that are bred; None for proposals.
+        """
+        seen = self._known_fingerprints() if self.sizes.generations or self.proposals else {}
+        proposals, bred = list(self.proposals), 0
+        for generation in itertools.count():
             recorded = self.ledger.generation(self.name, generation)
             if recorded is not None and recorded[1].get("ended") and not self.ends.come:
                 self.ledger.forget_generation(self.name, generation)  # it is made again from its trainings
+                again = [parse(text, self.space) for text in recorded[1].get("proposed", ())]
+                proposals = list(dict.fromkeys(again + proposals))
                 recorded = None
-            place = f"generation {generation + 1} of {self.sizes.generations}"
-            if recorded is None and (self.ended or self.ends.come):
-                self.ended = self.ended or f"before {place}, as {self.ends.come}"
-                return
-            counts, result = recorded if recorded is not None else self._generation(generation, seen)
+            number = None if (proposals if recorded is None else "proposed" in recorded[1]) else bred
+            place = "the proposals" if number is None else f"generation {bred + 1} of {self.sizes.generations}"
+            if recorded is None:
+                if number == self.sizes.generations:
+                    return
+                if self.ended or self.ends.come:
+                    self.ended = self.ended or f"before {place}, as {self.ends.come}"
+                    return
+                recorded = self._generation(generation, number, proposals, seen)
+                proposals = []
+            counts, result = recorded
+            judged = {parse(text, self.space) for text in result.get("proposed", ())}
+            proposals = [formula for formula in proposals if formula not in judged]
             self.ended = f"in {place}, as {result['ended']}" if "ended" in result else ""
             seen |= result["fingerprints"]
             self.entries += [hall_of_fame.from_row(row, self.space) for row in result["hall_of_fame"]]
@@ -136,7 +154,8 @@ class Branch:
             self.progress.generation_done(self.name, generation, counts, self.entries)
             if not self.plan.control:
                 self.ends.found(self.name, self.entries)
-            yield generation
+            yield number
+            bred += number is not None
 
     @property
     def result(self) -> BranchResult:
@@ -156,11 +175,21 @@ class Branch:
         verdicts = verify(list(known.values()), self.space, units=self.units)
         return {verdict.fingerprint: name for name, verdict in zip(known, verdicts, strict=True)}
 
-    def _generation(self, generation: int, seen: dict[str, str]) -> tuple[Counts, dict[str, Any]]:
-        """One turn of the loop; recorded in the ledger when it is complete."""
+    def _generation(
+        self, generation: int, bred: int | None, proposals: Sequence[Expression], seen: dict[str, str]
+    ) -> tuple[Counts, dict[str, Any]]:
+        """One turn of the loop; recorded in the ledger when it is complete.
+
+        Args:
+          generation: its number.
+          bred: its number among those that are bred; None if it judges the proposals.
+          proposals: such formulas.
+          seen: fingerprints of losses that are not new, with their names.
+        """
         started = time.monotonic()
         self.progress.activity(f"{self.name} generation {generation}: screening")
-        tokens = self._population(generation)
+        population = written(proposals, self.space, "proposed") if bred is None else self._population(bred)
+        tokens = population.tokens
         screened = screen_population(
             tokens,
             self.space,
@@ -178,32 +207,57 @@ class Branch:
         ended = self.race.run(generation, screened, self.entries)
         counts, candidates = screened.counts(), screened.candidates
         result = {
-            "hall_of_fame": [hall_of_fame.to_row(c, generation) for c in candidates if c.passed("proxy")],
+            "hall_of_fame": [
+                hall_of_fame.to_row(c, generation, population.origin(c.row)) for c in candidates if c.passed("proxy")
+            ],
             "fingerprints": {c.fingerprint: str(c.formula) for c in candidates if c.passed("distinct")},
             "rejected": screened.rejected,
-        } | ({"ended": ended} if ended else {})
+        }
+        if ended:
+            result["ended"] = ended
+        if bred is None:
+            result["proposed"] = self._judged(proposals, screened)
         rows = [self._row(generation, number, candidate) for number, candidate in enumerate(candidates)]
         self.ledger.record_generation(self.name, generation, rows, counts, result)
         return counts, result
 
-    def _population(self, generation: int) -> Int[np.ndarray, "n m"]:
-        name = zlib.crc32(f"{self.name}/{generation}".encode())
+    def _judged(self, proposals: Sequence[Expression], screened: Screened) -> dict[str, str]:
+        """What became of each proposal, by its formula in the authors' notation; it is said, too."""
+        numbers = hashes(encode(proposals, self.space), self.space).tolist()
+        candidates = {numbers[candidate.row]: candidate for candidate in screened.candidates}
+        verdicts = verify(proposals, self.space, sign_flip=self.filters.sign_flip, units=self.units)
+        found = {}
+        for formula, number, verdict in zip(proposals, numbers, verdicts, strict=True):
+            candidate = candidates.get(number)
+            if candidate is None:
+                said = verdict.reason
+            elif candidate.reason:
+                said = f"passed {candidate.stage}, then: {candidate.reason}"
+            else:
+                said = f"reached the end of the proxy task with AP {candidate.proxy:.3f}"
+            found[to_authors(formula)] = said
+            self.progress.say(f"Proposal {formula}: {said}.")
+        return found
+
+    def _population(self, bred: int) -> Population:
+        name = zlib.crc32(f"{self.name}/{bred}".encode())
         key = jax.random.fold_in(jax.random.key(self.seed), np.uint32(name))
-        if generation:
-            parents = [entry.formula for entry in self.entries[: self.sizes.parents]]
-            return self._bred(key, parents, self.sizes.offspring)
+        entries = [entry.formula for entry in self.entries[: self.sizes.parents]]
+        if bred:
+            return self._bred(key, entries, self.sizes.offspring)
         screened = self._screened()
         known = list(zoo.hand_made(self.space).values()) if self.sizes.seed_known else []
-        bred = self._bred(key, known, self.sizes.population - len(screened))
-        return np.concatenate([encode(screened, self.space, width=bred.shape[1]), bred]) if screened else bred
+        rest = self._bred(key, known + entries, self.sizes.population - len(screened))
+        return rest.behind(written(screened, self.space, "screened")) if screened else rest
 
-    def _bred(self, key: jax.Array, parents: Sequence[Expression], count: int) -> Int[np.ndarray, "n m"]:
+    def _bred(self, key: jax.Array, parents: Sequence[Expression], count: int) -> Population:
         """Offspring of the parents, or random formulas where there are none."""
         if not parents:
-            return np.asarray(random_population(key, self.space, self.shape, count))
+            return without_parents(np.asarray(random_population(key, self.space, self.shape, count)), "random")
         rates = {"crossover_rate": self.sizes.crossover, "mutation_rate": self.sizes.mutation}
         tokens = encode(parents, self.space)
-        return np.asarray(offspring(key, tokens, self.space, self.shape, count, **rates))
+        found = offspring_and_origins(key, tokens, self.space, self.shape, count, **rates)
+        return Population(*map(np.asarray, found), [to_authors(parent) for parent in parents])
 
     def _screened(self) -> list[Expression]:
         """The shortest losses of a screening of this space, at most half a population."""
@@ -225,5 +279,5 @@ class Branch:
         } | {
             name: json.dumps(value) if isinstance(value, list) else None if value != value else value
             for name, value in vars(candidate).items()
-            if name != "formula"
+            if name not in ("formula", "row")
         }

@@ -17,9 +17,9 @@ class Budget:
         self._tell()
 
     def done(self, *parts: str) -> None:
-        """Parts have ended."""
+        """Parts have ended, or are not needed."""
         for part in parts:
-            self._left.pop(part)
+            self._left.pop(part, None)
         self._tell()
 
     def _tell(self) -> None:

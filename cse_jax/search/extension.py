@@ -1,5 +1,6 @@
 """A search that goes on with more: which settings may change in its folder, and what that leaves valid."""
 
+import itertools
 from collections.abc import Mapping
 
 from cse_jax.errors import InputError
@@ -34,7 +35,8 @@ def refuse_fewer(ledger: Ledger, branch: str, generations: int) -> None:
     Raises:
       InputError: says so.
     """
-    if ledger.generation(branch, generations) is not None:
+    recorded = itertools.takewhile(bool, (ledger.generation(branch, number) for number in itertools.count()))
+    if sum("proposed" not in result for _, result in recorded) > generations:
         raise InputError(
             f"the ledger {ledger.path} has more than {generations} generations of the branch {branch}, and none is "
             "taken back: set its generations higher, or choose another work folder"

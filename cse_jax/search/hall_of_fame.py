@@ -23,6 +23,8 @@ class Entry:
       simulation, probe, overfit: its scores in these stages.
       generation: where it was found.
       curve: (steps, AP of the first seed) at each horizon of the proxy task.
+      origin: how it came about, one of ``ancestry.ORIGINS``, then its parents in the authors' notation; empty if that
+        was not recorded.
     """
 
     formula: Expression
@@ -33,6 +35,7 @@ class Entry:
     curve: tuple[tuple[int, float], ...] = ()
     simulation: float = math.nan
     probe: float = math.nan
+    origin: tuple[str, ...] = ()
 
     @property
     def ap(self) -> float:
@@ -40,7 +43,7 @@ class Entry:
         return statistics.fmean(self.aps)
 
 
-def to_row(candidate: Candidate, generation: int) -> dict[str, Any]:
+def to_row(candidate: Candidate, generation: int, origin: Sequence[str] = ()) -> dict[str, Any]:
     """A candidate that reached the end of the proxy task, as the ledger keeps it."""
     return {
         "formula": to_authors(candidate.formula),
@@ -51,6 +54,7 @@ def to_row(candidate: Candidate, generation: int) -> dict[str, Any]:
         "curve": candidate.curve,
         "simulation": candidate.simulation,
         "probe": candidate.probe,
+        "origin": list(origin),
     }
 
 
@@ -67,6 +71,7 @@ def from_row(row: Mapping[str, Any], space: Space) -> Entry:
         curve,
         row["simulation"],
         row["probe"],
+        tuple(row.get("origin", ())),  # which earlier versions did not record
     )
 
 

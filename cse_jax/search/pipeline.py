@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import InputError, UserError
+from cse_jax.language.expression import Expression
 from cse_jax.ranges import validate
 from cse_jax.search.branch import Branch, BranchResult, Plan, branch_name
 from cse_jax.search.budget import Budget, Trainings
@@ -58,6 +59,7 @@ def run(
     progress: Progress,
     tried: Mapping[Part, Sequence[Tried]] | None = None,
     ends: Ends | None = None,
+    proposals: Mapping[Part, Sequence[Expression]] | None = None,
 ) -> SearchResult:
     """Runs a search, or resumes one.
 
@@ -68,6 +70,7 @@ def run(
       progress: hears of it.
       tried: by part, what another run has trained, for the strategies to start from.
       ends: what may end it before its last generation; nothing by default.
+      proposals: by part, formulas to judge beside those that the search writes.
 
     Raises:
       InputError: the config is wrong, or there is no time for a search.
@@ -77,7 +80,8 @@ def run(
     validate(config, "search")
     trials = Trials(trainer, ledger, progress, workers=config.workers)
     plans, ends = _plans(config), ends or Ends()
-    trainings = _trainings(config, plans, trainer)
+    proposed = dict(proposals or {})
+    trainings = _trainings(config, plans, trainer, proposed)
     budget = Budget(trainings, progress)
     for plan in plans:
         name = branch_name(trainer.task.space(plan.part), control=plan.control)
@@ -96,6 +100,7 @@ def run(
             progress=progress,
             ends=ends,
             tried=() if plan.control else known.get(plan.part, ()),
+            proposals=() if plan.control else proposed.get(plan.part, ()),
         )
         timed = ends.allot(sum(other.sizes.generations > 0 for other in plans[place:]), after)
         if not timed and ledger.generation(branch.name, 0) is None and not place:
@@ -103,9 +108,9 @@ def run(
                 f"{ends.hours:g} hours are too few: the controls and the final comparison take about "
                 f"{after / 3600.0:.2g} of them"
             )
-        for generation in branch.generations():
-            budget.done(_part_of_budget(plan, generation))
-        budget.done(*(_part_of_budget(plan, left) for left in range(len(branch.funnel), plan.sizes.generations)))
+        for bred in branch.generations():
+            budget.done(_part_of_budget(plan, bred))
+        budget.done(*(_part_of_budget(plan, bred) for bred in (None, *range(plan.sizes.generations))))
         branches.append(branch.result)
     contestants = _contestants(config, branches, trials=trials)
     budget.done("controls")
@@ -182,17 +187,23 @@ def _plans(config: SearchConfig) -> list[Plan]:
     return plans
 
 
-def _part_of_budget(plan: Plan, generation: int) -> str:
+def _part_of_budget(plan: Plan, bred: int | None) -> str:
+    """Of a generation by its number among those that are bred, or of the proposals."""
+    generation = "proposals" if bred is None else bred
     return f"{plan.part} {'control' if plan.control else 'search'} {generation}"
 
 
-def _trainings(config: SearchConfig, plans: list[Plan], trainer: Trainer) -> dict[str, Trainings]:
+def _trainings(
+    config: SearchConfig, plans: list[Plan], trainer: Trainer, proposals: Mapping[Part, Sequence[Expression]]
+) -> dict[str, Trainings]:
     """The most trainings that each part of the search can need."""
     seeds = len(config.proxy_seeds)
     parts: dict[str, Trainings] = {"default losses": {"probe": 1, "overfit": 1, "proxy": seeds}}
     for plan in plans:
         for generation in range(plan.sizes.generations):
             parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes)
+        if proposals.get(plan.part) and not plan.control:
+            parts[_part_of_budget(plan, None)] = _of_generation(plan.sizes)
     combinations = 3 * seeds * (1 + config.final.random_search)
     settings = _tuning_budget(config, trainer) if config.final.tuned else 0
     parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations + settings}

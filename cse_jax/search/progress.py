@@ -26,6 +26,10 @@ class Progress(Protocol):
         """How many candidates of a generation have passed each stage so far."""
         ...
 
+    def say(self, line: str) -> None:
+        """Something that a person should read."""
+        ...
+
     def generation_done(
         self, branch: str, generation: int, counts: Mapping[str, int], hall_of_fame: Sequence[Entry]
     ) -> None:

@@ -52,6 +52,7 @@ class Facts:
       reasons: why the others went no further.
       trained: on the proxy task, in the order in which they ended.
       written: when the page was.
+      proposed: of each branch, what became of the formulas that were proposed, in the authors' notation.
     """
 
     folder: pathlib.Path
@@ -63,6 +64,7 @@ class Facts:
     reasons: list[Reason]
     trained: list[Trained]
     written: str
+    proposed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -116,6 +118,10 @@ def read(folder: pathlib.Path, task: Task, *, running: bool = False, status: str
             },
             reasons=ledger.reasons(),
             trained=_trained(ledger, task),
+            proposed={
+                branch: {text: said for _, result in rows for text, said in result.get("proposed", {}).items()}
+                for branch, rows in generations.items()
+            },
             written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
         )
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+from cse_jax.language.parsing import parse
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, folded, part, table, tag
 from cse_jax.screening.candidate import STAGES
@@ -20,7 +21,7 @@ def section(facts: Facts) -> Markup:
         header = ["stage passed", *(f"generation {row['generation']}" for row in generations)]
         cells = ([stage, *(f"{row[stage]:,}" for row in generations)] for stage in STAGES)
         tables.append(table(f"{branch}: candidates left after each stage", header, cells))
-    return part("Funnel", *tables, _rejected(facts), _reasons(facts), name="funnel")
+    return part("Funnel", *tables, _rejected(facts), _reasons(facts), _proposed(facts), name="funnel")
 
 
 def _rejected(facts: Facts) -> Markup:
@@ -29,6 +30,16 @@ def _rejected(facts: Facts) -> Markup:
     rows = ([name.replace("_", " "), *(f"{c.get(name, 0):,}" for c in facts.rejected.values())] for name in names)
     caption = "Formulas that fail the verification, by the first property that they lack"
     return folded("Properties that formulas lack", table(caption, ["property", *facts.rejected], rows))
+
+
+def _proposed(facts: Facts) -> Markup | None:
+    """What became of the formulas that people or programs proposed."""
+    rows = [
+        [tag("code", str(parse(text, facts.task.space(facts.parts[branch])))), branch, said]
+        for branch, of_branch in facts.proposed.items()
+        for text, said in of_branch.items()
+    ]
+    return table("Proposed formulas", ["formula", "branch", "what became of it"], rows) if rows else None
 
 
 def _reasons(facts: Facts) -> Markup:
