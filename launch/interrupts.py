@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -45,9 +45,14 @@ def say(text: str) -> None:
     _said = text
 
 
-def at_end(act: Callable[[], None]) -> None:
-    """Has a function called before the process leaves, wherever it is: what it changes outlives the process."""
+@contextlib.contextmanager
+def at_end(act: Callable[[], None]) -> Iterator[None]:
+    """Has a function called if the process leaves within the context, even where no exception can reach it."""
     _at_end.append(act)
+    try:
+        yield
+    finally:
+        _at_end.remove(act)
 
 
 def leave() -> NoReturn:
@@ -56,7 +61,7 @@ def leave() -> NoReturn:
     Where the interruption met a compilation, jaxlib crashes in an orderly exit.  Everything that must be closed has
     been by the time the script's outermost handler runs.
     """
-    for act in _at_end:
+    for act in list(_at_end):
         with contextlib.suppress(Exception):
             act()
     cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""

@@ -34,15 +34,15 @@ def heard(key: str, act: Callable[[], None]) -> Iterator[bool]:
                 act()
 
     listener = threading.Thread(target=listen, daemon=True)
-    interrupts.at_end(restore)
-    tty.setcbreak(keyboard)  # keys come one by one, and Ctrl-C stays Ctrl-C
-    listener.start()
-    try:
-        yield True
-    finally:
-        done.set()
-        listener.join()
-        restore()
+    with interrupts.at_end(restore):
+        tty.setcbreak(keyboard)  # keys come one by one, and Ctrl-C stays Ctrl-C
+        listener.start()
+        try:
+            yield True
+        finally:
+            done.set()
+            listener.join()
+            restore()
 
 
 def _in_foreground() -> bool:

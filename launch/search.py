@@ -37,6 +37,7 @@ from rich.console import Console
 
 import compilation
 import config_file
+import interrupts
 import keys
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
@@ -147,6 +148,7 @@ def _search(
         with (
             Monitor(shown, steps=costs) as monitor,
             LivePage(monitor, folder, trainer.task) as live,
+            interrupts.at_end(live.stopped),
             _asked_by_key(ends, monitor),
         ):
             result = search.run(

@@ -120,3 +120,24 @@ time.sleep(3)
 
 def _indented(text):
     return "\n".join("    " + line for line in text.splitlines())
+
+
+def test_what_must_be_undone_is_where_the_process_cannot_hear(tmp_path):
+    """The main thread waits in a lock with the signals' handlers out of reach, as code of an extension does."""
+    undone = tmp_path / "undone"
+    script = f"""
+import os, pathlib, signal, threading
+import interrupts
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupts.hear()
+interrupts._interrupt = signal.signal(signal.SIGINT, lambda *_: None)
+with interrupts.at_end(lambda: 1 / 0), interrupts.at_end(pathlib.Path({str(undone)!r}).touch):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(20)
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=LAUNCH, capture_output=True, text=True, timeout=30)
+    assert found.returncode == 130 and undone.exists(), found.stderr
+    script = "import interrupts\nwith interrupts.at_end(lambda: print('late')):\n    pass\ninterrupts.leave()\n"
+    found = subprocess.run([sys.executable, "-c", script], cwd=LAUNCH, capture_output=True, text=True, timeout=30)
+    assert found.returncode == 130 and "late" not in found.stdout

@@ -33,7 +33,11 @@ class LivePage:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None:  # otherwise the page of the result comes
-            self._write(running=False)
+            self.stopped()
+
+    def stopped(self) -> None:
+        """Says on the page that the search has stopped; any thread may."""
+        self._write(running=False)
 
     def expect(self, trainings: Mapping[str, int]) -> None:
         self._monitor.expect(trainings)
