@@ -313,6 +313,7 @@ def test_a_search_begins_with_screened_losses(tmp_path):
     survivors.flush()
     branch = Branch.__new__(Branch)
     branch.name, branch.space, branch.seed, branch.shape = "box", BOX, 0, Shape(max_nodes=12)
+    branch.template = None
     branch.sizes, branch.entries = BranchConfig(population=60, screened=str(tmp_path)), []
     made = branch._population(0)
     population = made.tokens

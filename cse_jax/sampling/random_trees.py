@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from cse_jax.errors import InputError
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import OPERATORS
-from cse_jax.language.population import PAD, arities, vocabulary
+from cse_jax.language.population import PAD, arities, encode, structure, vocabulary
 from cse_jax.language.spaces import Space
 
 BLOCK = 4096  # formulas drawn at once; more are drawn block by block, so that their number compiles nothing
@@ -30,6 +31,8 @@ class Shape:
       min_height, max_height: heights that random formulas are ramped over.
       max_nodes: nodes that no formula may exceed.
       height_limit: height that no offspring may exceed.
+      weights: how often operators are drawn, by name, where it is not 1 as for all others.
+      nesting: an operator, another, and how many times the second may occur within the first.
 
     Raises:
       InputError: no formula keeps the limits.
@@ -39,14 +42,19 @@ class Shape:
     max_height: int = 6
     max_nodes: int = 40
     height_limit: int = 12
+    weights: tuple[tuple[str, float], ...] = ()
+    nesting: tuple[tuple[str, str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_height <= self.max_height or self.max_nodes <= self.min_height:
             raise InputError(f"{self}: no formula has so few nodes and such a height")
 
     def allows(self, expression: Expression) -> bool:
-        """Whether a formula keeps the limits."""
-        return len(expression) <= self.max_nodes and expression.height <= self.height_limit
+        """Whether a formula keeps the limits; weights are none."""
+        if len(expression) > self.max_nodes or expression.height > self.height_limit:
+            return False
+        tokens = encode([expression], expression.space)
+        return bool(nested(tokens, structure(tokens, expression.space).size, expression.space, self.nesting)[0])
 
 
 def random_population(key: jax.Array, space: Space, shape: Shape, count: int) -> Int[Array, "n m"]:
@@ -99,13 +107,41 @@ def random_attempt(
     ramp, tree = jax.random.split(key)
     chance = jax.random.uniform(ramp, (2, count), jnp.float32)
     height, full = shape.min_height + below(chance[0], shape.max_height + 1 - shape.min_height), chance[1] < 0.5
-    tokens, complete = trees(tree, space, height, full, highest=shape.max_height, width=shape.max_nodes)
+    tokens, complete = trees(
+        tree, space, height, full, highest=shape.max_height, width=shape.max_nodes, weights=shape.weights
+    )
     moving = [vocabulary(space).index(name) for name in space.differentiable]
-    return tokens, complete & jnp.isin(tokens, jnp.asarray(moving)).any(1)
+    allowed = complete & jnp.isin(tokens, jnp.asarray(moving)).any(1)
+    if shape.nesting:
+        allowed &= nested(tokens, structure(tokens, space).size, space, shape.nesting)
+    return tokens, allowed
+
+
+def nested(
+    tokens: Int[Array | np.ndarray, "n m"],
+    size: Int[Array, "n m"],
+    space: Space,
+    nesting: Sequence[tuple[str, str, int]],
+) -> Bool[Array, " n"]:
+    """Which formulas keep the limits on nesting; ``size`` is that of the sub-formula at each place."""
+    names, fits = vocabulary(space), jnp.ones(len(tokens), bool)
+    ends = jnp.minimum(jnp.arange(tokens.shape[1]) + size, tokens.shape[1])
+    for outer, inner, most in nesting:
+        before = jnp.cumsum(jnp.pad(tokens == names.index(inner), ((0, 0), (1, 0))), 1)  # of the inner, at each place
+        within = jnp.take_along_axis(before, ends, 1) - before[:, 1:]
+        fits &= ~((tokens == names.index(outer)) & (within > most)).any(1)
+    return fits
 
 
 def trees(
-    key: jax.Array, space: Space, height: Int[Array, " n"], full: Bool[Array, " n"], *, highest: int, width: int
+    key: jax.Array,
+    space: Space,
+    height: Int[Array, " n"],
+    full: Bool[Array, " n"],
+    *,
+    highest: int,
+    width: int,
+    weights: Sequence[tuple[str, float]] = (),
 ) -> tuple[Int[Array, "n m"], Bool[Array, " n"]]:
     """Random formulas, written token by token, and which of them are complete within the width.
 
@@ -116,6 +152,7 @@ def trees(
       full: whether all leaves of a formula have this height; else branches end at random.
       highest: the largest of the heights.
       width: number of tokens that a formula may have.
+      weights: of operators, as of ``Shape``.
     """
     count = len(height)
     arity = jnp.asarray(arities(space), jnp.int32)
@@ -127,7 +164,7 @@ def trees(
         chance = jax.random.uniform(jax.random.fold_in(key, at), (3, count), jnp.float32)
         left = jnp.take_along_axis(pending, jnp.maximum(above - 1, 0)[:, None], 1)[:, 0]
         ends = (left == 0) | (~full & (at > 0) & (chance[0] < share_of_leaves))
-        token = jnp.where(ends, random_leaf(space, chance[1], chance[2]), pick(operators(space), chance[1]))
+        token = jnp.where(ends, random_leaf(space, chance[1], chance[2]), random_operator(space, chance[1], weights))
         token = jnp.where(above > 0, token, PAD)
         places = (depth == above[:, None] - 1) | (depth == above[:, None])
         above = above + jnp.where(token == PAD, 0, arity[token] - 1).astype(jnp.int32)
@@ -144,6 +181,17 @@ def operators(space: Space, arity: int | None = None) -> list[int]:
     """Numbers of the operators of random formulas, of one arity or of both."""
     names = vocabulary(space)
     return [names.index(name) for name in space.operators if arity in (None, OPERATORS[name].arity)]
+
+
+def random_operator(
+    space: Space, chance: jax.Array, weights: Sequence[tuple[str, float]] = (), arity: int | None = None
+) -> jax.Array:
+    """An operator of random formulas, of one arity or of both, by a number in [0, 1)."""
+    numbers, names = operators(space, arity), vocabulary(space)
+    shares = np.cumsum([dict(weights).get(names[number], 1.0) for number in numbers])
+    if not weights or not numbers or not shares[-1]:  # there is none of a weight; what comes of it isn't allowed
+        return pick(numbers if not weights else [], chance)
+    return jnp.asarray(numbers)[jnp.searchsorted(jnp.asarray(shares / shares[-1], jnp.float32), chance, side="right")]
 
 
 def pick(tokens: Sequence[int], chance: jax.Array) -> jax.Array:

@@ -21,11 +21,12 @@ from cse_jax.sampling.random_trees import (
     collect,
     constants,
     in_blocks,
-    operators,
+    nested,
     pick,
     random_attempt,
     random_block,
     random_leaf,
+    random_operator,
     trees,
 )
 
@@ -103,7 +104,7 @@ def _offspring(
         father = (mother + 1 + below(chance[1], number - 1)) % number
         hers, his = (jax.tree.map(lambda a: a[which], about) for which in (mother, father))
         crossed, crossed_length = _crossed(crossing, parents[mother], hers, parents[father], his)
-        mutated, mutated_length = _changed(changing, parents[mother], hers, space, jnp.arange(len(MUTATIONS)))
+        mutated, mutated_length = _changed(changing, parents[mother], hers, space, shape, jnp.arange(len(MUTATIONS)))
         fresh, complete = random_attempt(space, shape, count, growing)
         crosses = (chance[2] < crossover_rate) & (number > 1)
         new = ~crosses & (chance[2] >= crossover_rate + mutation_rate) | (made >= _ATTEMPTS)
@@ -162,7 +163,7 @@ def _mutate(
     about = structure(parents, space)
 
     def attempt(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        children, length = _changed(key, parents, about, space, kinds)
+        children, length = _changed(key, parents, about, space, shape, kinds)
         return children, _allowed(children, length, parents, space, shape)
 
     draw, other = jax.random.split(key)
@@ -195,7 +196,7 @@ def _crossed(
 
 
 def _changed(
-    key: jax.Array, parents: Int[Array, "n m"], about: Structure, space: Space, kinds: Int[Array, " k"]
+    key: jax.Array, parents: Int[Array, "n m"], about: Structure, space: Space, shape: Shape, kinds: Int[Array, " k"]
 ) -> tuple[Int[Array, "n m"], Int[Array, " n"]]:
     """A random change of each formula, and the length of the result."""
     count, width = parents.shape
@@ -214,18 +215,20 @@ def _changed(
     stop = jnp.where(single, start + 1, jnp.where(is_kind["wrap"], start, stop))
 
     old, leaf = parents[each, start], random_leaf(space, chance[3], chance[4])
-    operator = pick(operators(space), chance[5])
+    operator = random_operator(space, chance[5], shape.weights)
     binary = jnp.asarray(arities(space))[operator] == 2
     leaf_first = binary & (chance[6] < 0.5)
     arity = jnp.asarray(arities(space))[old]
-    same_arity = [leaf, *(pick(operators(space, n), chance[5]) for n in (1, 2))]
+    same_arity = [leaf, *(random_operator(space, chance[5], shape.weights, n) for n in (1, 2))]
     point = jnp.select([arity == n for n in range(3)], same_arity, PAD)
     token = jnp.where(is_kind["constant"], pick(constants(space), chance[7]), point)
 
     small_height = below(chance[8], _SMALL_HEIGHT + 1)
     never = jnp.zeros(count, bool)
     nodes = min(_SMALL_NODES, width)
-    small, complete = trees(planted, space, small_height, never, highest=_SMALL_HEIGHT, width=nodes)
+    small, complete = trees(
+        planted, space, small_height, never, highest=_SMALL_HEIGHT, width=nodes, weights=shape.weights
+    )
     small = jnp.pad(small, ((0, 0), (0, width - nodes)), constant_values=PAD)
     inner = start + below(chance[9], about.size[each, start])
     front = jnp.stack([jnp.where(single, token, operator), leaf], 1).astype(small.dtype)
@@ -277,7 +280,9 @@ def _allowed(
     """Which children keep the limits, depend on the prediction, and are not their parents."""
     about = structure(children, space)
     small = (length <= shape.max_nodes) & (about.height[:, 0] <= shape.height_limit)
-    return small & about.depends[:, 0] & (children != parents).any(1)
+    small &= about.size[:, 0] == length  # not so where there is no operator of a weight to draw
+    fits = nested(children, about.size, space, shape.nesting)
+    return small & fits & about.depends[:, 0] & (children != parents).any(1)
 
 
 def _widened(tokens: Int[Array | np.ndarray, "n m"], width: int) -> Int[Array, "n k"]:

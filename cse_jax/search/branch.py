@@ -21,9 +21,9 @@ from cse_jax.atlas.survivors import read_survivors
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression, to_authors
 from cse_jax.language.parsing import parse
-from cse_jax.language.population import encode, hashes
+from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import Space
-from cse_jax.sampling.random_trees import Shape, random_population
+from cse_jax.sampling.random_trees import random_population
 from cse_jax.sampling.variation import offspring_and_origins
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened, screen_population
@@ -33,6 +33,7 @@ from cse_jax.search.ancestry import Population, without_parents, written
 from cse_jax.search.choosing import Tried
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ends import Ends
+from cse_jax.search.grammar import grammar
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
@@ -110,7 +111,7 @@ class Branch:
         self.race = Race(
             self.name, plan.part, plan.sizes, config, trials=trials, progress=progress, ends=ends, tried=tried
         )
-        self.shape = Shape(max_nodes=self.filters.max_nodes)
+        self.shape, self.template = grammar(self.sizes, self.space, max_nodes=self.filters.max_nodes)
         self.entries: list[Entry] = []
         self.standard_error = math.nan
         self.funnel: list[Counts] = []
@@ -208,7 +209,9 @@ class Branch:
         counts, candidates = screened.counts(), screened.candidates
         result = {
             "hall_of_fame": [
-                hall_of_fame.to_row(c, generation, population.origin(c.row)) for c in candidates if c.passed("proxy")
+                hall_of_fame.to_row(c, generation, population.origin(c.row), self._searched(population, c.row))
+                for c in candidates
+                if c.passed("proxy")
             ],
             "fingerprints": {c.fingerprint: str(c.formula) for c in candidates if c.passed("distinct")},
             "rejected": screened.rejected,
@@ -242,22 +245,42 @@ class Branch:
     def _population(self, bred: int) -> Population:
         name = zlib.crc32(f"{self.name}/{bred}".encode())
         key = jax.random.fold_in(jax.random.key(self.seed), np.uint32(name))
-        entries = [entry.formula for entry in self.entries[: self.sizes.parents]]
+        best = [
+            (entry.formula, parse(entry.searched, self.space) if entry.searched else None)
+            for entry in self.entries[: self.sizes.parents]
+        ]
         if bred:
-            return self._bred(key, entries, self.sizes.offspring)
+            return self._bred(key, best, self.sizes.offspring)
         screened = self._screened()
-        known = list(zoo.hand_made(self.space).values()) if self.sizes.seed_known else []
-        rest = self._bred(key, known + entries, self.sizes.population - len(screened))
+        known = zoo.hand_made(self.space).values() if self.sizes.seed_known else ()
+        usual = [(formula, self.template.part_of(formula) if self.template else None) for formula in known]
+        rest = self._bred(key, usual + best, self.sizes.population - len(screened))
         return rest.behind(written(screened, self.space, "screened")) if screened else rest
 
-    def _bred(self, key: jax.Array, parents: Sequence[Expression], count: int) -> Population:
-        """Offspring of the parents, or random formulas where there are none."""
-        if not parents:
-            return without_parents(np.asarray(random_population(key, self.space, self.shape, count)), "random")
-        rates = {"crossover_rate": self.sizes.crossover, "mutation_rate": self.sizes.mutation}
-        tokens = encode(parents, self.space)
-        found = offspring_and_origins(key, tokens, self.space, self.shape, count, **rates)
-        return Population(*map(np.asarray, found), [to_authors(parent) for parent in parents])
+    def _bred(self, key: jax.Array, parents: Sequence[tuple[Expression, Expression | None]], count: int) -> Population:
+        """Offspring of the parents, or random formulas where there are none.
+
+        Args:
+          key: of ``jax.random``.
+          parents: whole formulas, each with its searched part; one without cannot breed in a template.
+          count: how many.
+        """
+        breeding = [(whole, part if self.template else whole) for whole, part in parents]
+        breeding = [(whole, part) for whole, part in breeding if part is not None]
+        if breeding:
+            rates = {"crossover_rate": self.sizes.crossover, "mutation_rate": self.sizes.mutation}
+            tokens = encode([part for _, part in breeding], self.space)
+            found = offspring_and_origins(key, tokens, self.space, self.shape, count, **rates)
+            made = Population(*map(np.asarray, found), [to_authors(whole) for whole, _ in breeding])
+        else:
+            made = without_parents(np.asarray(random_population(key, self.space, self.shape, count)), "random")
+        return made._replace(tokens=self.template.filled(made.tokens)) if self.template else made
+
+    def _searched(self, population: Population, row: int) -> str:
+        """Of a formula, the part in place of the template's ``?``, in the authors' notation; empty without one."""
+        (formula,) = decode(population.tokens[[row]], self.space)
+        part = self.template.part_of(formula) if self.template else None
+        return to_authors(part) if part else ""
 
     def _screened(self) -> list[Expression]:
         """The shortest losses of a screening of this space, at most half a population."""

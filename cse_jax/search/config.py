@@ -33,6 +33,10 @@ class BranchConfig:
       crossover, mutation: shares of offspring made by each; the rest is new random formulas.
       seed_known: whether hand-made losses are the parents of a part of the first population.
       screened: folder of an atlas whose shortest losses are a half of the first population; empty for none.
+      template: a formula in which ``?`` stands for the part that is searched, as ``-dot(y * ?, log(softmax(x)))``, and
+        all else is fixed; the prediction must occur in that part.  Empty to search whole formulas.
+      operators: how often operators are drawn, where it is not 1 as for all others: ``sin 0.1, exp 0``.
+      nesting: how often operators may occur within others: ``log in exp 1, tanh in tanh 0``.
     """
 
     generations: Count = 3
@@ -48,12 +52,17 @@ class BranchConfig:
     mutation: Share = 0.3
     seed_known: bool = True
     screened: str = ""
+    template: str = ""
+    operators: str = ""
+    nesting: str = ""
 
     def check(self) -> None:
         """Raises InputError for shares that exceed the whole, or names of nothing."""
         named(self.strategy)
         if self.crossover + self.mutation > 1.0:
             raise InputError(f"crossover={self.crossover} and mutation={self.mutation} must not exceed 1 together")
+        if self.screened and self.template:
+            raise InputError("losses of an atlas are whole formulas: give either screened or template")
         if self.screened and not pathlib.Path(self.screened).is_dir():
             raise InputError(f"screened={self.screened!r} is no folder; launch/screen.py makes such folders")
 

@@ -25,6 +25,7 @@ class Entry:
       curve: (steps, AP of the first seed) at each horizon of the proxy task.
       origin: how it came about, one of ``ancestry.ORIGINS``, then its parents in the authors' notation; empty if that
         was not recorded.
+      searched: of a branch with a template, the part that was searched, in the authors' notation.
     """
 
     formula: Expression
@@ -36,6 +37,7 @@ class Entry:
     simulation: float = math.nan
     probe: float = math.nan
     origin: tuple[str, ...] = ()
+    searched: str = ""
 
     @property
     def ap(self) -> float:
@@ -43,7 +45,7 @@ class Entry:
         return statistics.fmean(self.aps)
 
 
-def to_row(candidate: Candidate, generation: int, origin: Sequence[str] = ()) -> dict[str, Any]:
+def to_row(candidate: Candidate, generation: int, origin: Sequence[str] = (), searched: str = "") -> dict[str, Any]:
     """A candidate that reached the end of the proxy task, as the ledger keeps it."""
     return {
         "formula": to_authors(candidate.formula),
@@ -55,6 +57,7 @@ def to_row(candidate: Candidate, generation: int, origin: Sequence[str] = ()) ->
         "simulation": candidate.simulation,
         "probe": candidate.probe,
         "origin": list(origin),
+        "searched": searched,
     }
 
 
@@ -71,7 +74,8 @@ def from_row(row: Mapping[str, Any], space: Space) -> Entry:
         curve,
         row["simulation"],
         row["probe"],
-        tuple(row.get("origin", ())),  # which earlier versions did not record
+        tuple(row.get("origin", ())),  # this and the next are not in older ledgers
+        row.get("searched", ""),
     )
 
 

@@ -16,6 +16,7 @@ from cse_jax.search.comparison import Contestant, Role, Row, combined, compare, 
 from cse_jax.search.config import BranchConfig, SearchConfig
 from cse_jax.search.ends import Ends
 from cse_jax.search.extension import refuse_fewer
+from cse_jax.search.grammar import grammar
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair, Part
@@ -84,6 +85,7 @@ def run(
     trainings = _trainings(config, plans, trainer, proposed)
     budget = Budget(trainings, progress)
     for plan in plans:
+        grammar(plan.sizes, trainer.task.space(plan.part), max_nodes=config.filters.max_nodes)  # or says what is wrong
         name = branch_name(trainer.task.space(plan.part), control=plan.control)
         refuse_fewer(ledger, name, plan.sizes.generations)
     default_ap = _train_default(config, trials=trials, progress=progress)
