@@ -42,6 +42,7 @@ import keys
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import page, report
+from cse_jax.reporting.board import Board
 from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search import extension
@@ -79,6 +80,7 @@ _PROPOSALS = flags.DEFINE_string(
     None,
     "File of formulas to judge beside the search's own: one a line, in either notation; # begins a comment.",
 )
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the result and errors.")
 _RETRY_FAILED = flags.DEFINE_bool(
     "retry_failed", False, "Train again what has failed, and conclude anew from all trainings."
@@ -150,12 +152,13 @@ def _search(
             LivePage(monitor, folder, trainer.task) as live,
             interrupts.at_end(live.stopped),
             _asked_by_key(ends, monitor),
+            Board(live, folder) if _TENSORBOARD.value else contextlib.nullcontext(live) as progress,
         ):
             result = search.run(
                 config.search,
                 trainer=trainer,
                 ledger=ledger,
-                progress=live,
+                progress=progress,
                 tried=tried,
                 ends=ends,
                 proposals=proposals.formulas if proposals else None,

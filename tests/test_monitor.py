@@ -4,10 +4,16 @@ import io
 import math
 
 import pytest
+from extras import need
 from rich.console import Console
 
+from cse_jax.language import zoo
+from cse_jax.language.spaces import BOX
+from cse_jax.reporting.board import Board
 from cse_jax.reporting.monitor import Monitor, funnel_tables
 from cse_jax.screening.candidate import STAGES
+from cse_jax.search.hall_of_fame import Entry
+from cse_jax.search.progress import Progress
 
 
 def test_the_time_left():
@@ -31,3 +37,14 @@ def test_the_funnel_fits_a_terminal():
         console.print(table)
         lines = console.file.getvalue().splitlines()
         assert len(lines) == 1 + len(STAGES) and all("20,000" in line for line in lines[1:])
+
+
+def test_figures_for_tensorboard(tmp_path):
+    need("tensorboardX")
+    heard = Monitor(Console(file=io.StringIO()), steps={})
+    entry = Entry(zoo.default(BOX), 1.0, (0.4, 0.5), 0.9, 0)
+    with Board(heard, tmp_path) as board:
+        assert isinstance(board, Progress)
+        board.generation_done("box", 0, dict.fromkeys(STAGES, 3), [entry])
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"box/highest_AP" in file.read_bytes() and "box generation 0" in heard.console.file.getvalue()

@@ -17,17 +17,13 @@ from typing import Any
 
 import jax
 
-from cse_jax.errors import UserError
+from cse_jax.reporting.board import open_board
 from cse_jax.workdir import append_line, read_whole, writing
 from detectors.evaluation.scores import Scores, as_json, in_a_line
 
 FILE = "log.jsonl"
 _SAY_EVERY = 5.0  # seconds between lines on the console
 _NO_LOSSES = ("loss", "learning_rate", "gradient_norm", "data_seconds", "positives")
-
-
-class MissingPackageError(UserError, ImportError):
-    """An optional package is not installed; the message says how to get it."""
 
 
 class TrainingLog:
@@ -55,13 +51,7 @@ class TrainingLog:
         self._said = -math.inf
         self._board = None
         if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # optional
-            except ImportError as error:
-                raise MissingPackageError(
-                    "--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'"
-                ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = open_board(folder)
 
     def progress(self, done: int, metrics: Mapping[str, Any]) -> None:
         """Notes the metrics of the last of ``done`` steps."""
