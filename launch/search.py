@@ -39,6 +39,7 @@ import compilation
 import config_file
 import interrupts
 import keys
+import pictures
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import page, report
@@ -172,12 +173,21 @@ def _search(
     }
     data = report.result_dict(result, about=about)
     report.write_result(folder, data)
+    _draw(config, folder, shown)
     path = page.write(folder, trainer.task)
     report.show(shown, result)
     if compiled := compilation.summary():
         shown.print(compiled, markup=False, highlight=False, soft_wrap=True)
     said = [data["conclusion"], data["scope"], data["ended"], f"Report: {folder / 'report.md'}, page: {path}"]
     console.print("\n".join(filter(None, said)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
+    """Draws what the detectors find, for the page; the search's result does not depend on it."""
+    try:
+        pictures.write(config, folder, workdir.read_result(folder))
+    except Exception as error:
+        console.print(f"There are no pictures of test images: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

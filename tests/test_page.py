@@ -1,5 +1,6 @@
 """The page of a search: what it holds, and that nothing that others wrote gets into it as anything but text."""
 
+import base64
 import dataclasses
 import html.parser
 import io
@@ -15,20 +16,33 @@ import pytest
 import recorded_searches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
 from scripts import functions, run
 
 from cse_jax.language import spaces, zoo
+from cse_jax.language.expression import to_authors
 from cse_jax.language.parsing import parse
 from cse_jax.reporting import page
 from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.reporting.page import chart, compare, facts, front, funnel, markup, provenance, sweeps
+from cse_jax.reporting.page import (
+    chart,
+    compare,
+    facts,
+    family_tree,
+    front,
+    funnel,
+    markup,
+    pictures,
+    provenance,
+    sweeps,
+)
 from cse_jax.search.ledger_reader import Reason, kind_of_reason
 from cse_jax.search.task import Task
 
 HOSTILE = "<script>alert('1')</script>\"&amp;]]><!--"
-SECTIONS = ("verdict", "table", "fame", "front", "trained", "behaviour", "funnel", "run")
+SECTIONS = ("verdict", "table", "fame", "front", "pictures", "trained", "family", "behaviour", "funnel", "run")
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +102,12 @@ def test_a_page_has_all_sections_and_their_figures(finished, text):
 
 def test_a_page_loads_nothing_and_runs_nothing(text):
     links = Links(text)
-    assert links.found and all(link.startswith("#") for link in links.found) and not links.run
+    assert links.found and not links.run
+    assert all(link.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,")) for link in links.found)
     assert not re.search(r"url\(|@import", text)
-    assert {link[1:] for link in links.found} <= {element.get("id") for element in parsed(text).iter()}
+    assert {link[1:] for link in links.found if link[0] == "#"} <= {
+        element.get("id") for element in parsed(text).iter()
+    }
     assert set(re.findall(r"https?://[^\"'\s<]*", text)) == {"http://www.w3.org/1998/Math/MathML"}
 
 
@@ -98,7 +115,7 @@ def test_figures_and_tables_are_there_for_all_readers(text):
     root = parsed(text)
     assert root.get("lang") == "en" and next(root.iter("title")).text == "Search trial"
     drawings = [element for element in root.iter("svg") if element.get("role") == "img"]
-    assert len(drawings) == 2 + 2 + 2 * (4 + 6), "fronts, trainings, and of two losses of each branch the curves"
+    assert len(drawings) == 2 + 2 + 2 * (5 + 7), "fronts, trainings, and of two losses of each branch the curves"
     for drawing in drawings:
         assert drawing.get("aria-label") and drawing.find("title").text
     for table in root.iter("table"):
@@ -244,6 +261,57 @@ def test_optimum_of_a_loss_that_knows_the_iou():
     sweep = next(s for s in sweeps.sweeps(spaces.BINARY_CLASS, "strides") if s.name == "IoU 0.6")
     loss = parse("-(q * log(sigmoid(x)) + (1 - q) * log(1 - sigmoid(x)))", spaces.BINARY_CLASS)
     assert sweeps.curve(loss, 1.0, sweep).optimum == pytest.approx(math.log(0.6 / 0.4), abs=0.06)
+
+
+@pytest.mark.parametrize("space", [spaces.BINARY_CLASS, spaces.MULTI_CLASS, spaces.BOX], ids=str)
+def test_the_gradient_over_an_area_is_that_along_its_rows(space):
+    over = sweeps.area(space, "strides")
+    loss = zoo.find("GIoU" if space == spaces.BOX else "varifocal" if "varifocal" in zoo.known(space) else "CE", space)
+    found = sweeps.gradients(loss, 2.0, "strides")
+    assert found.shape == (len(over.y), len(over.sweep.x) // len(over.y))
+    row = {"box": 15}.get(space.name, 12)  # which is not scaled, or has an IoU of 0.6
+    line = sweeps.sweeps(space, "strides")[0 if space == spaces.BOX else 1]
+    along = np.interp(over.sweep.x[: found.shape[1]], line.x, sweeps.curve(loss, 2.0, line).gradient)
+    assert over.y[row] == pytest.approx(0.0 if space == spaces.BOX else 0.6)
+    assert np.allclose(found[row][1:-1], along[1:-1], atol=0.02 * abs(along).max())
+
+
+def test_a_heat_map_is_clear_where_nothing_differs():
+    def shown(values):
+        limits = {"x": (0.0, 1.0), "y": (0.0, 1.0), "x_label": "x", "y_label": "y"}
+        made = chart.heat_map("t", np.array(values), **limits, largest=2.0, legend=("above", "below"))
+        (address,) = re.findall('base64,([^"]*)', made)
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
+
+    pixels = shown([[0.0, 1.0], [-4.0, math.nan]])
+    assert pixels[1, :, 3].tolist() == [0, 128] and pixels[0, :, 3].tolist() == [255, 0], "the lowest row is the first"
+    assert pixels[1, 1, 0] > pixels[1, 1, 2] and pixels[0, 0, 0] < pixels[0, 0, 2]
+
+
+def test_the_family_tree(finished, text):
+    found = section(parsed(text), "family")
+    assert "its parents were not recorded" in words(found)
+    known = facts.read(*finished)
+    entries = known.result["hall_of_fame"]["box"]["entries"]
+    giou = to_authors(zoo.default(spaces.BOX))
+    entries[0]["origin"] = ["crossover", entries[1]["authors"], giou]
+    entries[1]["origin"] = ["mutation", entries[0]["authors"]]  # no ledger says so, but no page hangs of it
+    made = family_tree.section(known)
+    root = ElementTree.fromstring(made)
+    assert "a crossover of" in words(root) and "GIoU, a known loss" in words(root) and "as above" in words(root)
+    assert len(list(root.iter("ul"))) == 2 + 2, "two trees, and two levels of parents"
+
+
+def test_pictures_of_test_images(finished, tmp_path):
+    folder = tmp_path / "run"
+    task = recorded_searches.write(folder, text=HOSTILE)
+    assert "There are no pictures" in page.write(folder, task).read_text()
+    picture = {"title": HOSTILE, "alt": f"image 1: {HOSTILE}", "jpeg": HOSTILE}
+    (folder / pictures.FILE).write_text(json.dumps({"about": HOSTILE, "rows": [[picture, picture]]}))
+    text = page.write(folder, task).read_text()
+    images = list(section(parsed(text), "pictures").iter("img"))
+    assert [image.get("alt") for image in images] == [f"image 1: {HOSTILE}"] * 2 and not Links(text).run
+    assert "There are no pictures" in page.write(folder, task, running=True).read_text(), "they may be of before"
 
 
 @pytest.mark.parametrize("units", spaces.BOX.units)

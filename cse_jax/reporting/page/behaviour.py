@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from cse_jax.language import zoo
-from cse_jax.reporting.page.chart import Series, chart
+from cse_jax.language.expression import Expression
+from cse_jax.reporting.page.chart import Series, chart, heat_map
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, part, table, tag
-from cse_jax.reporting.page.sweeps import Curve, Sweep, curves, sweeps
+from cse_jax.reporting.page.sweeps import Curve, Sweep, area, curves, gradients, sweeps
 
 _SHOWN = 3
 _HIGHEST = 1.6  # of the default's largest, in a figure: losses that explode are cut off there
@@ -26,7 +27,8 @@ def section(facts: Facts) -> Markup:
     about = tag(
         "p",
         "Each loss times its weight, above its lowest value, and its gradient, while one thing about a prediction "
-        "changes. Dashed: the default loss. The gradient is 0 where the loss has done its work.",
+        "changes. Dashed: the default loss. The gradient is 0 where the loss has done its work. "
+        "The heat maps show how far the gradient is above or below the default's; without colour they are the same.",
     )
     return part("What the losses do", about, *parts, name="behaviour")
 
@@ -41,7 +43,10 @@ def _of_branch(facts: Facts, branch: str, entries: Sequence[dict[str, Any]]) -> 
     for rank, entry in enumerate(entries, start=1):
         own = curves(facts.formula(branch, entry), entry["weight"], units)
         found.append(tag("h3", f"{branch}, rank {rank}: ", tag("code", entry["text"])))
-        found.append(tag("div", *_charts(lines, own, usual, f"rank {rank}", name), class_="charts"))
+        charts = _charts(lines, own, usual, f"rank {rank}", name)
+        found.append(
+            tag("div", *charts, *_difference(facts.formula(branch, entry), entry, rank, units), class_="charts")
+        )
         rows = [[f"{s.title}: {s.axis}", c.lowest, u.lowest] for s, c, u in zip(lines, own, usual, strict=True)]
         found.append(table(f"Where the loss is lowest, {branch}, rank {rank}", ["along", f"rank {rank}", name], rows))
     return found
@@ -63,6 +68,29 @@ def _charts(
             title = f"{'Loss' if what == 'value' else 'Gradient'}, {panel}, {name}"
             charts.append(chart(title, series, x_label=sweeps_here[0].axis, y_label=what, y_limits=ends))
     return charts
+
+
+def _difference(loss: Expression, entry: dict[str, Any], rank: int, units: str) -> list[Markup]:
+    """A heat map of the loss's gradient less the default's."""
+    over, name = area(loss.space, units), zoo.default_name(loss.space)
+    if over is None:
+        return []
+    usual = gradients(zoo.default(loss.space), 1.0, units)
+    found = gradients(loss, entry["weight"], units) - usual
+    largest = float(np.ptp(usual[np.isfinite(usual)])) / 2 or 1.0
+    beyond = ", or beyond" if (abs(found[np.isfinite(found)]) > largest).any() else ""
+    return [
+        heat_map(
+            f"Gradient less that of {name}, rank {rank}",
+            found,
+            x=(float(over.sweep.x[0]), float(over.sweep.x[-1])),
+            y=(float(over.y[0]), float(over.y[-1])),
+            x_label=over.sweep.axis,
+            y_label=over.down,
+            largest=largest,
+            legend=(f"above it, by {largest:.3g}{beyond}", f"below it, by {largest:.3g}{beyond}"),
+        )
+    ]
 
 
 def _series(name: str, of_panel: Sequence[Sweep], found: Sequence[Curve], what: str, *, dashed: bool) -> list[Series]:

@@ -1,13 +1,19 @@
-"""Line charts as inline SVG.
+"""Line charts and heat maps as inline SVG.
 
 Written by hand: matplotlib turns texts into outlines, which no screen reader reads, fixes colours for light or dark,
 needs ten times the room, and is no dependency.  Here a style sheet sets colours, and each figure has a title, a
 description and a legend.
 """
 
+import base64
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
 
 from cse_jax.reporting.page.markup import Markup, tag
 
@@ -16,6 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 12.0, 12.0, 42.0
 _TICKS = 5
 _ROOM = 0.05  # of an axis, between its ends and what is drawn
 COLOURS = 6  # that the style sheet has
+_ABOVE, _BELOW = (224, 102, 10), (22, 110, 214)  # seen on light and on dark, and by the colour-blind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +99,60 @@ def chart(
         aria_label=f"{title}. Horizontal: {x_label}. Vertical: {y_label}. {_spoken(series)}",
     )
     return tag("figure", tag("figcaption", title), drawing, _legend(series))
+
+
+def heat_map(
+    title: str,
+    values: Float[np.ndarray, "r p"],
+    *,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    x_label: str,
+    y_label: str,
+    largest: float,
+    legend: tuple[str, str],
+) -> Markup:
+    """A figure of signed numbers: one colour above 0 and another below, the fainter the nearer.
+
+    Args:
+      title: what it shows.
+      values: row by row, the lowest row first; those that are not finite are left blank.
+      x, y: what the outermost columns and rows stand for.
+      x_label, y_label: of the axes, with units.
+      largest: what has the full colour; beyond it nothing changes.
+      legend: of numbers above 0 and below.
+    """
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    across, up = _Axis(*x, _LEFT, right), _Axis(*y, bottom, _TOP)
+    place = {"x": _LEFT, "y": _TOP, "width": right - _LEFT, "height": bottom - _TOP}
+    drawing = tag(
+        "svg",
+        tag("title", title),
+        tag("image", **place, href=_picture(values / largest), preserveAspectRatio="none", class_="heat"),
+        *_grid(across, up, whole=False),
+        tag("rect", **place, class_="frame"),
+        tag("text", x_label, x=f"{(_LEFT + right) / 2:g}", y=f"{_HEIGHT - 6:g}", text_anchor="middle"),
+        tag("text", y_label, transform=f"translate(13 {(_TOP + bottom) / 2:g}) rotate(-90)", text_anchor="middle"),
+        viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+        role="img",
+        aria_label=f"{title}. Horizontal: {x_label}. Vertical: {y_label}. {'; '.join(legend)}.",
+    )
+    swatches = [
+        tag("svg", tag("rect", width="24", height="12", fill=f"rgb{colour}"), viewBox="0 0 24 12", class_="swatch")
+        for colour in (_ABOVE, _BELOW)
+    ]
+    items = [tag("li", swatch, " ", said) for swatch, said in zip(swatches, legend, strict=True)]
+    return tag("figure", tag("figcaption", title), drawing, tag("ul", *items, class_="legend"))
+
+
+def _picture(shares: Float[np.ndarray, "r p"]) -> str:
+    """Numbers from -1 to 1 as a picture in an address, transparent at 0, so that it fits any background."""
+    rows = np.nan_to_num(shares[::-1], nan=0.0, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)
+    colours = np.where((rows > 0.0)[..., None], _ABOVE, _BELOW)
+    pixels = np.concatenate([colours, np.rint(255.0 * abs(rows))[..., None]], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(file, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def stair(x: Sequence[float], y: Sequence[float], end: float) -> tuple[list[float], list[float]]:

@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-_VOID = frozenset({"meta", "br", "line", "path", "rect", "circle"})  # what is closed where it is opened
+_VOID = frozenset({"meta", "br", "line", "path", "rect", "circle", "image", "img"})  # what is closed where it is opened
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML cannot hold
 
 
