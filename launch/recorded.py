@@ -64,17 +64,29 @@ def _made(kind: Any, value: Any) -> Any:
 
 
 def _dataclass(kind: Any, value: Mapping[str, Any]) -> Any:
-    """The one dataclass of a type, a subclass or a member of a union, whose fields are those of the value."""
-    fitting = []
-    for each in dict.fromkeys(_classes(kind)):
-        if {field.name for field in dataclasses.fields(each)} == value.keys():
+    """The one dataclass of a type, a subclass or a member of a union, whose fields are those of the value.
+
+    Fields that are newer than the value have their defaults; the class that needs the fewest of these is it.
+    """
+    fitting: list[Any] = []
+    classes = {each: {field.name for field in dataclasses.fields(each)} for each in _classes(kind)}
+    fewest = min((len(names) for names in classes.values() if names >= value.keys()), default=0)
+    for each, names in classes.items():
+        if names >= value.keys() and len(names) == fewest:
             hints = typing.get_type_hints(each)
             made = each(**{name: _made(hints[name], part) for name, part in value.items()})
-            if json.loads(json.dumps(dataclasses.asdict(made))) == value:
+            if _agree(value, json.loads(json.dumps(dataclasses.asdict(made)))):
                 fitting.append(made)
     if len(fitting) != 1:
         raise ValueError(f"{len(fitting)} classes have the fields {', '.join(list(value)[:4])}, ...")
     return fitting[0]
+
+
+def _agree(value: Any, made: Any) -> bool:
+    """Whether plain data says nothing else than a config that was made of it."""
+    if isinstance(value, Mapping) and isinstance(made, Mapping):
+        return all(name in made and _agree(part, made[name]) for name, part in value.items())
+    return value == made
 
 
 def _classes(kind: Any) -> Iterator[type]:

@@ -127,6 +127,15 @@ def test_a_config_is_made_again_from_a_result(path):
     assert recorded.search_run(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def test_a_config_of_before_is_made_again():
+    """Its file has fewer fields, which now have defaults."""
+    config = read(SEARCHES[0]).get_config()
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    for branch in ("classification", "regression"):
+        del plain["search"][branch]["template"]
+    assert recorded.search_run(plain) == config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DiskData.__subclasses__(), ids=lambda kind: kind.kind)
 def test_a_config_of_any_data_set_is_made_again(kind):
