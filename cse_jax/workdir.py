@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 
 import jax
 
-from cse_jax.errors import UserError
+from cse_jax.errors import MissingPackageError, UserError
 
 _LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
@@ -117,6 +117,21 @@ def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_board(folder: pathlib.Path, *, anew: bool = False) -> Any:
+    """The writer of a folder's figures for TensorBoard; ``anew`` if all of them will be written again.
+
+    Raises:
+      MissingPackageError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # optional
+    except ImportError as error:
+        raise MissingPackageError(
+            "--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=0 if anew else None)
 
 
 def append_line(path: pathlib.Path, text: str) -> None:

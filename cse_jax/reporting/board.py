@@ -1,29 +1,11 @@
-"""Figures of a search or a training for TensorBoard."""
+"""Figures of a search for TensorBoard."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from cse_jax.errors import MissingPackageError
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.progress import Progress
-
-FOLDER = "tensorboard"
-
-
-def open_board(folder: pathlib.Path, *, anew: bool = False) -> Any:
-    """The writer of a folder's figures; ``anew`` if all of them will be written again.
-
-    Raises:
-      MissingPackageError: tensorboardX is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # optional
-    except ImportError as error:
-        raise MissingPackageError(
-            "--tensorboard needs a package that is not here: pip install 'cse_jax[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder / FOLDER), purge_step=0 if anew else None)
+from cse_jax.workdir import open_board
 
 
 class Board:

@@ -271,7 +271,8 @@ class Branch:
             rates = {"crossover_rate": self.sizes.crossover, "mutation_rate": self.sizes.mutation}
             tokens = encode([part for _, part in breeding], self.space)
             found = offspring_and_origins(key, tokens, self.space, self.shape, count, **rates)
-            made = Population(*map(np.asarray, found), [to_authors(whole) for whole, _ in breeding])
+            tokens, origins = (np.asarray(array) for array in found)
+            made = Population(tokens, origins, [to_authors(whole) for whole, _ in breeding])
         else:
             made = without_parents(np.asarray(random_population(key, self.space, self.shape, count)), "random")
         return made._replace(tokens=self.template.filled(made.tokens)) if self.template else made

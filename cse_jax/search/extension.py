@@ -1,6 +1,5 @@
 """A search that goes on with more: which settings may change in its folder, and what that leaves valid."""
 
-import itertools
 from collections.abc import Mapping
 
 from cse_jax.errors import InputError
@@ -35,8 +34,10 @@ def refuse_fewer(ledger: Ledger, branch: str, generations: int) -> None:
     Raises:
       InputError: says so.
     """
-    recorded = itertools.takewhile(bool, (ledger.generation(branch, number) for number in itertools.count()))
-    if sum("proposed" not in result for _, result in recorded) > generations:
+    bred = number = 0
+    while recorded := ledger.generation(branch, number):
+        bred, number = bred + ("proposed" not in recorded[1]), number + 1
+    if bred > generations:
         raise InputError(
             f"the ledger {ledger.path} has more than {generations} generations of the branch {branch}, and none is "
             "taken back: set its generations higher, or choose another work folder"

@@ -17,8 +17,7 @@ from typing import Any
 
 import jax
 
-from cse_jax.reporting.board import open_board
-from cse_jax.workdir import append_line, read_whole, writing
+from cse_jax.workdir import append_line, open_board, read_whole, writing
 from detectors.evaluation.scores import Scores, as_json, in_a_line
 
 FILE = "log.jsonl"
