@@ -30,6 +30,18 @@ def run(name: str, *arguments: str, data_dir: pathlib.Path | str = "/nonexistent
     return code, output.getvalue()
 
 
+def read_flags(name: str, *arguments: str) -> None:
+    """Has ``launch/<name>.py`` read its flags and its config, and do nothing else.
+
+    Raises:
+      flags.Error, InputError: there is no such flag, field or value.
+    """
+    argv = [f"launch/{name}.py", *arguments]
+    with _own_flags(), _as_from_root(argv, "/nonexistent"):
+        runpy.run_path(str(ROOT / "launch" / f"{name}.py"))
+        script.read_flags(argv)
+
+
 def functions(name: str) -> dict[str, Any]:
     """The functions of ``launch/<name>.py``, by name; its flags are forgotten."""
     with _own_flags():

@@ -30,7 +30,7 @@ class Population(NamedTuple):
     def origin(self, row: int) -> list[str]:
         """How a formula came about, and its parents in the authors' notation."""
         kind, *parents = self.origins[row].tolist()
-        return [ORIGINS[kind], *(self.parents[k] for k in parents if k != PAD)]
+        return [ORIGINS[kind], *(self.parents[int(k)] for k in parents if k != PAD)]
 
     def behind(self, first: "Population") -> "Population":
         """These formulas after others that have no parents."""
