@@ -85,6 +85,15 @@ def test_what_stays_valid(tmp_path):
         assert ledger.training("a") is not None
 
 
+def test_a_setting_that_came_later_and_is_not_used_is_no_change(tmp_path):
+    with recorded(tmp_path) as ledger:
+        ledger.record_generation("box", 0, [], {}, {})
+    with recorded(tmp_path, template="") as ledger:
+        assert not ledger.changed
+    with pytest.raises(LedgerError, match="template: absent -> .1 - .* choose another work folder"):
+        recorded(tmp_path, template="1 - ?")
+
+
 def test_all_that_may_change_are_fields_of_a_search():
     for key in extension.EXTENDABLE:
         place = {"config": {"search": CONFIG, "name": ""}}

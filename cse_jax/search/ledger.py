@@ -28,6 +28,7 @@ __all__ = ["Ledger", "LedgerError"]
 
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
+_UNSET = '""'  # of a setting that is new since the ledger was made, and not used
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -124,7 +125,7 @@ class Ledger:
         changed = {
             key: f"{stored.get(key, 'absent')} -> {flat.get(key, 'absent')}"
             for key in sorted(flat.keys() | stored.keys())
-            if flat.get(key) != stored.get(key)
+            if flat.get(key, _UNSET) != stored.get(key, _UNSET)
         }
         if refused := [f"{key}: {change}" for key, change in changed.items() if key not in extendable]:
             shown = "; ".join(refused[:5])
