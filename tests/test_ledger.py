@@ -13,6 +13,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from ledgers import with_a_loss
 
 from cse_jax.search import ledger, ledger_reader
 from cse_jax.search.ledger import Ledger, LedgerError
@@ -228,6 +229,14 @@ def test_a_ledger_of_the_format_before_is_read_and_upgraded(tmp_path):
 def asked(path, query):
     with contextlib.closing(sqlite3.connect(path)) as db:
         return db.execute(query).fetchone()[0]
+
+
+def test_a_generation_that_is_forgotten_leaves_a_whole_ledger(tmp_path):
+    folder = with_a_loss(tmp_path / "run")
+    with Ledger(folder / "ledger.sqlite", identity={}) as opened:
+        opened.forget_generation("box", 1)
+        assert opened.generation("box", 1) is None
+    assert read_hall_of_fame(folder / "ledger.sqlite") == {}
 
 
 def test_the_hall_of_fame_is_found_by_an_index(tmp_path, monkeypatch):

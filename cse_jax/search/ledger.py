@@ -259,8 +259,9 @@ class Ledger:
             GENERATIONS.insert(self._db, [row])
 
     def forget_generation(self, branch: str, generation: int) -> None:
-        """Drops what was concluded of a generation; its trainings stay."""
+        """Drops what was concluded of a generation, and the order of its branch's hall of fame; its trainings stay."""
         with self._writing():
+            self._db.execute("delete from hall_of_fame where branch = ?", (branch,))
             for table in ("generations", "candidates"):
                 self._db.execute(f"delete from {table} where branch = ? and generation = ?", (branch, generation))
 
