@@ -87,7 +87,9 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
             if trainer.shared_start:
                 monitor.activity("default losses, the start of all trainings")
                 trainer.prepare()
-            trials = Trials(trainer, ledger, monitor, workers=config.search.workers)
+            trials = Trials(
+                trainer, ledger, monitor, workers=config.search.workers, time_limit=config.search.time_limit
+            )
             if _TUNED.value:
                 monitor.expect({"proxy": _TUNED.value})
                 name, losses = tuned(_TUNED.value, trials=trials, seeds=config.search.proxy_seeds)

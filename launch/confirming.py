@@ -50,8 +50,9 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
             workdir.write_description(folder, about)
             with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:
                 found = confirmation.run(
-                    result, seeds, trainer=trainer, ledger=ledger, progress=monitor, workers=config.search.workers
-                )
+                    result, seeds, trainer=trainer, ledger=ledger, progress=monitor,
+                    workers=config.search.workers, time_limit=config.search.time_limit,
+                )  # fmt: skip
                 monitor.activity("the same models over other images")
                 errors = _image_errors(trainer, found)
         about |= {

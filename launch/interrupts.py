@@ -65,9 +65,15 @@ def leave() -> NoReturn:
         with contextlib.suppress(Exception):
             act()
     cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""
-    print(f"{cursor}\nInterrupted. {_said}".rstrip(), flush=True)
+    print(f"{cursor}\nInterrupted. {_said}".rstrip())
+    end(130)
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process without waiting for its threads."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(130)
+    os._exit(status)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:

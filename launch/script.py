@@ -21,10 +21,12 @@ if TYPE_CHECKING:  # slow to import: Ctrl-C is heard before that
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ERROR_FILE = "error.txt"
 _FOR_USERS = (("cse_jax.errors", "UserError"), ("absl.flags", "Error"))  # module and name of classes of errors
+_THREAD_LEFT = ("TrainingHangs",)  # classes of errors after which an orderly exit would wait for ever
 _HINTS = {  # what helps against an error, by its class, which need not be imported for that
     "WorkdirError": "The flag --workdir names the folder.",
     "LedgerError": "The flag --workdir names the folder.",
     "SearchFailed": "The flags are --config.train.learning_rate and --retry_failed.",
+    "TrainingHangs": "The flag is --config.search.time_limit.",
     "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
     "ModuleNotFoundError": "Install the project with all that it needs: python -m pip install .",
 }
@@ -93,7 +95,7 @@ def ending(
       kept: said after an error, unless the folder is gone.
 
     Raises:
-      SystemExit: with 1 after an error.
+      SystemExit: with 1 after an error.  Where a thread is left that never ends, the process ends at once.
     """
     interrupts.say(interrupted)
     try:
@@ -114,6 +116,8 @@ def ending(
             )
         left = kept if folder is None or folder.exists() else ""
         (say or _to_stderr)("\n".join(filter(None, [message, *getattr(error, "__notes__", ()), left])))
+        if type(error).__name__ in _THREAD_LEFT:
+            interrupts.end(1)
         sys.exit(1)
 
 

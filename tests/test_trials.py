@@ -2,31 +2,41 @@
 
 import contextlib
 import io
+import math
+import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
 
 import pytest
 from fakes import FakeTrainer
 from rich.console import Console
+from scripts import ROOT
 
 from cse_jax.language import spaces, zoo
 from cse_jax.reporting.monitor import Monitor
+from cse_jax.search import crew
+from cse_jax.search.crew import TrainingHangs
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.task import LossPair
-from cse_jax.search.trainer import OutOfMemory, Purpose, Training
+from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training
 from cse_jax.search.trials import MOST_ATTEMPTS, Trials
 from detectors.checkpoint import CheckpointError
 
 PAIRS = [LossPair(zoo.default(spaces.BINARY_CLASS), zoo.default(spaces.BOX), 1.0 + k) for k in range(10)]
 GUILTY = PAIRS[3]
+GIVEN_UP = f"ended the process {MOST_ATTEMPTS} times: it crashed, hung or was killed"
 
 
-def train(folder, trainer, *, purpose: Purpose = "probe", workers=1):
+def train(folder, trainer, *, purpose: Purpose = "probe", workers=1, time_limit=0.0):
     with (
         Ledger(folder / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "proxy": 1}) as monitor,
     ):
-        trials = Trials(trainer, ledger, monitor, workers=workers)
+        trials = Trials(trainer, ledger, monitor, workers=workers, time_limit=time_limit)
         return list(trials.run([(pair, 0) for pair in PAIRS], purpose=purpose, what="test"))
 
 
@@ -69,7 +79,84 @@ def test_a_loss_that_ends_the_process_is_given_up(tmp_path, purpose, workers):
     assert groups[1][-1] == groups[2][-1] == 1, "whoever is suspected is trained alone"
     outcomes = train(folder, FakeTrainer(), purpose=purpose, workers=workers)
     for pair, outcome in zip(PAIRS, outcomes, strict=True):
-        assert outcome.failure == (f"killed the process {MOST_ATTEMPTS} times" if pair == GUILTY else "")
+        assert outcome.failure == (GIVEN_UP if pair == GUILTY else "")
+
+
+class Hanging(FakeTrainer):
+    """Never ends with one loss: hears no request to stop, or does after a while."""
+
+    def __init__(self, *, deaf):
+        super().__init__()
+        self.deaf, self.released = deaf, threading.Event()
+
+    def train(self, losses, *, stop, **options):
+        if GUILTY in losses:
+            (self.released if self.deaf else stop).wait()
+            raise Stopped
+        return super().train(losses, stop=stop, **options)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(crew, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(crew, "GRACE_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize("purpose", ["probe", "proxy"])
+def test_a_training_that_hangs_ends_the_process_and_is_given_up(tmp_path, impatient, purpose):
+    """Its thread can't be stopped; the others' results are kept."""
+    trainer = Hanging(deaf=True)
+    for _ in range(MOST_ATTEMPTS):
+        with pytest.raises(TrainingHangs, match=f"not ended within 0 seconds.*{re.escape(str(GUILTY.cls))}"):
+            train(tmp_path, trainer, purpose=purpose, time_limit=0.3)
+    outcomes = train(tmp_path, trainer, purpose=purpose, time_limit=0.3)
+    trainer.released.set()
+    assert [outcome.failure for outcome in outcomes] == [GIVEN_UP if pair == GUILTY else "" for pair in PAIRS]
+
+
+def test_a_training_that_takes_too_long_is_tried_again_alone_and_given_up(tmp_path, impatient):
+    trainer = Hanging(deaf=False)
+    outcomes = train(tmp_path, trainer, time_limit=0.3)
+    failure = f"took longer than 0 seconds, {MOST_ATTEMPTS} times"
+    assert [outcome.failure for outcome in outcomes] == [failure if pair == GUILTY else "" for pair in PAIRS]
+    assert trainer.count == len(PAIRS) - 1 and count(tmp_path, "attempts") == 0
+
+
+def test_the_script_says_which_training_hangs(tmp_path):
+    """And it ends, although a thread of it never does."""
+    code = """if True:
+        import script, pathlib, test_trials
+        from cse_jax.search import crew
+
+        crew.LOOK_SECONDS = crew.GRACE_SECONDS = 0.1
+        with script.ending("The search", kept="The rest is kept."):
+            test_trials.train(pathlib.Path("."), test_trials.Hanging(deaf=True), time_limit=0.2)
+    """
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "launch", "tests"))
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1 and not ended.stdout
+    assert re.fullmatch(
+        r"The search stopped: a training hangs: .*raise the time limit\. The flag is --config.search.time_limit\.\n"
+        r"The rest is kept\.\n",
+        ended.stderr,
+    )
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [((), math.inf), ((5.0,), 600.0), ((50.0, 300.0, 70.0), 10 * 70.0)])
+def test_the_time_limit_is_ten_times_what_is_usual(tmp_path, seconds, limit):
+    with Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger:
+        for number, each in enumerate(seconds):
+            row = {"key": str(number), "purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1.0, "box_weight": 1.0}
+            row |= {"seed": 0, "steps": 20, "ap": 0.5, "failure": "", "metrics": {}, "seconds": each}
+            ledger.record_training(row)
+            ledger.record_training(row | {"key": f"failed {number}", "failure": "diverged", "seconds": 0.1})
+        monitor = Monitor(Console(file=io.StringIO()), steps={})
+        assert Trials(FakeTrainer(), ledger, monitor)._limit("proxy", 20, 1) == limit
+        assert Trials(FakeTrainer(), ledger, monitor)._limit("proxy", 10, 1) == math.inf
+        assert Trials(FakeTrainer(), ledger, monitor, time_limit=9.0)._limit("proxy", 20, 1) == 9.0
 
 
 class Broken(FakeTrainer):

@@ -58,6 +58,9 @@ class _File:
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
+    def usual_seconds(self, purpose: Purpose, steps: int) -> float:
+        return math.nan  # a table sets no limit to the time of a training
+
     def attempts(self) -> Mapping[str, int]:
         return {}
 

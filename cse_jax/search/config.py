@@ -126,6 +126,8 @@ class SearchConfig:
     Attributes:
       seed: of everything random: populations, simulations, network initialisation, batches.
       workers: trainings that run at once, in threads.  Results don't depend on it.
+      time_limit: seconds that a training, or as many as run side by side, may take; 0 for ten times what is usual for
+        its purpose and length, and 600 at least.
       classification, regression: sizes of the two branches.
       filters: thresholds of the filters.
       final: the final comparison.
@@ -133,6 +135,7 @@ class SearchConfig:
 
     seed: Seed = 0
     workers: Threads = 2
+    time_limit: Amount = 0.0
     classification: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     regression: BranchConfig = dataclasses.field(default_factory=BranchConfig)
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)

@@ -66,7 +66,14 @@ def contestants(result: Mapping[str, Any], task: Task) -> list[Contestant]:
 
 
 def run(
-    result: Mapping[str, Any], count: int, *, trainer: Trainer, ledger: Ledger, progress: Progress, workers: int = 1
+    result: Mapping[str, Any],
+    count: int,
+    *,
+    trainer: Trainer,
+    ledger: Ledger,
+    progress: Progress,
+    workers: int = 1,
+    time_limit: float = 0.0,
 ) -> Confirmation:
     """Trains the rows with fresh seeds, or recalls their trainings; more seeds later add to those that are done.
 
@@ -76,7 +83,7 @@ def run(
       trainer: trains a detector.
       ledger: the confirmation's own.
       progress: hears of it.
-      workers: trainings at once.
+      workers, time_limit: as of ``Trials``.
 
     Raises:
       InputError: as ``contestants``.
@@ -84,7 +91,7 @@ def run(
     rows = contestants(result, trainer.task)
     seeds = SearchConfig(seed=result["config"]["search"]["seed"]).confirmation_seeds(count)
     progress.expect({"final": len(rows) * count})
-    trials = Trials(trainer, ledger, progress, workers=workers)
+    trials = Trials(trainer, ledger, progress, workers=workers, time_limit=time_limit)
     signal = result["prior_variance"]
     table = compare(rows, seeds, trials=trials, signal=float("nan") if signal is None else signal)
     return Confirmation(tuple(seeds), table)

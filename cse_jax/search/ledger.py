@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import sqlite3
+import statistics
 import threading
 import time
 import types
@@ -202,6 +203,12 @@ class Ledger:
         """Stores a finished or failed training."""
         with self._writing():
             TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
+
+    def usual_seconds(self, purpose: str, steps: int) -> float:
+        """Median time of the recorded trainings of this purpose and length; NaN if there are none."""
+        query = "select seconds from trainings where purpose = ? and steps = ? and failure = ''"
+        seconds = [row["seconds"] for row in self._read(query, purpose, steps)]
+        return statistics.median(seconds) if seconds else math.nan
 
     def attempts(self) -> dict[str, int]:
         """Trainings whose attempts ended with the process, by key, and how many did."""

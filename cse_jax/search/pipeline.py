@@ -79,7 +79,7 @@ def run(
       LedgerError: the ledger can't be written.
     """
     validate(config, "search")
-    trials = Trials(trainer, ledger, progress, workers=config.workers)
+    trials = Trials(trainer, ledger, progress, workers=config.workers, time_limit=config.time_limit)
     plans, ends = _plans(config), ends or Ends()
     proposed = dict(proposals or {})
     trainings = _trainings(config, plans, trainer, proposed)

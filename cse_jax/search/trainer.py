@@ -62,6 +62,7 @@ class Trainer(Protocol):
 
         Raises:
           Stopped: ``stop`` was set meanwhile.
+          TrainingLost: a worker in another process, which trained them, has died.
           OutOfMemory: the losses don't fit the device's memory together.
         """
         ...
@@ -92,4 +93,8 @@ class OutOfMemory(UserError, RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """The training was given up because the search is being interrupted."""
+    """The training was given up because the search is being interrupted, or because it took too long."""
+
+
+class TrainingLost(RuntimeError):
+    """The worker that trained has died, or was given up; the losses are not to blame unless it happens again."""

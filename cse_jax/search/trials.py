@@ -1,21 +1,20 @@
 """Trainings of a detector under a pair of losses, remembered in the ledger so that none is run twice."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import math
-import threading
-import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from cse_jax.search.crew import Crew, Group, Job
 from cse_jax.search.progress import Progress
 from cse_jax.search.task import LossPair
-from cse_jax.search.trainer import OutOfMemory, Purpose, Trainer, Training
+from cse_jax.search.trainer import OutOfMemory, Purpose, Trainer, Training, TrainingLost
 
-MOST_ATTEMPTS = 3  # of a training that ends the process
-Job = tuple[LossPair, int]  # losses and seed
+MOST_ATTEMPTS = 3  # of a training that ends the process, or loses its worker
+LEAST_LIMIT = 600.0  # seconds, which no first compilation takes
+_USUAL = 10.0  # times the usual time of its kind that a training may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +45,10 @@ class Memory(Protocol):
         """Stores a finished or failed training."""
         ...
 
+    def usual_seconds(self, purpose: Purpose, steps: int) -> float:
+        """Median time of the recorded trainings of this purpose and length; NaN if there are none."""
+        ...
+
     def attempts(self) -> Mapping[str, int]:
         """Trainings whose attempts ended with the process, by key, and how many did."""
         ...
@@ -58,18 +61,30 @@ class Memory(Protocol):
 class Trials:
     """Runs trainings, or recalls them."""
 
-    def __init__(self, trainer: Trainer, ledger: Memory, progress: Progress, *, workers: int = 1) -> None:
-        """Prepares trainings; ``workers`` of them (or of groups of them) run at once, in threads."""
-        self.trainer, self._ledger, self._progress, self._workers = trainer, ledger, progress, workers
+    def __init__(
+        self, trainer: Trainer, ledger: Memory, progress: Progress, *, workers: int = 1, time_limit: float = 0.0
+    ) -> None:
+        """Prepares trainings.
+
+        Args:
+          trainer: trains.
+          ledger: remembers.
+          progress: hears of it.
+          workers: how many trainings, or groups of them, run at once, each in a thread.
+          time_limit: seconds that a training, or a group, may take; 0 for ten times what is usual for its purpose and
+            length, and ``LEAST_LIMIT`` at least.
+        """
+        self.trainer, self._ledger, self._progress = trainer, ledger, progress
+        self._workers, self._time_limit = workers, time_limit
 
     def run(
         self, jobs: Sequence[Job], *, purpose: Purpose, what: str, horizon: int | None = None
     ) -> Generator[Outcome, None, None]:
         """Trains under each pair of losses with its seed, unless the ledger has the result.
 
-        A loss that diverges is recorded with its reason and yields AP NaN, and so is one whose trainings have ended the
-        process ``MOST_ATTEMPTS`` times; until then it is trained alone.  Any other error is not the loss's: it is
-        raised, and nothing is recorded of the training that met it.
+        A loss that diverges is recorded with its reason and yields AP NaN.  So is one whose trainings have ended the
+        process, lost their worker or exceeded their time ``MOST_ATTEMPTS`` times; until then it is tried again, alone.
+        Any other error is not the loss's: it is raised, and nothing is recorded of the training that met it.
 
         Args:
           jobs: losses and seeds.
@@ -82,6 +97,7 @@ class Trials:
 
         Raises:
           OutOfMemory: not even one training at a time fits the device.
+          TrainingHangs: one can't be stopped.
         """
         horizon = self.trainer.horizons(purpose)[-1] if horizon is None else horizon
         most = self.trainer.at_once(purpose)
@@ -90,81 +106,86 @@ class Trials:
         keys = [training_key(losses, purpose, seed, horizon) for losses, seed in jobs]
         todo = {key: job for key, job in zip(keys, jobs, strict=True) if self._ledger.training(key) is None}
         suspects = {key: count for key, count in self._ledger.attempts().items() if key in todo}
+
+        def train(group: Group) -> list[Training]:
+            return self._train(group, purpose, horizon)
+
+        def record(group: Group, trainings: Sequence[Training]) -> None:
+            self._record(group, trainings, purpose, horizon)
+            for key in group.jobs:
+                todo.pop(key, None)
+
         for key, count in suspects.items():
             if count >= MOST_ATTEMPTS:
-                losses, seed = todo.pop(key)
-                killer = Training(None, failure=f"killed the process {count} times")
-                self._record([_row(key, losses, killer, purpose, seed, horizon, 0.0)])
-        alone = {key: todo.pop(key) for key in suspects if key in todo}
-        stop = threading.Event()
-        with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            futures: dict[concurrent.futures.Future, set[str]] = {}
-            waiting = set(todo)
+                ended = Training(None, failure=f"ended the process {count} times: it crashed, hung or was killed")
+                record(Group({key: todo[key]}), [ended])
+        with Crew(train, workers=self._workers, limit=self._limit(purpose, horizon, most)) as crew:
             try:
-                for key, job in alone.items():
+                alone = [key for key in suspects if key in todo]
+                for key in alone:
                     self._progress.activity(f"{what}: one that may have ended the process")
-                    futures[pool.submit(self._train, {key: job}, purpose, horizon, stop)] = {key}
-                    self._record_finished(futures)
-                for group in self._groups(todo, purpose):
-                    futures[pool.submit(self._train, group, purpose, horizon, stop)] = set(group)
+                    crew.submit(Group({key: todo[key]}))
+                    while key in todo:
+                        self._next(crew, record)
+                for group in self._groups(todo, most):
+                    crew.submit(group)
                 for number, key in enumerate(keys, start=1):
-                    if key in waiting:
+                    if key in todo:
                         self._progress.activity(what, number, len(jobs))
-                    while key in waiting:
-                        waiting -= self._record_finished(futures)
+                    while key in todo:
+                        self._next(crew, record)
                     row = self._ledger.training(key)
                     assert row is not None
                     self._progress.trained(purpose, row["seconds"] * share)
                     ap = math.nan if row["ap"] is None else row["ap"]
                     yield Outcome(ap, row["metrics"], row["failure"], row["seconds"])
             finally:
-                stop.set()
-                for future in futures:
-                    future.cancel()
-                for future in futures:  # what has finished while an error or an interrupt was on its way
-                    if future.done() and not future.cancelled() and not future.exception():
-                        self._record(future.result())
+                for group, trainings in crew.left():
+                    record(group, trainings)
 
-    def _groups(self, todo: dict[str, Job], purpose: Purpose) -> Iterator[dict[str, Job]]:
+    def _limit(self, purpose: Purpose, horizon: int, most: int) -> float:
+        """Seconds that a group may take; none before any training of its kind is recorded."""
+        usual = self._ledger.usual_seconds(purpose, horizon) * most
+        return self._time_limit or (math.inf if math.isnan(usual) else max(LEAST_LIMIT, _USUAL * usual))
+
+    @staticmethod
+    def _groups(todo: Mapping[str, Job], most: int) -> Iterator[Group]:
         """Jobs of one seed, as many as the trainer takes at once."""
-        most = self.trainer.at_once(purpose)
         for seed in dict.fromkeys(seed for _, seed in todo.values()):
             keys = [key for key, job in todo.items() if job[1] == seed]
             for start in range(0, len(keys), most):
-                yield {key: todo[key] for key in keys[start : start + most]}
+                yield Group({key: todo[key] for key in keys[start : start + most]})
 
-    def _record_finished(self, futures: dict[concurrent.futures.Future, set[str]]) -> set[str]:
-        """Waits for any group of trainings and records all that have finished."""
-        finished, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
-        done = set()
-        for future in finished:
-            done |= futures.pop(future)
-            self._record(future.result())
-        return done
-
-    def _record(self, rows: Sequence[dict[str, Any]]) -> None:
-        for row in rows:
-            self._ledger.record_training(row)
-
-    def _train(
-        self, jobs: dict[str, Job], purpose: Purpose, horizon: int, stop: threading.Event
-    ) -> list[dict[str, Any]]:
-        started = time.monotonic()
-        pairs, seed = [losses for losses, _ in jobs.values()], next(iter(jobs.values()))[1]
+    def _next(self, crew: Crew, record: Callable[[Group, Sequence[Training]], None]) -> None:
+        """Waits for a group to end, and records it or has it trained again."""
+        group, ended = crew.next()
         try:
-            with self._ledger.attempt(jobs):
-                trainings = self.trainer.train(pairs, purpose=purpose, seed=seed, horizon=horizon, stop=stop)
+            record(group, ended.result())
+        except (OutOfMemory, TrainingLost) as error:
+            if len(group.jobs) > 1:
+                for key, job in group.jobs.items():
+                    crew.submit(Group({key: job}))
+            elif isinstance(error, OutOfMemory):
+                raise
+            elif group.attempt < MOST_ATTEMPTS:
+                crew.submit(Group(group.jobs, group.attempt + 1))
+            else:
+                record(group, [Training(None, failure=f"{error}, {MOST_ATTEMPTS} times")])
+
+    def _record(self, group: Group, trainings: Sequence[Training], purpose: Purpose, horizon: int) -> None:
+        seconds = group.seconds / len(group.jobs)
+        for (key, (losses, seed)), training in zip(group.jobs.items(), trainings, strict=True):
+            self._ledger.record_training(_row(key, losses, training, purpose, seed, horizon, seconds))
+
+    def _train(self, group: Group, purpose: Purpose, horizon: int) -> list[Training]:
+        pairs, seed = [losses for losses, _ in group.jobs.values()], next(iter(group.jobs.values()))[1]
+        try:
+            with self._ledger.attempt(group.jobs):
+                return self.trainer.train(pairs, purpose=purpose, seed=seed, horizon=horizon, stop=group.stop)
         except Exception as error:
-            if isinstance(error, OutOfMemory) and len(jobs) > 1:
-                return [row for key, job in jobs.items() for row in self._train({key: job}, purpose, horizon, stop)]
             shown = "; ".join(f"{losses.cls} | {losses.box}" for losses in pairs)
             error.add_note(f"It was met in the {purpose} training, up to step {horizon} with seed {seed}, of {shown}")
             raise
-        seconds = (time.monotonic() - started) / len(jobs)
-        return [
-            _row(key, losses, training, purpose, seed, horizon, seconds)
-            for (key, (losses, _)), training in zip(jobs.items(), trainings, strict=True)
-        ]
 
 
 def _row(
