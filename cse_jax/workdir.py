@@ -20,6 +20,9 @@ from cse_jax.errors import MissingPackageError, UserError
 
 _LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
+FREE = frozenset(  # fields of configs on which no result depends
+    {"data.workers", "save_every", "schedule.save_every", "search.workers", "search.time_limit"}
+)
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -195,7 +198,7 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_same_config(path: pathlib.Path, config: dict) -> None:
-    """Refuses a folder that holds the training of another config.
+    """Refuses a folder that holds the training of another config, but for its ``FREE`` fields.
 
     Raises:
       WorkdirError: ``config.json`` is there and differs; names the fields.
@@ -203,7 +206,8 @@ def check_same_config(path: pathlib.Path, config: dict) -> None:
     stored = path / "config.json"
     if not stored.exists():
         return
-    changed = differences(read_json(stored, "remove it if the folder was made with the present config"), config)
+    before = read_json(stored, "remove it if the folder was made with the present config")
+    changed = differences(before, config, free=FREE)
     if changed:
         raise WorkdirError(
             f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another work folder or "

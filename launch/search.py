@@ -86,6 +86,9 @@ _QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the result and err
 _RETRY_FAILED = flags.DEFINE_bool(
     "retry_failed", False, "Train again what has failed, and conclude anew from all trainings."
 )
+_ALLOW_DEVICE_CHANGE = flags.DEFINE_bool(
+    "allow_device_change", False, "Resume a search that was begun with another device; its report then names both."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -134,10 +137,12 @@ def _search(
         proposals = propose(pathlib.Path(_PROPOSALS.value), trainer.task, max_nodes=config.search.filters.max_nodes)
         for line in proposals.bad:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with Ledger(folder / "ledger.sqlite", identity=about, extendable=extension.EXTENDABLE) as ledger:
+    allowed = {"extendable": extension.EXTENDABLE, "allow_device_change": _ALLOW_DEVICE_CHANGE.value}
+    with Ledger(folder / "ledger.sqlite", identity=about, **allowed) as ledger:
         about |= {
             "command": shlex.join(["python", "launch/search.py", *sys.argv[1:]]),
             "task": trainer.task.as_data(),
+            "device": ", before that ".join([about["device"], *reversed(ledger.former_devices)]),
         }
         workdir.write_description(folder, about)
         for effect in extension.effects(ledger):

@@ -60,6 +60,38 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert (fame["box"][0]["simulation"], fame["box"][0]["overfit"], fame["box"][0]["flipped"]) == (1.0, None, 1)
 
 
+# Settings
+
+
+def identity(*, device="1 x cpu (cpu)", **search):
+    return {"config": {"search": {"seed": 0, "workers": 2} | search, "data": {"workers": 0}}, "device": device}
+
+
+def begun(path, **made_with):
+    with Ledger(path, identity=identity(**made_with)) as made:
+        made.record_training(TRAINING | {"key": "a"})
+
+
+def test_settings_that_change_no_result_may_change(tmp_path):
+    begun(tmp_path / NAME)
+    with Ledger(tmp_path / NAME, identity=identity(workers=8, time_limit=9.0)) as opened:
+        assert opened.training("a") and not opened.former_devices
+    with pytest.raises(LedgerError, match=r"other settings \(config.search.seed: 0 -> 1\)"):
+        Ledger(tmp_path / NAME, identity=identity(seed=1, workers=8))
+
+
+def test_another_device_must_be_allowed(tmp_path):
+    begun(tmp_path / NAME)
+    other = identity(device="1 x H100 (gpu)")
+    with pytest.raises(LedgerError, match="change of device can be allowed"):
+        Ledger(tmp_path / NAME, identity=other)
+    with pytest.raises(LedgerError, match="seed: 0 -> 1.*device: "):
+        Ledger(tmp_path / NAME, identity=identity(device="1 x H100 (gpu)", seed=1), allow_device_change=True)
+    for allowed in (True, False, True):  # it is the ledger's own device from then on
+        with Ledger(tmp_path / NAME, identity=other, allow_device_change=allowed) as opened:
+            assert opened.training("a") and opened.former_devices == ["1 x cpu (cpu)"]
+
+
 # Lost
 
 

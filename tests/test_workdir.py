@@ -14,6 +14,13 @@ def test_a_damaged_config_is_named_with_the_remedy(tmp_path):
             workdir.check_same_config(tmp_path, {"a": 1})
 
 
+def test_settings_that_change_no_result_may_change(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 0, "save_every": 10, "data": {"workers": 0}}')
+    workdir.check_same_config(tmp_path, {"seed": 0, "save_every": 0, "data": {"workers": 8}})
+    with pytest.raises(workdir.WorkdirError, match=r"other settings \(config.seed: 0 -> 1\)"):
+        workdir.check_same_config(tmp_path, {"seed": 1, "save_every": 0, "data": {"workers": 8}})
+
+
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     workdir.write_whole(tmp_path / "a.json", "before")
 

@@ -16,6 +16,7 @@ import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cse_jax import workdir
 from cse_jax.search.ledger_file import (
     ERRORS,
     LedgerError,
@@ -30,6 +31,8 @@ __all__ = ["Ledger", "LedgerError"]
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
 _UNSET = '""'  # of a setting that is new since the ledger was made, and not used
+_FORMER_DEVICES = "former devices"  # a key of meta
+_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMER_DEVICES}
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -86,14 +89,17 @@ class Ledger:
         *,
         identity: Mapping[str, Any],
         extendable: Mapping[str, bool] = types.MappingProxyType({}),
+        allow_device_change: bool = False,
     ) -> None:
         """Opens or creates a ledger.
 
         Args:
           path: the SQLite file.
-          identity: what the stored results depend on (config, versions); must equal what the ledger was made with.
+          identity: what the stored results depend on (config, versions, device); must equal what the ledger was made
+            with, but for the config's ``workdir.FREE`` fields.
           extendable: its keys, joined by dots, that may differ, and whether what was concluded from trainings stays
             valid then; if not, it is dropped.
+          allow_device_change: whether the device may be another; ``former_devices`` then has those before it.
 
         Raises:
           LedgerError: not writable, not a ledger, damaged, lost, or made with another config or version.
@@ -108,14 +114,14 @@ class Ledger:
                 refuse_used(path)
             if found != _UPGRADED:
                 self._db.executescript(f"begin; {_SCHEMA} commit;")
-            self._check({"format": found or FORMAT} | dict(identity), extendable)
+            self._check({"format": found or FORMAT} | dict(identity), extendable, allow_device_change)
             if found == _UPGRADED:
                 self._upgrade()
         except (*ERRORS, LedgerError) as error:
             self._db.close()
             raise failure(path, "open", error) from error
 
-    def _check(self, identity: dict[str, Any], extendable: Mapping[str, bool]) -> None:
+    def _check(self, identity: dict[str, Any], extendable: Mapping[str, bool], allow_device_change: bool) -> None:
         flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
         stored = dict(map(tuple, self._db.execute("select key, value from meta")))
         if not self._holds_results():
@@ -125,23 +131,33 @@ class Ledger:
             return
         changed = {
             key: f"{stored.get(key, 'absent')} -> {flat.get(key, 'absent')}"
-            for key in sorted(flat.keys() | stored.keys())
+            for key in sorted((flat.keys() | stored.keys()) - _FREE)
             if flat.get(key, _UNSET) != stored.get(key, _UNSET)
         }
-        if refused := [f"{key}: {change}" for key, change in changed.items() if key not in extendable]:
+        allowed = {*extendable, "device"} if allow_device_change else {*extendable}
+        if refused := [f"{key}: {change}" for key, change in changed.items() if key not in allowed]:
             shown = "; ".join(refused[:5])
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise LedgerError(
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
                 "Resume with the settings it was made with, or choose another work folder."
+                + (" A change of device can be allowed (allow_device_change)." if list(changed) == ["device"] else "")
             )
-
+        rows = {key: flat[key] for key in changed}
+        if "device" in changed:
+            rows[_FORMER_DEVICES] = json.dumps([*self.former_devices, json.loads(stored["device"])])
         if changed:
             with self._writing():
-                self._db.executemany("insert or replace into meta values (?, ?)", ((key, flat[key]) for key in changed))
-                if not all(extendable[key] for key in changed):
+                self._db.executemany("insert or replace into meta values (?, ?)", rows.items())
+                if not all(extendable.get(key, True) for key in changed):
                     self._forget_conclusions()
-            self.changed = changed
+        self.changed = {key: change for key, change in changed.items() if key in extendable}
+
+    @property
+    def former_devices(self) -> list[str]:
+        """The devices with which the search was begun, before it was allowed to resume with others."""
+        rows = self._read("select value from meta where key = ?", _FORMER_DEVICES)
+        return json.loads(rows[0]["value"]) if rows else []
 
     def _upgrade(self) -> None:
         """Gives a ledger of the format before what this one has: checksums of all that is read, and the index."""
