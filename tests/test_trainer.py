@@ -24,7 +24,7 @@ from detectors.data.pipeline import train_batches
 from detectors.losses import DetectionLosses, term
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS
-from detectors.training import batched, loop
+from detectors.training import batched, loop, search_trainer
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms, task_of
 from detectors.training.step import jit_detector, learning_rate, optimiser_for
@@ -288,14 +288,21 @@ def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), state.own, own)
 
 
-def test_a_paused_probe_goes_on_and_neighbours_don_t_matter(prober):
+def test_a_paused_probe_goes_on_and_neighbours_don_t_matter(prober, compiled, data):
     good = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS[::2]]
     whole = train(prober, good, "probe")
+    assert train(prober, good, "probe", horizon=2) != whole
+    paused = [prober._paused(pair, "probe", 0) for pair in good]
+    assert all(path.exists() for path in paused)
+    steps = []
+    again = make(compiled, data, prober._checkpoints)  # as another process would
+    again._heads = again._heads._replace(step=lambda *about: steps.append(1) or prober._heads.step(*about))
+    assert train(again, good[1:], "probe") == whole[1:] and len(steps) == 2
+    paused[0].write_bytes(paused[0].read_bytes()[:-100])  # damaged: from the beginning
+    assert train(again, good[:1], "probe") == whole[:1] and len(steps) == 2 + 4
     train(prober, good, "probe", horizon=2)
-    assert len(prober._kept) == 2
-    assert train(prober, good[1:], "probe") == whole[1:]
     prober.forget(good[0], purpose="probe", seed=0)
-    assert not prober._kept
+    assert [path.exists() for path in paused] == [False, True]
 
 
 def test_gradient_norms_scale_with_the_weights(prober):
@@ -321,6 +328,14 @@ def test_the_memory_of_a_step_grows_with_the_candidates(prober):
     batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
     three, six = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (3, 6))
     assert 0 < three < six < 2 * three
+
+
+def test_how_many_train_side_by_side_is_measured_once(compiled, data, tmp_path, monkeypatch):
+    """What one process has paused side by side another resumes so."""
+    measured = []
+    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: measured.append(5) or measured[0])
+    assert [make(compiled, data, tmp_path).at_once("proxy") for _ in range(2)] == [5, 5] and len(measured) == 1
+    assert make(compiled, data, tmp_path, at_once=2).at_once("proxy") == 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cse_jax import workdir
 from cse_jax.ranges import Count, Horizons, Positive
 from cse_jax.search.task import LossPair, Task
 from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
@@ -113,7 +115,6 @@ class DetectorTrainer:
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._lock = threading.Lock()
-        self._kept: dict[tuple, tuple] = {}  # states of trainings side by side between their horizons
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "probe": (one_each, data.select.subset(range(min(schedule.probe_images, len(data.select))))),
@@ -193,7 +194,7 @@ class DetectorTrainer:
 
     def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
         """Drops the state of a paused training."""
-        self._kept.pop((purpose, losses, seed), None)
+        self._paused(losses, purpose, seed).unlink(missing_ok=True)
         checkpoint.delete(self._partial(losses, purpose, seed))
 
     def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
@@ -298,14 +299,10 @@ class DetectorTrainer:
         horizon: int,
         stop: threading.Event,
     ) -> list[Training]:
-        """Trains side by side; what is paused is kept in memory, and restarts after an interruption."""
+        """Trains side by side; an interruption between two horizons loses the steps since the earlier one."""
         count, steps = self.at_once(purpose), self.horizons(purpose)[-1]
-        names = [(purpose, pair, seed) for pair in losses]
-        state = start(count)
-        kept = [self._kept[name] for name in names if name in self._kept]
-        if len(kept) == len(names) and len({step for step, _ in kept}) == 1:
-            own = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *_filled([own for _, own in kept], count))
-            state = state._replace(own=own[0], opt_state=own[1], step=jnp.int32(kept[0][0]))
+        paused = [self._paused(pair, purpose, seed) for pair in losses]
+        state = _resumed(start(count), paused)
         chunk, failures = _padded(losses, count), [""] * len(losses)
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
@@ -345,12 +342,11 @@ class DetectorTrainer:
         scores = self._evaluate_many(many, state, self._splits[purpose][1])
         if purpose == "final":
             self._save_models(state, losses, seed, failures)
-        for k, name in enumerate(names):
+        for k, path in enumerate(paused):
             if horizon < steps and not failures[k]:
-                own = jax.tree.map(lambda a, k=k: np.asarray(a[k]), (state.own, state.opt_state))
-                self._kept[name] = horizon, own
+                _pause(state, k, path)
             else:
-                self._kept.pop(name, None)
+                path.unlink(missing_ok=True)
         return [
             Training(None, failure=failure or _NOT_FINITE)
             if failure or score is None
@@ -369,10 +365,17 @@ class DetectorTrainer:
 
     @functools.cached_property
     def _whole_at_once(self) -> int:
+        """Measured once on a kind of device; what others trained side by side is resumed side by side."""
         if self._schedule.at_once:
             return self._schedule.at_once
-        batch = next(self._batches("proxy", self._seed, 0))
-        return fitting_count(self._whole, self._compiled.init(self._seed).model, batch, _terms(self.task.default))
+        path, kind = self._checkpoints / "at_once.json", jax.local_devices()[0].device_kind
+        known = workdir.read_json(path, "remove it, and it is measured again") if path.exists() else {}
+        if kind not in known:
+            batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
+            known[kind] = fitting_count(self._whole, model, batch, _terms(self.task.default))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write_whole(path, json.dumps(known))
+        return known[kind]
 
     def _batches(self, purpose: Purpose, seed: int, start: int):
         source = self._splits[purpose][0]
@@ -397,6 +400,37 @@ class DetectorTrainer:
     def _partial(self, losses: LossPair, purpose: _Purpose, seed: int) -> pathlib.Path:
         digest = hashlib.blake2b(json.dumps(losses.key).encode(), digest_size=6).hexdigest()
         return self._checkpoints / f"{purpose}-seed{seed}-{digest}.partial"
+
+    def _paused(self, losses: LossPair, purpose: Purpose, seed: int) -> pathlib.Path:
+        """The file of a training side by side with others between its horizons."""
+        return self._partial(losses, purpose, seed).with_suffix(".paused.npz")
+
+
+def _pause(state: ManyState, candidate: int, path: pathlib.Path) -> None:
+    """Keeps one candidate's share of a state; a checkpoint of each would take as long as dozens of steps."""
+    leaves = [np.asarray(leaf[candidate]) for leaf in jax.tree.leaves((state.own, state.opt_state))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with workdir.writing(path) as file:
+        np.savez(file, np.asarray(state.step), *leaves)
+
+
+def _resumed(state: ManyState, paused: Sequence[pathlib.Path]) -> ManyState:
+    """The state with what the candidates have learned, if all were paused at the same step, and undamaged."""
+    try:
+        found = []
+        for path in paused:
+            with path.open("rb") as file, np.load(file) as arrays:
+                found.append([arrays[name] for name in arrays.files])
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return state
+    steps = {int(step) for step, *_ in found}
+    if len(steps) > 1:
+        return state
+    old, tree = jax.tree.flatten((state.own, state.opt_state))
+    each = zip(*(leaves for _, *leaves in found), strict=True)
+    new = [jnp.asarray(np.stack(_filled(leaves, len(old[0])))) for leaves in each]
+    own, opt_state = jax.tree.unflatten(tree, new)
+    return state._replace(own=own, opt_state=opt_state, step=jnp.int32(steps.pop()))
 
 
 def _rule(is_output: Callable[[tuple], bool]) -> Callable[[tuple, Any], bool]:
