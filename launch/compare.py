@@ -12,6 +12,7 @@ interruption the same command goes on; further pairs and seeds add to those that
 
 import script
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -21,6 +22,7 @@ from rich.console import Console
 
 import compilation
 import config_file
+import workers
 from cse_jax import workdir
 from cse_jax.reporting import confirmation_report
 from cse_jax.reporting.monitor import Monitor
@@ -33,7 +35,7 @@ from cse_jax.search.trials import Trials
 from cse_jax.search.tuning import tuned
 from detectors.models import build_detector
 from detectors.training.search_trainer import task_of
-from search_run import SearchRun, trainer_of
+from search_run import SearchRun
 
 _CONFIG = config_file.define("configs/search/default.py", "Config of a search: detector, data, schedule.", SearchRun)
 _PAIRS = flags.DEFINE_multi_string(
@@ -78,9 +80,11 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     pairs = [Contestant(name, Role.RIVAL, losses) for name, losses in named]
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
-    about = workdir.describe(config)
-    trainer = trainer_of(config, folder, selects=bool(_TUNED.value) or purpose == "proxy")
-    with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+    selects = bool(_TUNED.value) or purpose == "proxy"
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(workers.opened(config, folder, selects=selects))
+        about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
+        ledger = stack.enter_context(Ledger(folder / "ledger.sqlite", identity=about))
         workdir.write_description(folder, about)
         costs: dict[str, float] = {name: trainer.horizons(name)[-1] for name in ("proxy", "final")}
         with Monitor(console, steps=costs) as monitor:

@@ -1,5 +1,7 @@
 """What ``search.py --confirm`` and ``confirm.py`` share: the trainings of a confirmation, in a folder of their own."""
 
+import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -7,6 +9,7 @@ import pathlib
 import numpy as np
 from rich.console import Console
 
+import workers
 from cse_jax import workdir
 from cse_jax.reporting import confirmation_report
 from cse_jax.reporting.monitor import Monitor
@@ -19,7 +22,7 @@ from detectors.checkpoint import CheckpointError
 from detectors.evaluation.resampling import draws, resampled_ap
 from detectors.models import build_detector
 from detectors.training.search_trainer import DetectorTrainer, task_of
-from search_run import SearchRun, trainer_of
+from search_run import SearchRun
 
 
 def folder_of(config: SearchRun, search: pathlib.Path) -> pathlib.Path:
@@ -42,10 +45,10 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
     """
     result = workdir.read_result(search)
     confirmation.contestants(result, task_of(build_detector(config.detector)[0]))  # before any work
-    about = workdir.describe(config)
-    with workdir.opened(folder_of(config, search)) as folder:
-        workdir.check_same_config(folder, about["config"])
-        trainer = trainer_of(config, folder, selects=False)
+    with workdir.opened(folder_of(config, search)) as folder, contextlib.ExitStack() as stack:
+        workdir.check_same_config(folder, dataclasses.asdict(config))
+        opened = stack.enter_context(workers.opened(config, folder, selects=False))
+        about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
         with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
             workdir.write_description(folder, about)
             with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:
@@ -54,7 +57,7 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
                     workers=config.search.workers, time_limit=config.search.time_limit,
                 )  # fmt: skip
                 monitor.activity("the same models over other images")
-                errors = _image_errors(trainer, found)
+                errors = _image_errors(opened.local, found)
         about |= {
             "search": str(search),
             "title": f"Confirmation of the search in {search}",

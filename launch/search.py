@@ -40,6 +40,7 @@ import config_file
 import interrupts
 import keys
 import pictures
+import workers
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
 from cse_jax.reporting import page, report
@@ -50,7 +51,7 @@ from cse_jax.search import extension
 from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.proposals import read as propose
-from search_run import SearchRun, trainer_of
+from search_run import SearchRun
 
 _CONFIG = config_file.define("configs/search/default.py", "What to search.", SearchRun)
 _SCALES = {
@@ -111,13 +112,20 @@ def main(argv: list[str]) -> None:
         ),
         kept=f"What was finished is kept in {folder}.",
     ):
-        _search(config, folder, console, shown, ends, started)
+        with workers.opened(config, folder) as opened:
+            _search(config, folder, console, shown, ends, started, opened)
         if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
             confirm(config, folder, _CONFIRM.value, shown)
 
 
 def _search(
-    config: SearchRun, folder: pathlib.Path, console: Console, shown: Console, ends: Ends, started: float
+    config: SearchRun,
+    folder: pathlib.Path,
+    console: Console,
+    shown: Console,
+    ends: Ends,
+    started: float,
+    opened: workers.Opened,
 ) -> None:
     """Runs the search.
 
@@ -128,9 +136,9 @@ def _search(
       shown: for the view of it while it runs.
       ends: what may end it early.
       started: when the script was.
+      opened: who trains.
     """
-    about = workdir.describe(config)
-    trainer = trainer_of(config, folder)
+    about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
     tried = loss_table.tried(loss_table.find(config.prior), trainer.task) if config.prior else None
     proposals = None
     if _PROPOSALS.value:
@@ -149,6 +157,8 @@ def _search(
             shown.print(effect, markup=False, highlight=False, soft_wrap=True)
         if _RETRY_FAILED.value:
             shown.print(f"{ledger.forget_failures()} failed trainings are run again.")
+        if (together := trainer.at_once("proxy")) > 1:
+            shown.print(f"{together} whole detectors train side by side.")
         costs: dict[str, float] = {
             purpose: trainer.horizons(purpose)[-1] for purpose in ("probe", "overfit", "proxy", "final")
         }

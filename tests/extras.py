@@ -13,6 +13,7 @@ EXTRAS = {
     "mmcv": "clients",
     "transformers": "clients",
     "ultralytics": "clients",
+    "ray": "cluster",
     "deap": "compare",
     "kozax": "compare",
     "tensorboardX": "tensorboard",

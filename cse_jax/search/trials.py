@@ -96,7 +96,7 @@ class Trials:
           The outcomes, in the order of the jobs.
 
         Raises:
-          OutOfMemory: not even one training at a time fits the device.
+          OutOfMemory: not even one training at a time fits the device, each time it was tried.
           TrainingHangs: one can't be stopped.
         """
         horizon = self.trainer.horizons(purpose)[-1] if horizon is None else horizon
@@ -165,10 +165,10 @@ class Trials:
             if len(group.jobs) > 1:
                 for key, job in group.jobs.items():
                     crew.submit(Group({key: job}))
-            elif isinstance(error, OutOfMemory):
-                raise
             elif group.attempt < MOST_ATTEMPTS:
                 crew.submit(Group(group.jobs, group.attempt + 1))
+            elif isinstance(error, OutOfMemory):
+                raise
             else:
                 record(group, [Training(None, failure=f"{error}, {MOST_ATTEMPTS} times")])
 
