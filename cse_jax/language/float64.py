@@ -15,6 +15,6 @@ def float64() -> Iterator[None]:
         yield
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stub
     """The devices of this process that compute in float64."""
     return jax.local_devices(backend="cpu" if jax.default_backend() == "tpu" else None)
