@@ -135,9 +135,10 @@ class Ledger:
             if flat.get(key, _UNSET) != stored.get(key, _UNSET)
         }
         allowed = {*extendable, "device"} if allow_device_change else {*extendable}
-        if refused := [f"{key}: {change}" for key, change in changed.items() if key not in allowed]:
-            shown = "; ".join(refused[:5])
-            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        if not changed.keys() <= allowed:
+            differences = [f"{key}: {change}" for key, change in changed.items()]
+            shown = "; ".join(differences[:5])
+            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
             raise LedgerError(
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
                 "Resume with the settings it was made with, or choose another work folder."
