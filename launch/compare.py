@@ -2,12 +2,14 @@
 
     python launch/compare.py --pair="CE |" --pair="B_cls | B_reg" --seeds=8
     python launch/compare.py --config=configs/search/faster_rcnn.py --pair="| 1 - i / u x0.5"
+    python launch/compare.py --config=configs/experiments/combinations.py:faster_rcnn
     python launch/compare.py --tuned=40 --pair="squared = | 1 - i / u * (i / u)"
 
 A pair is a classification loss, a bar and a box loss, each by name or as a formula, with a factor on its usual weight
 if wanted; an empty one is the detector's default.  A name may stand before it.  The default pair is always the first
-row.  The config is that of a search, of which the detector, the data and the length of trainings count.  After an
-interruption the same command goes on; further pairs and seeds add to those that are done.
+row.  The config is that of a search, of which the detector, the data and the length of trainings count, or one of an
+experiment, which also has pairs and seeds; further pairs go before its own.  After an interruption the same command
+goes on; further pairs and seeds add to those that are done.
 """
 
 import script
@@ -35,13 +37,15 @@ from cse_jax.search.trials import Trials
 from cse_jax.search.tuning import tuned
 from detectors.models import build_detector
 from detectors.training.search_trainer import task_of
-from search_run import SearchRun
+from search_run import ComparisonRun, SearchRun
 
 _CONFIG = config_file.define("configs/search/default.py", "Config of a search: detector, data, schedule.", SearchRun)
 _PAIRS = flags.DEFINE_multi_string(
     "pair", [], "Classification loss | box loss; the last one is compared with the rest."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 8, "Trainings of each pair.", lower_bound=1, upper_bound=10_000)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Trainings of each pair; 8 by default, or what the config says.", lower_bound=1, upper_bound=10_000
+)
 _FIRST_SEED = flags.DEFINE_integer(
     "first_seed", 2_000_000, "The first seed; searches and tables use smaller ones.", lower_bound=0, upper_bound=10**9
 )
@@ -76,7 +80,8 @@ def main(argv: list[str]) -> None:
 
 def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     task = task_of(build_detector(config.detector)[0])
-    named = [read_pair(text, task) for text in _PAIRS.value]
+    experiment = config if isinstance(config, ComparisonRun) else ComparisonRun()
+    named = [read_pair(text, task) for text in (*_PAIRS.value, *experiment.pairs)]
     pairs = [Contestant(name, Role.RIVAL, losses) for name, losses in named]
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
@@ -100,7 +105,7 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
                 rows.insert(1, Contestant(f"{name} (best of {_TUNED.value} trainings)", Role.TUNED, losses))
             *others, last = rows
             rows = [*others, dataclasses.replace(last, role=Role.DISCOVERED)]
-            seeds = [_FIRST_SEED.value + k for k in range(_SEEDS.value)]
+            seeds = [_FIRST_SEED.value + k for k in range(_SEEDS.value or experiment.seeds)]
             monitor.expect({purpose: len(rows) * len(seeds)})
             found = Confirmation(tuple(seeds), compare(rows, seeds, trials=trials, purpose=purpose))
     about |= {

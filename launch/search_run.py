@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cse_jax.errors import InputError
 from cse_jax.loss_table.config import LossTableConfig
-from cse_jax.ranges import Items
+from cse_jax.ranges import Items, Positive
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
@@ -80,6 +80,20 @@ class SearchRun(DetectorRun):
         for branch in (self.search.classification, self.search.regression):
             if self.prior and branch.generations and branch.strategy != "surrogate":
                 raise InputError(f"prior={self.prior!r} needs the strategy 'surrogate', not {branch.strategy!r}")
+
+
+@dataclasses.dataclass
+class ComparisonRun(SearchRun):
+    """Pairs of losses on the task of a search.
+
+    Attributes:
+      pairs: as ``launch/compare.py`` takes them; the last one is compared with the rest.
+      seeds: trainings of each.
+    """
+
+    name: str = "comparison"
+    pairs: Annotated[tuple[str, ...], Items(0)] = ()
+    seeds: Positive = 8
 
 
 @dataclasses.dataclass

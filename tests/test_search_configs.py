@@ -26,12 +26,14 @@ from cse_jax.errors import InputError
 from cse_jax.language import spaces
 from cse_jax.ranges import validate
 from cse_jax.reporting.monitor import Monitor
+from cse_jax.search.pairs import read_pair
 from detectors.data.layouts import DiskData
+from detectors.models import build_detector
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.search_trainer import ScheduleConfig, task_of
 from search_run import trainer_of
 
 CONFIGS = {
@@ -49,6 +51,22 @@ def test_a_prior_needs_a_strategy_that_learns():
         validate(config)
     config.search.regression.generations = 0
     validate(config)
+
+
+@pytest.mark.parametrize(
+    "name", ["combinations:fcos", "combinations:faster_rcnn", "architectures:atss", "architectures:cascade_rcnn"]
+)
+def test_experiments_compare_pairs_of_their_detector(name):
+    path, detector = name.split(":")
+    module = read(ROOT / "configs/experiments" / f"{path}.py")
+    config = module.get_config(detector)
+    validate(config)
+    task = task_of(build_detector(config.detector)[0])
+    losses = [read_pair(text, task)[1] for text in config.pairs]
+    assert len({tuple(pair.key) for pair in [task.default, *losses]}) == len(losses) + 1
+    assert config.detector.classes == 10 and detector in config.name and config.schedule.final
+    with pytest.raises(InputError, match="has no such table; use"):
+        module.get_config("yolo")
 
 
 def write_photographs(root, count=16):
