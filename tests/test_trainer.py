@@ -125,6 +125,20 @@ def test_a_batch_is_on_its_way_while_the_step_before_it_runs(data):
         assert not list(batches), "a training that is further already"
 
 
+def test_the_number_to_train_at_once_is_measured_once(compiled, data, tmp_path, monkeypatch, capsys):
+    """What one process has paused side by side another resumes so."""
+    devices = [types.SimpleNamespace(platform="gpu", device_kind="a GPU")]
+    monkeypatch.setattr(search_trainer.jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: 4)
+    assert make(compiled, data, tmp_path).at_once("proxy") == 4
+    assert "compiles several programs and takes minutes" in capsys.readouterr().out
+    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: 16)
+    assert make(compiled, data, tmp_path).at_once("proxy") == 4 and not capsys.readouterr().out
+    devices[0].device_kind = "another GPU"
+    assert make(compiled, data, tmp_path).at_once("proxy") == 16
+    assert make(compiled, data, tmp_path, at_once=2).at_once("proxy") == 2
+
+
 def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):
     """All but the output layers is what the default losses have learned; those are drawn anew with each seed."""
     begun = {}
@@ -328,14 +342,6 @@ def test_the_memory_of_a_step_grows_with_the_candidates(prober):
     batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
     three, six = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (3, 6))
     assert 0 < three < six < 2 * three
-
-
-def test_how_many_train_side_by_side_is_measured_once(compiled, data, tmp_path, monkeypatch):
-    """What one process has paused side by side another resumes so."""
-    measured = []
-    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: measured.append(5) or measured[0])
-    assert [make(compiled, data, tmp_path).at_once("proxy") for _ in range(2)] == [5, 5] and len(measured) == 1
-    assert make(compiled, data, tmp_path, at_once=2).at_once("proxy") == 2
 
 
 @pytest.mark.parametrize(

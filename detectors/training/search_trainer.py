@@ -35,6 +35,10 @@ from detectors.training.loop import fit, placed_batches
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
+_MEASURING = (
+    "Measuring how many detectors to train at once, which compiles several programs and takes minutes; "
+    "--config.schedule.at_once=8 would train 8 without that."
+)
 _AHEAD = 8  # steps that are given to the device before their figures are looked at
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
 
@@ -368,14 +372,16 @@ class DetectorTrainer:
         """Measured once on a kind of device; what others trained side by side is resumed side by side."""
         if self._schedule.at_once:
             return self._schedule.at_once
-        path, kind = self._checkpoints / "at_once.json", jax.local_devices()[0].device_kind
+        path, device = self._checkpoints / "at_once.json", jax.local_devices()[0]
         known = workdir.read_json(path, "remove it, and it is measured again") if path.exists() else {}
-        if kind not in known:
+        if device.device_kind not in known:
+            if device.platform != "cpu":  # where it is 1
+                print(_MEASURING, flush=True)
             batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
-            known[kind] = fitting_count(self._whole, model, batch, _terms(self.task.default))
+            known[device.device_kind] = fitting_count(self._whole, model, batch, _terms(self.task.default))
             path.parent.mkdir(parents=True, exist_ok=True)
             workdir.write_whole(path, json.dumps(known))
-        return known[kind]
+        return known[device.device_kind]
 
     def _batches(self, purpose: Purpose, seed: int, start: int):
         source = self._splits[purpose][0]
