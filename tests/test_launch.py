@@ -1,5 +1,7 @@
 """The scripts as a user runs them: a whole search, kills, exports, and bad input."""
 
+import base64
+import io
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import time
 
 import pytest
 from micro import FLAGS
+from PIL import Image
 from scripts import run, start
 
 SMALL = [
@@ -73,6 +76,11 @@ def test_a_search_leaves_everything_behind(finished):
     assert result["versions"]["jax"] and result["device"] and len(result["table"]) >= 3
     final = [path for path in (workdir / "checkpoints").iterdir() if path.name.startswith("final-")]
     assert final and not [path for path in final if path.suffix == ".partial"]
+    drawn = json.loads((workdir / "pictures.json").read_text())["rows"]
+    titles = [picture["title"].split(", ")[1] for picture in drawn[0]]
+    assert titles == ["as labelled", "default losses", *["discovered losses"][: bool(result["discovered"])]]
+    first = base64.b64decode(drawn[0][0]["jpeg"])
+    assert Image.open(io.BytesIO(first)).size == (288, 288) and "as labelled" in drawn[0][0]["alt"]
 
 
 def signal_after(process, lines, delay, number):
