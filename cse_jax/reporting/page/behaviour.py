@@ -77,8 +77,9 @@ def _difference(loss: Expression, entry: dict[str, Any], rank: int, units: str) 
         return []
     usual = gradients(zoo.default(loss.space), 1.0, units)
     found = gradients(loss, entry["weight"], units) - usual
-    largest = float(np.ptp(usual[np.isfinite(usual)])) / 2 or 1.0
-    beyond = ", or beyond" if (abs(found[np.isfinite(found)]) > largest).any() else ""
+    furthest = float(abs(found[np.isfinite(found)]).max(initial=0.0))
+    largest = min(furthest, float(np.ptp(usual[np.isfinite(usual)])) / 2) or 1.0
+    beyond = ", or beyond" if furthest > largest else ""
     return [
         heat_map(
             f"Gradient less that of {name}, rank {rank}",
