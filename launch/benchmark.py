@@ -5,6 +5,7 @@
     python launch/benchmark.py --suite=screening
     python launch/benchmark.py --suite=simulation
     python launch/benchmark.py --suite=detectors
+    python launch/benchmark.py --suite=scaling
     python launch/benchmark.py --suite=accelerator --markdown=gpu.md
     python launch/benchmark.py --suite=strategies --table=runs/fcos_digits.parquet
 
@@ -31,7 +32,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import accelerator, detectors, losses, screening, simulation, strategies
+from benchmarks import accelerator, detectors, losses, scaling, screening, simulation, strategies
 from benchmarks.report import Report, markdown, shown
 from cse_jax.errors import InputError
 
@@ -41,6 +42,7 @@ SUITES = {
     "simulation": simulation.measure,
     "detectors": detectors.measure,
     "accelerator": accelerator.measure,
+    "scaling": scaling.measure,
     "strategies": lambda report, **keywords: strategies.measure(
         report, table=_TABLE.value, prior=_PRIOR.value, **keywords
     ),

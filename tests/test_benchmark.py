@@ -104,3 +104,13 @@ def test_strategies(tmp_path):
 def test_unknown_suites_are_refused(tmp_path):
     code, output, _ = benchmark(tmp_path / "out.json", "--suite=speed")
     assert code != 0 and "losses" in output
+
+
+def test_scaling(tmp_path):
+    code, output, tables = benchmark(tmp_path / "out.json", "--suite=scaling")
+    assert code == 0, output
+    cost, threads, busy, stages = tables.values()
+    assert all(row["each, ms"] > 0 for row in cost) and threads[0]["per second"] <= threads[0]["ideal"]
+    for row in busy:
+        assert 0 < row["1000 workers"] <= row["1 workers"] <= 1.0
+    assert all(row["1000 workers"] < row["1 workers"] for row in stages), "a stage has fewer trainings than workers"
