@@ -8,7 +8,7 @@ is always marked by a mask, never by a sentinel value.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 AnyArray = Array | np.ndarray  # a function that takes one takes arrays of the host and of the device
 SIZE_MULTIPLE = 32  # images are padded to a multiple of the detectors' common strides, pixels
@@ -21,6 +21,11 @@ class Normalisation(NamedTuple):
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def applied(self, image: Shaped[AnyArray, "*b 3"]) -> Float[AnyArray, "*b 3"]:
+        """Grey levels, normalised."""
+        factor = (1 / np.array(self.std)).astype(np.float32)
+        return (image.astype(np.float32) - np.array(self.mean, np.float32)) * factor
 
 
 class Batch(NamedTuple):

@@ -1,6 +1,7 @@
 """Our detectors with torchvision's weights and settings give torchvision's features, detections and losses."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision_oracle import (
     PER_LEVEL,
     POSITIVES,
     PROPOSALS,
+    SIZES,
     arrays,
     pictures,
     shake,
@@ -22,6 +24,7 @@ from torchvision_oracle import (
 )
 
 from detectors import weights
+from detectors.evaluation.photos import find_objects, layout_for, read_photo, size_of
 from detectors.models import torchvision_settings
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
@@ -30,6 +33,7 @@ from detectors.models.resnet import ResNet, resnet50, resnet101
 from detectors.ops.masks import paste_masks
 from detectors.ops.padding import Extent
 from detectors.structures import Batch
+from detectors.weights.pretrained import PretrainedFasterRCNN
 
 # All (97..128, 129..160) once resized, so that no image sees another's padding.
 LANDSCAPE = [(100, 130), (200, 245), (150, 220), (90, 140), (128, 160)]
@@ -105,11 +109,11 @@ def detections(name, *batches, **changes):
             yield size, our, {key: value.numpy() for key, value in their.items()}
 
 
-def paired(boxes, scores, labels, their) -> np.ndarray:
+def paired(boxes, scores, labels, their, *, score=1e-4, edge=0.05) -> np.ndarray:
     """Index of the one detection of theirs that equals each of ours; nearly equal scores may have changed places."""
-    np.testing.assert_allclose(scores, their["scores"], atol=1e-4, rtol=0)
-    same = (labels[:, None] == their["labels"]) & (np.abs(scores[:, None] - their["scores"]) <= 1e-4)
-    same &= np.abs(boxes[:, None] - their["boxes"]).max(-1) <= 0.05
+    np.testing.assert_allclose(scores, their["scores"], atol=score, rtol=0)
+    same = (labels[:, None] == their["labels"]) & (np.abs(scores[:, None] - their["scores"]) <= score)
+    same &= np.abs(boxes[:, None] - their["boxes"]).max(-1) <= edge
     assert same.any(0).all(), f"without a partner of ours: {np.flatnonzero(~same.any(0))}"
     assert same.any(1).all(), f"without a partner of theirs: {np.flatnonzero(~same.any(1))}"
     return same.argmax(1)
@@ -132,6 +136,28 @@ def test_detections(name):
             assert ((a & b).sum((1, 2)) >= 0.99 * union).all()
         sizes_seen.add(size)
     assert len(labels_seen) >= 3 and len(sizes_seen) == 10
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_photographs(name, test_data):
+    """From the files on: ten of various sizes, landscape and portrait, as predict.py and torchvision find objects."""
+    model = theirs(name)
+    graph, state = ours(name)
+    predict = jax.jit(lambda state, *args: nnx.merge(graph, state).predict(*args))
+    limits = dict(short_side=SIZES["min_size"], long_side=SIZES["max_size"])
+    config = dataclasses.replace(PretrainedFasterRCNN().data, **limits)
+    files = sorted((test_data / "voc12_100" / "images").glob("*.jpg"))[:10]
+    layout, found = layout_for([size_of(file) for file in files], config), 0
+    for file in files:
+        photo = read_photo(file)
+        finding = find_objects(functools.partial(predict, state), photo, layout, config, least=0.0)
+        with torch.no_grad():
+            (expected,) = model([torch.from_numpy(photo.transpose(2, 0, 1) / np.float32(255))])
+        expected = {key: value.numpy() for key, value in expected.items()}
+        objects = finding.objects
+        paired(objects.boxes, finding.scores, objects.labels + 1, expected, score=1e-3, edge=0.1)
+        found += len(finding.scores)
+    assert len({size_of(file) for file in files}) >= 5 and found >= 100
 
 
 def test_candidates_of_fcos_are_pairs(monkeypatch):

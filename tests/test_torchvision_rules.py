@@ -15,6 +15,19 @@ from detectors.ops.masks import paste_masks
 from detectors.ops.matching import match
 from detectors.ops.points import assign_points, pyramid_points
 from detectors.ops.roi_align import roi_align
+from detectors.weights.pretrained import PretrainedFasterRCNN
+
+
+@pytest.mark.parametrize("size", [(97, 131), (330, 450), (451, 300), (64, 79), (900, 1500)])
+def test_resizing(size):
+    """Up and down; 330 x 450 becomes 800 x 1090, not 1091."""
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    transform = detection.transform.GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3).eval()
+    expected, _ = transform.resize(torch.from_numpy(photo.transpose(2, 0, 1)).float())
+    data = PretrainedFasterRCNN().data
+    found = data.fitted(photo) * data.std + data.mean
+    np.testing.assert_allclose(found.transpose(2, 0, 1), expected, atol=0.02)
+    assert size != (330, 450) or found.shape == (800, 1090, 3)
 
 
 @pytest.mark.parametrize("shape", [(128, 160), (800, 1088), (96, 416)])

@@ -20,7 +20,7 @@ from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, b
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories
 from detectors.data.pipeline import Layout, Source
 from detectors.data.records import Annotation, BadRecord, BadRecords, Records, decode_image, read_annotation
-from detectors.data.resizing import fitted_size, image_size, resized
+from detectors.data.resizing import Pixels, image_size
 from detectors.data.settings import BatchConfig, Deviation, Grey
 from detectors.structures import SIZE_MULTIPLE
 
@@ -137,7 +137,7 @@ def open_records(
                 continue
             indices.append(index)
             if config.cache:
-                decoded.append(resized(image, _target(image_size(image), config)))
+                decoded.append(config.fitted(image))
         kept = _usable(found, config, report, training=split == "train")
         annotations[split] = [found[index] for index in kept]
         fetch = functools.partial(_record_image, records[split])
@@ -234,7 +234,7 @@ def _check_split(split: str, annotations: Sequence[Annotation], records: int, re
 
 def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
     """One shape that holds all images; if they are resized, with their long side as width."""
-    sizes = np.array([_target(a.size, config) for split in annotations.values() for a in split])
+    sizes = np.array([config.fitted_size(a.size) for split in annotations.values() for a in split])
     if config.limits:
         sizes.sort(axis=1)
     height, width = (-(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
@@ -246,10 +246,6 @@ def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig
     )
 
 
-def _target(size: tuple[int, int], config: BatchConfig) -> tuple[int, int]:
-    return fitted_size(size, config.limits) if config.limits else size
-
-
 class _OnDemand(Sequence):
     """Images at ``indices``, decoded and resized at each access."""
 
@@ -259,9 +255,8 @@ class _OnDemand(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = decode_image(*self._fetch(self._indices[index]))
-        return resized(image, _target(image_size(image), self._config))
+    def __getitem__(self, index: int) -> Pixels:
+        return self._config.fitted(decode_image(*self._fetch(self._indices[index])))
 
 
 def _record_image(records: Records, index: int) -> tuple[bytes, int]:

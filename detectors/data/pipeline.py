@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
 
 from cse_jax.errors import InputError
 from detectors.data.records import Annotation
-from detectors.data.resizing import image_size, mask_grid
+from detectors.data.resizing import Pixels, image_size, mask_grid
 from detectors.structures import Batch
 
 
@@ -34,7 +33,7 @@ class Layout(NamedTuple):
 class Example(NamedTuple):
     """An image at the detector's size, and its annotation in pixels of the original."""
 
-    image: UInt8[np.ndarray, "h w 3"]
+    image: Pixels
     annotation: Annotation
     mirrored: bool = False  # whether the annotation's masks are still to be mirrored as the image and boxes are
 
@@ -44,7 +43,7 @@ class Source(Sequence[Example]):
     """Valid examples of one split, with random access. Reading ``annotations`` decodes no image."""
 
     annotations: Sequence[Annotation]
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]]  # (height, width) differs
+    images: Sequence[Pixels]  # (height, width) differs
     categories: tuple[str, ...]
     layout: Layout
 
@@ -173,7 +172,7 @@ def make_batch(examples: Sequence[Example], layout: Layout, batch_size: int = 0)
     """
     rows = max(batch_size, len(examples))
     height, width = layout.size[::-1] if examples and layout.stands(examples[0].annotation.size) else layout.size
-    image = np.zeros((rows, height, width, 3), np.uint8)
+    image = np.zeros((rows, height, width, 3), examples[0].image.dtype if examples else np.uint8)
     boxes = np.zeros((rows, layout.max_boxes, 4), np.float32)
     labels = np.zeros((rows, layout.max_boxes), np.int32)
     valid = np.zeros((rows, layout.max_boxes), bool)

@@ -2,20 +2,29 @@
 
 import numpy as np
 from hotcoco import mask as rle
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+Pixels = UInt8[np.ndarray, "_ _ 3"] | Float32[np.ndarray, "_ _ 3"]  # an image: RGB of 0..255, or floats, normalised
 
-def image_size(image: UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+
+def image_size(image: Pixels) -> tuple[int, int]:
     """(height, width) of an image, pixels."""
     height, width, _ = image.shape
     return height, width
 
 
-def fitted_size(size: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
-    """The largest (height, width) of an image's ratio whose sides are within ``limits`` (short, long), pixels."""
+def fitted_size(size: tuple[int, int], limits: tuple[int, int], *, down: bool = False) -> tuple[int, int]:
+    """The largest (height, width) of an image's ratio whose sides are within ``limits`` (short, long), pixels.
+
+    Args:
+      size: of the image.
+      limits: of the sides.
+      down: round the sides down, not to the nearest whole number.
+    """
     scale = min(limits[0] / min(size), limits[1] / max(size))
-    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+    more = 0.0 if down else 0.5
+    return max(int(size[0] * scale + more), 1), max(int(size[1] * scale + more), 1)
 
 
 def resized(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -24,6 +33,17 @@ def resized(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[n
         return image
     height, width = size
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def interpolated(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "h2 w2 3"]:
+    """The image at another (height, width), bilinear between the nearest pixels, as PyTorch's ``interpolate``."""
+    for axis, (before, after) in enumerate(zip(image_size(image), size, strict=True)):
+        at = np.clip((np.arange(after, dtype=np.float32) + 0.5) * np.float32(before / after) - 0.5, 0, before - 1)
+        first = at.astype(int)
+        share = np.expand_dims(at - first, (1, 2) if axis == 0 else (0, 2)).astype(np.float32)
+        near, far = (np.take(image, np.minimum(k, before - 1), axis) for k in (first, first + 1))
+        image = near * (1 - share) + far * share
+    return image
 
 
 def mask_grid(

@@ -12,7 +12,7 @@ from cse_jax.errors import UserError
 from detectors.data.decoding import SUFFIXES, ImageError, decode_rgb, read_encoded, upright_size
 from detectors.data.pipeline import Example, Layout, make_batch
 from detectors.data.records import Annotation
-from detectors.data.resizing import fitted_size, image_size, resized
+from detectors.data.resizing import image_size
 from detectors.data.settings import BatchConfig
 from detectors.evaluation.coco import Predict, collect
 from detectors.structures import SIZE_MULTIPLE
@@ -87,7 +87,7 @@ def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
       sizes: (height, width) of all images to come.
       config: how images were resized in the detector's training.
     """
-    fitted = np.array([fitted_size(size, config.limits) if config.limits else size for size in sizes])
+    fitted = np.array([config.fitted_size(size) for size in sizes])
     if config.limits:
         fitted.sort(axis=1)
     height, width = (-(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
@@ -108,8 +108,7 @@ def find_objects(
     """
     size = image_size(image)
     nothing = Annotation(0, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    small = resized(image, fitted_size(size, config.limits)) if config.limits else image
-    batch = make_batch([Example(small, nothing)], layout)
+    batch = make_batch([Example(config.fitted(image), nothing)], layout)
     found = jax.device_get(predict(batch.image, batch.image_size))
     found = collect(found._replace(valid=found.valid & (found.scores >= least)), batch, {0: size})
     order = np.argsort(-found.scores, kind="stable")

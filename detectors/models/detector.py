@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -62,8 +61,7 @@ class Detector(nnx.Module):
         """What the network reads, in the type of its parameters, with zeros beyond each image."""
         image = jnp.asarray(image)
         if image.dtype == jnp.uint8:
-            mean, std = np.array(self.normalisation.mean, np.float32), np.array(self.normalisation.std)
-            image = Extent(image_size).clear((image.astype(jnp.float32) - mean) * (1 / std).astype(np.float32))
+            image = Extent(image_size).clear(self.normalisation.applied(image))
         return image.astype(self.fpn.lateral[0].kernel.dtype)
 
     @staticmethod

@@ -36,7 +36,7 @@ class PretrainedFasterRCNN:
 
     name: str = "fasterrcnn_resnet50_fpn"
     detector: FasterRCNNConfig = dataclasses.field(default_factory=fasterrcnn_resnet50_fpn)
-    data: DiskData = dataclasses.field(default_factory=CocoData)
+    data: DiskData = dataclasses.field(default_factory=lambda: CocoData(torchvision_resizing=True))
     label_names: tuple[str, ...] = COCO_NUMBERS
 
 
