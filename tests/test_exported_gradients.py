@@ -10,7 +10,7 @@ from extras import need
 from populations import random_expressions
 
 import cse_jax
-from cse_jax import export
+from cse_jax import export, loss_table
 from cse_jax.language import interpreter, spaces, zoo
 from cse_jax.language import program as programs
 from cse_jax.sampling.random_trees import Shape
@@ -147,3 +147,58 @@ def test_plain_arithmetic_stays_where_nothing_is_infinite():
     ):
         code = export.FORMATS["pytorch"](export.prepare(zoo.find(name, space)))
         assert ("@chained" in code) == chained, name
+
+
+@pytest.mark.slow
+def test_gradients_of_all_box_losses_of_our_tables(capsys):
+    """In PyTorch, in four types; prints how many formulas have other than finite ones, with the chain rule and without.
+
+    In half precision those of float32 are rounded, so that what is too large for it is infinite.
+    """
+    torch, space = need("torch"), spaces.BOX
+    counts = {dtype: [0, 0, 0] for dtype in ("float64", "float32", "bfloat16", "float16")}
+    for expression in passing_losses(space):
+        code = export.FORMATS["pytorch"](export.prepare(expression, simplified=False))
+        for dtype, count in counts.items():
+            kept = np.minimum if dtype == "float16" else lambda a, _: a
+            inputs = {n: torch.tensor(kept(a, 2e4)).to(getattr(torch, dtype)) for n, a in INPUTS[space.name].items()}
+            wide = "float64" if dtype == "float64" else "float32"
+            exact = {n: a.to(getattr(torch, wide)) for n, a in inputs.items()}
+            with jax.enable_x64(wide == "float64"):
+                _, expected = engine(expression, {n: a.numpy() for n, a in exact.items()})
+            wrong = [is_wrong(text, inputs, exact, expected) for text in (code, code.replace("@chained", ""))]
+            for k, value in enumerate([True, *wrong]):
+                count[k] += value
+    with capsys.disabled():
+        print("\nnot finite: " + "; ".join(f"{dtype} {b} of {a}, {c} without" for dtype, (a, b, c) in counts.items()))
+    assert all(count[0] > 100 and count[1] == 0 for count in counts.values())
+
+
+def passing_losses(space):
+    """The losses of the tables, and the known ones, that pass the gate in any unit."""
+    listed = {loss.formula for name in loss_table.available() for loss in loss_table.load(name).losses}
+    found = sorted({*(e for e in listed if e.space == space), *zoo.known(space).values()}, key=str)
+    verdicts = zip(*(cse_jax.verify(found, space, units=units) for units in space.units), strict=True)
+    return [e for e, judged in zip(found, verdicts, strict=True) if any(verdict.passed for verdict in judged)]
+
+
+def is_wrong(code, inputs, exact, expected):
+    """Whether gradients are not finite where the engine's are, and in half precision those in float32 could be."""
+    names, wide = list(expected), gradients(code, exact, list(expected))
+    given = gradients(code, inputs, names)
+    largest = need("torch").finfo(inputs[names[0]].dtype).max
+    return any(
+        (~np.isfinite(wide[n]) & np.isfinite(expected[n])).any()
+        or (~np.isfinite(given[n]) & (np.abs(wide[n]) < largest / 2)).any()
+        for n in names
+    )
+
+
+def gradients(code, inputs, names):
+    """Those of an exported file for PyTorch."""
+    module = {}
+    exec(compile(code, "exported", "exec"), module)
+    tensors = {n: a.clone().requires_grad_(n in names) for n, a in inputs.items()}
+    module["loss"](*tensors.values()).sum().backward()
+    found = {n: tensors[n].grad for n in names}
+    return {n: np.zeros(inputs[n].shape) if g is None else g.double().numpy() for n, g in found.items()}

@@ -35,7 +35,9 @@ CHAIN_RULE = {
                 operands = [a.detach().requires_grad_() for a in context.saved_tensors]
                 value = function(*operands)
             derivatives = torch.autograd.grad(value, operands, torch.ones_like(value))
-            return tuple(torch.where((d == 0) | (gradient == 0), 0, d * gradient) for d in derivatives)
+            least = torch.finfo(gradient.dtype).tiny  # what is below it is 0 in the search
+            gone = gradient.abs() < least
+            return tuple(torch.where(gone | (d.abs() < least), 0, d * gradient) for d in derivatives)
 
     def apply(*operands):
         like = next(a for a in operands if torch.is_tensor(a))
