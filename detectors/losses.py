@@ -36,9 +36,9 @@ class DetectionLosses(NamedTuple):
     box: LossTerm | NamedLoss
 
 
-def term(expression: Expression, weight: float = 1.0) -> LossTerm:
-    """A formula, compiled, with its weight."""
-    return LossTerm(program.compile_expression(expression), jnp.float32(weight))
+def term(expression: Expression, weight: float = 1.0, *, stable: bool = True) -> LossTerm:
+    """A formula, compiled (``stable`` as ``compile_expression`` takes it), with its weight."""
+    return LossTerm(program.compile_expression(expression, stable=stable), jnp.float32(weight))
 
 
 def default_losses(cls_space: Space, *, box_weight: float = 1.0) -> DetectionLosses:
@@ -51,7 +51,7 @@ def default_losses(cls_space: Space, *, box_weight: float = 1.0) -> DetectionLos
     return DetectionLosses(term(zoo.default(cls_space)), term(zoo.default(spaces.BOX), box_weight))
 
 
-def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLoss:
+def resolve(text: str, space: Space, weight: float = 1.0, *, stable: bool = True) -> LossTerm | NamedLoss:
     """The loss that a text names.
 
     Args:
@@ -59,6 +59,7 @@ def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLos
         ``cse_jax.language.zoo`` (``CEI``), or a formula.
       space: the space that the loss must belong to.
       weight: factor on the loss.
+      stable: of a formula, as ``compile_expression`` takes it.
 
     Raises:
       LossError, FormulaError: it is none of these; the message says what was expected and names the nearest loss.
@@ -67,7 +68,7 @@ def resolve(text: str, space: Space, weight: float = 1.0) -> LossTerm | NamedLos
     if named is not None:
         return named
     try:
-        return term(zoo.find(text.strip(), space), weight)
+        return term(zoo.find(text.strip(), space), weight, stable=stable)
     except FormulaError as error:
         hint = named_losses.hint(text, space)
         if not hint:
@@ -85,6 +86,7 @@ def resolve_pair(
     cls_weight: float = 1.0,
     box_weight: float | None = None,
     usual_box_weight: float = 1.0,
+    stable: bool = True,
 ) -> DetectionLosses:
     """The losses of a detector, by name or formula.
 
@@ -94,6 +96,7 @@ def resolve_pair(
       cls_weight: factor on the classification loss.
       box_weight: factor on the box loss; by default 1 for losses on encoded offsets, else ``usual_box_weight``.
       usual_box_weight: the detector's weight of losses on decoded boxes.
+      stable: of formulas, as ``compile_expression`` takes it.
 
     Raises:
       LossError, FormulaError: a text names no loss of its space.
@@ -102,7 +105,9 @@ def resolve_pair(
     if box_weight is None:
         named = named_losses.read(box, spaces.BOX)
         box_weight = 1.0 if named and named.on_offsets else usual_box_weight
-    return DetectionLosses(resolve(cls, cls_space, cls_weight), resolve(box, spaces.BOX, box_weight))
+    return DetectionLosses(
+        resolve(cls, cls_space, cls_weight, stable=stable), resolve(box, spaces.BOX, box_weight, stable=stable)
+    )
 
 
 def binary_class_loss(

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         detector, build = build_detector(config.detector, config.data.normalisation)
         if _SEARCH.value:
             config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
-        options = dataclasses.asdict(config.loss)
+        options = dataclasses.asdict(config.loss) | {"stable": config.train.stable_logs}
         losses = resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight, **options)
         with workdir.opened(folder):
             try:

@@ -19,7 +19,6 @@ from cse_jax.export import simplification
 from cse_jax.export.definitions import definitions
 from cse_jax.export.notation import symbols, to_sympy
 from cse_jax.export.simplification import Simplified, difference_on_grid, simplify
-from cse_jax.export.source_code import is_stabilised
 from cse_jax.language import interpreter, spaces, zoo
 from cse_jax.language import program as programs
 from cse_jax.language.spaces import SPACES, trajectories
@@ -183,8 +182,7 @@ def compare_code(code, framework, expression, inputs):
 def test_random_formulas_as_numpy_code(space):
     """Every operator is met.
 
-    Left out are formulas that come near a pole and, of areas, logarithms of sigmoids, where the engine's 1e-20 is seen,
-    and sines of exponentials, which rounding decides.
+    Left out are formulas that come near a pole and, of areas, sines of exponentials, which rounding decides.
     """
     inputs, used = grid_inputs(space), set()
     for expression in random_expressions(space, 150, 2, Shape(max_height=5)):
@@ -192,7 +190,7 @@ def test_random_formulas_as_numpy_code(space):
         if not np.isfinite(value).all() or not 1e-9 < np.abs(value).max() < 1e6:
             continue
         waves = "Exp" in expression.tokens and not {"Sin", "Cos"}.isdisjoint(expression.tokens)
-        if not space.class_axis and (is_stabilised(expression) or waves):
+        if not space.class_axis and waves:
             continue
         with np.errstate(all="ignore"):
             found = execute(export.FORMATS["numpy"](export.prepare(expression, simplified=False)))["loss"](

@@ -368,6 +368,27 @@ def test_gradients_are_finite_where_the_true_gradient_is(text, way):
     assert np.isfinite(gradients["X"]).all()
 
 
+def test_logarithms_go_on_where_the_authors_stop(way):
+    space, x = cse_jax.spaces.BINARY_CLASS, jnp.float32([[-80.0, 0.0], [17.5, 0.0], [80.0, 0.0]])
+    inputs = {v.name: jnp.zeros_like(x) for v in space.variables} | {"X": x}
+    run = jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs))
+    for text, reference in (
+        ("log(sigmoid(x))", jax.nn.log_sigmoid),
+        ("log(1 - sigmoid(x))", lambda x: jax.nn.log_sigmoid(-x)),
+        ("log(1 + -sigmoid(x))", lambda x: jax.nn.log_sigmoid(-x)),
+        ("log(-sigmoid(x) + 1)", lambda x: jax.nn.log_sigmoid(-x)),
+        ("log(softmax(x))", jax.nn.log_softmax),
+    ):
+        expression = cse_jax.parse(text, space)
+        value, gradients = run(programs.compile_expression(expression))
+        assert np.isclose(reference(x), -80.0).any()
+        np.testing.assert_allclose(value, reference(x), rtol=1e-6, err_msg=text)
+        np.testing.assert_allclose(gradients["X"], jax.grad(lambda x, f=reference: f(x).sum())(x), rtol=1e-6)
+        np.testing.assert_allclose(expression.evaluate(inputs), reference(x), rtol=1e-6)
+        authors, _ = run(programs.compile_expression(expression, stable=False))
+        assert np.isclose(authors, np.log(1e-20)).any(), text
+
+
 def test_no_gradient_out_of_masked_infinities(way):
     """The gradient of sqrt is infinite at 0; a label of 0 in front of it makes the true gradient 0."""
     space = cse_jax.spaces.BINARY_CLASS

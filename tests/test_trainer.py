@@ -15,19 +15,20 @@ from flax import nnx
 import cse_jax
 from benchmarks.smallest import fcos_smallest
 from cse_jax.language import spaces
+from cse_jax.language.program import compile_expression
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Stopped
 from detectors import checkpoint
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import train_batches
-from detectors.losses import DetectionLosses, term
+from detectors.losses import DetectionLosses, resolve_pair, term
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS
 from detectors.training import batched, loop, search_trainer
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, _padded, _terms, task_of
-from detectors.training.step import jit_detector, learning_rate, optimiser_for
+from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.step import TrainConfig, jit_detector, learning_rate, optimiser_for
 
 TASK = task_of(FCOS)
 DEFAULT = TASK.default
@@ -297,7 +298,7 @@ def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     state = prober._heads.init(fresh, 3, features)
     batches = prober._batches("probe", 0, 0)
     for _ in range(4):
-        state, _ = prober._heads.step(state, next(batches), _padded(pairs, 3), 4, 0)
+        state, _ = prober._heads.step(state, next(batches), prober._padded(pairs, 3), 4, 0)
     # Adam divides by the gradient's size, so rounding of tiny gradients is not tiny in the parameters.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), state.own, own)
 
@@ -338,9 +339,18 @@ def test_detectors_side_by_side_learn_what_they_learn_alone(compiled, data, tmp_
         np.testing.assert_allclose(one, both, atol=5e-3)
 
 
+def test_the_authors_logarithms_are_asked_for_in_the_config():
+    for stable in (True, False):
+        trainer = types.SimpleNamespace(_config=TrainConfig(stable_logs=stable))
+        found = DetectorTrainer._terms(trainer, DEFAULT), resolve_pair(DEFAULT.cls.space, stable=stable)
+        expected = compile_expression(DEFAULT.cls, stable=stable)
+        assert all((losses.cls.program.opcode == expected.opcode).all() for losses in found)
+    assert (expected.opcode != compile_expression(DEFAULT.cls).opcode).any()
+
+
 def test_the_memory_of_a_step_grows_with_the_candidates(prober):
     batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
-    three, six = (prober._heads.memory(model, count, batch, _terms(DEFAULT)) for count in (3, 6))
+    three, six = (prober._heads.memory(model, count, batch, prober._terms(DEFAULT)) for count in (3, 6))
     assert 0 < three < six < 2 * three
 
 
@@ -352,6 +362,6 @@ def test_as_many_side_by_side_as_fit_and_pay(prober, monkeypatch, limit, gain, e
     seconds = {2**k: (2 * gain) ** k for k in range(8)}
     monkeypatch.setattr(batched, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
     functions = prober._whole._replace(memory=lambda model, count, batch, losses: 100 + 80 * count)
-    step = prober._compiled.init(0).model, next(prober._batches("proxy", 0, 0)), _terms(DEFAULT)
+    step = prober._compiled.init(0).model, next(prober._batches("proxy", 0, 0)), prober._terms(DEFAULT)
     assert batched.fitting_count(functions, *step, limit=limit) == expected
     assert batched.fitting_count(functions, *step) == 1, "on a CPU one after the other"

@@ -72,11 +72,6 @@ def _notes(loss: Loss) -> str:
     lines = [*loss.usage, f"Form: {loss.note}."]
     if loss.provenance:
         lines.append(f"Source: {loss.provenance}")
-    if source_code.is_stabilised(loss.formula):
-        lines.append(
-            "Arithmetic: logarithms of sigmoid and softmax are taken in stable form, without the 1e-20 that the search "
-            "adds to their argument; both agree where that argument is above 1e-10."
-        )
     return "\n".join(textwrap.fill(line, 118, subsequent_indent="  ") for line in lines)
 
 

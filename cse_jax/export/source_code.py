@@ -1,5 +1,6 @@
 """Formulas as self-contained Python files for JAX, NumPy and PyTorch."""
 
+import re
 import textwrap
 from collections import Counter
 
@@ -10,27 +11,14 @@ from cse_jax.export.carried import CHAIN_RULE, FLOATS
 from cse_jax.language import program as programs
 from cse_jax.language.expression import Expression
 from cse_jax.language.float64 import float64
-from cse_jax.language.operators import EPS, OPERATORS
+from cse_jax.language.operators import EPS
+from cse_jax.language.stable import LOG_SOFTMAX, operator
 
 MODULES = {"jax": "jnp", "numpy": "np", "pytorch": "torch"}
 _IMPORTS = {
     "jax": ["import jax", "import jax.numpy as jnp"],
     "numpy": ["import numpy as np"],
     "pytorch": ["import torch"],
-}
-
-# Numerically stable functions of one operand, beside the operators'.
-_STABLE = {
-    "log_sigmoid": {
-        "jax": "jax.nn.log_sigmoid(a)",
-        "numpy": "-np.logaddexp(0.0, -a)",
-        "pytorch": "torch.nn.functional.logsigmoid(a)",
-    },
-    "log_softmax": {
-        "jax": "jax.nn.log_softmax(a, axis=-1)",
-        "numpy": "a - np.logaddexp.reduce(a, axis=-1, keepdims=True)",
-        "pytorch": "torch.nn.functional.log_softmax(a, dim=-1)",
-    },
 }
 
 _LINEAR = frozenset(("Add", "Sub", "Neg"))
@@ -41,48 +29,19 @@ _Node = tuple | str | float
 
 
 def _tree(expression: Expression) -> _Node:
-    """The formula with constant parts evaluated and stable functions where a pattern has one."""
-
-    def leaf(token: str) -> _Node:
-        return token if token in expression.variables else float(token)
-
-    def node(name: str, *operands: _Node) -> _Node:
+    """The formula as it is evaluated, with constant parts as numbers."""
+    nodes: list[_Node] = []
+    for name, below in expression.steps():
+        operands = [nodes[k] for k in below]
         numbers = [operand for operand in operands if isinstance(operand, float)]
-        if len(numbers) == len(operands):
+        if not below:
+            nodes.append(name if name in expression.variables else float(name))
+        elif len(numbers) == len(operands):
             with float64():
-                return float(OPERATORS[name].fn(*(jnp.full(1, number) for number in numbers))[0])
-        return _stable(name, *operands)
-
-    return expression.fold(leaf, node)
-
-
-def _stable(name: str, *operands: _Node) -> _Node:
-    inside = operands[0]
-    if name != "Log" or not isinstance(inside, tuple):
-        return (name, *operands)
-    if inside[0] == "Softmax":
-        return ("log_softmax", inside[1])
-    if inside[0] == "Sig":
-        return ("log_sigmoid", inside[1])
-    terms = set()
-    if inside[0] == "Sub":
-        terms = {inside[1], ("Neg", inside[2])}
-    elif inside[0] == "Add":
-        terms = set(inside[1:])
-    for term in terms - {1.0}:
-        negated = term[1] if 1.0 in terms and isinstance(term, tuple) and term[0] == "Neg" else None
-        if isinstance(negated, tuple) and negated[0] == "Sig":
-            return ("log_sigmoid", ("Neg", negated[1]))
-    return (name, *operands)
-
-
-def is_stabilised(expression: Expression) -> bool:
-    """Whether exported code uses a stable function in place of an operator of an operator."""
-
-    def found(node: _Node) -> bool:
-        return isinstance(node, tuple) and (node[0] in _STABLE or any(found(operand) for operand in node[1:]))
-
-    return found(_tree(expression))
+                nodes.append(float(operator(name).fn(*(jnp.full(1, number) for number in numbers))[0]))
+        else:
+            nodes.append((name, *operands))
+    return nodes[-1]
 
 
 def _finite(node: _Node, positive: frozenset[str]) -> bool:
@@ -101,7 +60,7 @@ def _finite(node: _Node, positive: frozenset[str]) -> bool:
     if not isinstance(node, tuple):
         return True
     name = node[0]
-    bounded = name in _BOUNDED or name in _STABLE or not OPERATORS[name].domain
+    bounded = name in _BOUNDED or not operator(name).domain
     return (bounded or (name == "Div" and above_zero(node[2]))) and all(
         _finite(operand, positive) for operand in node[1:]
     )
@@ -109,12 +68,10 @@ def _finite(node: _Node, positive: frozenset[str]) -> bool:
 
 def _helper(name: str, framework: str) -> tuple[str, str, str]:
     """Name, parameters and body of an operator's function."""
-    if name in _STABLE:
-        return name, "a", _STABLE[name][framework]
-    row = OPERATORS[name]
+    row = operator(name)
     code = row.code if isinstance(row.code, str) else row.code[framework]
     symbol = row.symbol if row.precedence is None else name.lower()
-    return symbol, "a" if row.arity == 1 else "a, b", code.replace("xp.", MODULES[framework] + ".")
+    return symbol, "a" if row.arity == 1 else "a, b", re.sub(r"\bxp\.", f"{MODULES[framework]}.", code)
 
 
 class _Writer:
@@ -160,9 +117,9 @@ class _Writer:
 
     def _apply(self, node: tuple) -> tuple[str, int]:
         name, *operands = node
-        row = OPERATORS.get(name)
+        row = operator(name)
         written = [self._write(operand) for operand in operands]
-        if row is None or row.precedence is None or (self.chained and name not in _LINEAR):
+        if row.precedence is None or (self.chained and name not in _LINEAR):
             self.functions[name] = None
             self._needs_log_softmax(name)
             return f"{_helper(name, self.framework)[0]}({', '.join(text for text, _ in written)})", 9
@@ -174,8 +131,9 @@ class _Writer:
         return f"{_wrap(written[0], own)} {row.symbol} {_wrap(written[1], own + 1)}", own
 
     def _needs_log_softmax(self, name: str) -> None:
-        if "log_softmax(" in _helper(name, self.framework)[2] and name != "log_softmax" and self.framework == "numpy":
-            self.functions["log_softmax"] = None
+        is_used = "log_softmax(" in _helper(name, self.framework)[2] and name != LOG_SOFTMAX.name
+        if is_used and self.framework == "numpy":
+            self.functions[LOG_SOFTMAX.name] = None
 
 
 def _wrap(written: tuple[str, int], at_least: int) -> str:
@@ -184,7 +142,7 @@ def _wrap(written: tuple[str, int], at_least: int) -> str:
 
 
 def _is_elementwise(name: str) -> bool:
-    return name != "log_softmax" and not (name in OPERATORS and OPERATORS[name].class_axis)
+    return not operator(name).class_axis
 
 
 def function(

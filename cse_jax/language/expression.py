@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from cse_jax.errors import InputError
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space
+from cse_jax.language.stable import Step, operator, stable_log
 
 T = TypeVar("T")
 _TIGHTEST = 9  # precedence of what never needs parentheses
@@ -81,12 +82,40 @@ class Expression:
                 stack.append(node(token, *operands))
         return stack[0]
 
-    def evaluate(self, inputs: Mapping[str, Real[ArrayLike, "..."]]) -> Float[Array, "..."]:
+    def steps(self, *, stable: bool = True) -> list[Step]:
+        """The formula in the order of its evaluation: each sub-formula once, after its operands; the whole is the last.
+
+        Args:
+          stable: with the operators of ``cse_jax.language.stable`` in place of logarithms of a sigmoid or softmax.
+        """
+        steps: list[Step] = []
+        numbers: dict[Step, int] = {}
+
+        def number(name: str, *operands: int) -> int:
+            step = name, operands
+            if step not in numbers:
+                numbers[step] = len(steps)
+                steps.append(step)
+            return numbers[step]
+
+        def node(name: str, *operands: int) -> int:
+            found = stable_log(steps, operands[0]) if stable and name == "Log" else None
+            return number(name, *operands) if found is None else number(*found)
+
+        needed = {self.fold(number, node)}
+        for k in reversed(range(len(steps))):
+            if k in needed:
+                needed.update(steps[k][1])
+        order = {old: new for new, old in enumerate(sorted(needed))}
+        return [(steps[k][0], tuple(order[operand] for operand in steps[k][1])) for k in order]
+
+    def evaluate(self, inputs: Mapping[str, Real[ArrayLike, "..."]], *, stable: bool = True) -> Float[Array, "..."]:
         """Evaluates the formula; jittable and differentiable.
 
         Args:
           inputs: every variable that occurs, by its symbol (``x``) or the authors' name (``X``).  The arrays are
             broadcast to one shape, with the class axis last where the space has one.
+          stable: as it trains, without rounding in logarithms; False is the arithmetic of the verification.
 
         Returns:
           The loss per element.  If it has no class axis, as that of a dot product, the axis is kept with size 1.
@@ -104,7 +133,11 @@ class Expression:
                 return jnp.broadcast_to(jnp.asarray(by_name[token], dtype), shape)
             return jnp.full(narrow, float(token), dtype)
 
-        return self.fold(leaf, lambda name, *operands: OPERATORS[name].fn(*jnp.broadcast_arrays(*operands)))
+        values: list[jax.Array] = []
+        for name, below in self.steps(stable=stable):
+            operands = jnp.broadcast_arrays(*(values[k] for k in below))
+            values.append(operator(name).fn(*operands) if below else leaf(name))
+        return values[-1]
 
     def _by_name(self, inputs: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
         """Inputs by the authors' names."""

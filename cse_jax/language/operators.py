@@ -5,7 +5,7 @@ formulas learns all it needs from the row.
 
 Numerics follow the released training code of CSE-AutoLoss (Liu et al., ICLR 2021): ``log`` and ``/`` add 1e-20 to their
 argument and divisor, ``exp`` clamps its input at 88, ``sqrt`` is unprotected, and the S-shaped curves are scaled to the
-range (0, 1) with derivative 1/4 at 0.
+range (0, 1) with derivative 1/4 at 0.  ``cse_jax.language.stable`` says where candidates train with better ones.
 
 ``softmax`` and ``dot`` act along the class axis, the last one; ``dot`` reduces it to size 1.  A value with a class axis
 is called wide, and one with a single entry per row narrow.  A narrow operand beside a wide one is repeated along the

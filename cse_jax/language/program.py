@@ -19,6 +19,7 @@ from cse_jax.errors import InputError
 from cse_jax.language.expression import Expression
 from cse_jax.language.operators import Operator
 from cse_jax.language.spaces import Space
+from cse_jax.language.stable import with_stable
 
 CAPACITY = 64  # instructions: B_reg, the longest published formula, needs 22
 
@@ -35,37 +36,41 @@ class Program(NamedTuple):
 
 
 def instruction_set(space: Space) -> tuple[Operator, ...]:
-    """The operators by opcode: those of the space, then those of its class-axis operators on narrow operands."""
-    return (*space.table, *(row.narrow for row in space.table if row.class_axis))
+    """The operators by opcode: of the space, the stable ones, then those along the class axis on narrow operands."""
+    rows = with_stable(space.table)
+    return (*rows, *(row.narrow for row in rows if row.class_axis))
 
 
-def compile_expression(expression: Expression, capacity: int = CAPACITY) -> Program:
+def compile_expression(expression: Expression, capacity: int = CAPACITY, *, stable: bool = True) -> Program:
     """Compiles a formula; a repeated sub-formula is computed once.
+
+    Args:
+      expression: the formula.
+      capacity: instructions of the program.
+      stable: take logarithms of a sigmoid or softmax without rounding (see ``cse_jax.language.stable``); False is the
+        authors' code.
 
     Raises:
       InputError: the formula needs more instructions than ``capacity``.
     """
     space = expression.space
-    operators = {row.name: row for row in space.table}
-    opcodes = {(row.name, row.class_axis): opcode for opcode, row in enumerate(instruction_set(space))}
+    operators = instruction_set(space)
+    opcodes = {(row.name, row.class_axis): opcode for opcode, row in enumerate(operators)}
+    rows = {row.name: row for row in reversed(operators)}
     variables = len(space.variables)
-    rows: dict[tuple, tuple[int, bool]] = {}  # of sub-formulas, and whether they are wide
+    found: list[tuple[int, bool]] = []  # of each step its row, and whether it is wide
     code: list[tuple[int, int, int]] = []
-
-    def leaf(token: str) -> tuple[int, bool]:
-        row = space.leaves.index(token)
-        return row, space.class_axis and row < variables
-
-    def node(name: str, *operands: tuple[int, bool]) -> tuple[int, bool]:
+    for name, below in expression.steps(stable=stable):
+        if not below:
+            row = space.leaves.index(name)
+            found.append((row, space.class_axis and row < variables))
+            continue
+        operands = [found[k] for k in below]
         wide = any(w for _, w in operands)
-        operator = operators[name] if wide else operators[name].narrow
-        instruction = opcodes[name, operator.class_axis], operands[0][0], operands[-1][0]
-        if instruction not in rows:
-            rows[instruction] = len(space.leaves) + len(code), wide and not operator.reduces
-            code.append(instruction)
-        return rows[instruction]
-
-    root, wide = expression.fold(leaf, node)
+        operator = rows[name] if wide else rows[name].narrow
+        found.append((len(space.leaves) + len(code), wide and not operator.reduces))
+        code.append((opcodes[name, operator.class_axis], operands[0][0], operands[-1][0]))
+    root, wide = found[-1]
     if len(code) > capacity:
         raise InputError(f"the formula {expression} needs {len(code)} instructions; the capacity is {capacity}")
     opcode, left, right = np.zeros((3, capacity), np.int32)

@@ -207,7 +207,7 @@ class DetectorTrainer:
         batch = next(self._batches("proxy", self._seed, 0))
         count, norms = self._schedule.probe_at_once, []
         for start in range(0, len(losses), count):
-            chunk = _padded(losses[start : start + count], count)
+            chunk = self._padded(losses[start : start + count], count)
             state = self._heads.init(features, count)
             norms += self._heads.gradient(state, batch, chunk, jnp.int32(self._seed)).tolist()[: len(losses) - start]
         return [tuple(pair) for pair in norms]
@@ -249,7 +249,7 @@ class DetectorTrainer:
         """Trains one detector up to a horizon, from where it was paused or interrupted."""
         return fit(
             self._compiled._replace(init=functools.partial(self._first, purpose)),
-            _terms(losses),
+            self._terms(losses),
             self._splits[purpose][0],
             steps=self.horizons(purpose)[-1],
             seed=seed,
@@ -307,7 +307,7 @@ class DetectorTrainer:
         count, steps = self.at_once(purpose), self.horizons(purpose)[-1]
         paused = [self._paused(pair, purpose, seed) for pair in losses]
         state = _resumed(start(count), paused)
-        chunk, failures = _padded(losses, count), [""] * len(losses)
+        chunk, failures = self._padded(losses, count), [""] * len(losses)
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
         running: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -378,7 +378,7 @@ class DetectorTrainer:
             if device.platform != "cpu":  # where it is 1
                 print(_MEASURING, flush=True)
             batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
-            known[device.device_kind] = fitting_count(self._whole, model, batch, _terms(self.task.default))
+            known[device.device_kind] = fitting_count(self._whole, model, batch, self._terms(self.task.default))
             path.parent.mkdir(parents=True, exist_ok=True)
             workdir.write_whole(path, json.dumps(known))
         return known[device.device_kind]
@@ -402,6 +402,15 @@ class DetectorTrainer:
             return self._compiled.predict(state, image, image_size)
 
         return evaluate_detector(predict, source, batch_size=self._config.batch_size)
+
+    def _terms(self, losses: LossPair) -> DetectionLosses:
+        stable = self._config.stable_logs
+        return DetectionLosses(
+            term(losses.cls, losses.cls_weight, stable=stable), term(losses.box, losses.box_weight, stable=stable)
+        )
+
+    def _padded(self, losses: Sequence[LossPair], count: int) -> DetectionLosses:
+        return stack_losses([self._terms(pair) for pair in _filled(losses, count)])
 
     def _partial(self, losses: LossPair, purpose: _Purpose, seed: int) -> pathlib.Path:
         digest = hashlib.blake2b(json.dumps(losses.key).encode(), digest_size=6).hexdigest()
@@ -444,17 +453,9 @@ def _rule(is_output: Callable[[tuple], bool]) -> Callable[[tuple, Any], bool]:
     return lambda path, value: is_output(tuple(path))
 
 
-def _terms(losses: LossPair) -> DetectionLosses:
-    return DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight))
-
-
 def _filled(items: Sequence, count: int) -> list:
     """As many as ``count``, the last one repeated."""
     return [*items, *[items[-1]] * (count - len(items))]
-
-
-def _padded(losses: Sequence[LossPair], count: int) -> DetectionLosses:
-    return stack_losses([_terms(pair) for pair in _filled(losses, count)])
 
 
 def _plain(metrics: Metrics) -> dict:

@@ -44,6 +44,8 @@ class TrainConfig:
       gradient_clip: largest norm of the gradient; 0 for no limit.
       ema: decay of the exponential moving average of the parameters, which is evaluated and kept in their place; 0 for
         none.
+      stable_logs: compute log(sigmoid(x)), log(1 - sigmoid(x)) and log(softmax(x)) of a formula without rounding; False
+        is the authors' code, where they stop at -46 and their gradient at 0, which a logit of 17 may do.
       bias_rate, bias_decay: factors on learning rate and weight decay of biases, those of normalisation layers excepted
         (FCOS: 2 and 0).
     """
@@ -61,6 +63,7 @@ class TrainConfig:
     decay_at: tuple[Share, ...] = (8 / 12, 11 / 12)
     gradient_clip: Amount = 0.0
     ema: Annotated[float, Range(least=0, below=1)] = 0.0
+    stable_logs: bool = True
     bias_rate: Amount = 1.0
     bias_decay: Amount = 1.0
 
