@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree, UInt32
 
 from cse_jax.errors import UserError
+from detectors.parallel import together, writes
 from detectors.structures import AnyArray
 
 Tree = TypeVar("Tree")
@@ -33,6 +34,8 @@ class CheckpointError(UserError, OSError):
 def save(path: pathlib.Path, tree: PyTree) -> None:
     """Writes a tree of arrays.  The checkpoint appears complete or not at all, and only then an earlier one goes.
 
+    Several processes, which all have the whole tree, write it together.
+
     Raises:
       CheckpointError: the folder cannot be written; an earlier checkpoint is as it was.
     """
@@ -42,15 +45,19 @@ def save(path: pathlib.Path, tree: PyTree) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _ONE_AT_A_TIME:
-            _settle(path)
-            for left_by_a_kill in (new, new.with_name(f"{new.name}.orbax-checkpoint-tmp")):
-                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            if writes():
+                _settle(path)
+                for left_by_a_kill in (new, new.with_name(f"{new.name}.orbax-checkpoint-tmp")):
+                    shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            together("the start of a checkpoint")
             _orbax().save(str(new), arrays | {_CHECKSUMS: _checksums(arrays)})
-            if path.exists():
-                os.replace(path, old)
-            os.replace(new, path)
-            _sync(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            if writes():
+                if path.exists():
+                    os.replace(path, old)
+                os.replace(new, path)
+                _sync(path.parent)
+                shutil.rmtree(old, ignore_errors=True)
+            together("the end of a checkpoint")
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -97,8 +104,9 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
 def exists(path: pathlib.Path) -> bool:
     """Whether a complete checkpoint is there."""
     path = path.absolute()
-    with _ONE_AT_A_TIME:
-        _settle(path)
+    if writes():
+        with _ONE_AT_A_TIME:
+            _settle(path)
     return path.is_dir() and _orbax().is_orbax_checkpoint(str(path))
 
 

@@ -19,7 +19,6 @@ import script
 
 import os
 import pathlib
-import re
 import sys
 import time
 
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import compilation
+import processes
 from cse_jax.atlas.enumeration import enumerate_losses
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.atlas.survivors import Survivors, read_survivors, write_size
@@ -61,11 +61,6 @@ _PER_OPERATOR = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=65_536,
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address host:port of process 0 where several share the work.")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "How many processes share the work.", lower_bound=1, upper_bound=65_536
-)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0, upper_bound=65_535)
 _ENUMERATE = flags.DEFINE_bool("enumerate", False, "Screen all formulas up to --max_nodes, not random ones.")
 _BATCHES = flags.DEFINE_integer(
     "batches", None, "Screen this many batches, instead of --count formulas.", lower_bound=1, upper_bound=10**9
@@ -73,16 +68,12 @@ _BATCHES = flags.DEFINE_integer(
 _FLUSH_SECONDS = flags.DEFINE_float(
     "flush_seconds", 20.0, "How often survivors are written.", lower_bound=0.0, upper_bound=1e6
 )
-_ADDRESS = re.compile(r"[^:/\s]+:[1-9][0-9]{0,4}|\[[0-9a-fA-F:]+\]:[1-9][0-9]{0,4}")
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
     compilation.keep()
-    if _PROCESS.value >= _PROCESSES.value or (_PROCESSES.value > 1) != (_COORDINATOR.value is not None):
-        raise InputError("several processes need --coordinator, --processes and a --process below it")
-    if _COORDINATOR.value is not None and not _ADDRESS.fullmatch(_COORDINATOR.value):
-        raise InputError(f"--coordinator={_COORDINATOR.value} is no address; write host:port, as in localhost:1234")
+    processes.check()
     console = Console(file=sys.stdout)
 
     def say(message: str) -> None:
@@ -91,8 +82,7 @@ def main(argv: list[str]) -> None:
     interrupted = "What is on disk is kept: the same command resumes the screening."
     with script.ending("The screening", interrupted=interrupted, say=say):
         space = spaces.find(_SPACE.value)
-        if _PROCESSES.value > 1:
-            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        processes.join()
         what = "atlas" if _ENUMERATE.value else "screen"
         folder = pathlib.Path(_OUT.value or f"runs/{what}_{space.name}")
         (_enumerate if _ENUMERATE.value else _screen)(space, folder, console)
@@ -100,7 +90,7 @@ def main(argv: list[str]) -> None:
 
 def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
     """All formulas, size by size; a file for each size."""
-    if _PROCESSES.value > 1:
+    if jax.process_count() > 1:
         raise InputError("--enumerate runs in one process")
     largest = _MAX_NODES.value or 6
     settings = {"space": space.name, "units": _UNITS.value, "enumerated": True}
@@ -134,10 +124,10 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         "max_nodes": _MAX_NODES.value or 40,
         "per_operator": per_operator,
         "width": size.width,
-        "processes": _PROCESSES.value,
+        "processes": jax.process_count(),
     }
-    survivors = Survivors(folder, space, settings, process=_PROCESS.value)
-    share = -(-_COUNT.value // _PROCESSES.value)
+    survivors = Survivors(folder, space, settings, process=jax.process_index())
+    share = -(-_COUNT.value // jax.process_count())
     started, before, flushed = time.monotonic(), survivors.candidates, time.monotonic()
 
     def done(number: int) -> bool:
@@ -182,7 +172,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         markup=False,
         soft_wrap=True,
     )
-    if _PROCESS.value == 0:
+    if jax.process_index() == 0:
         for row in read_survivors(folder, space)[:5]:
             console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
 

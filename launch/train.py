@@ -5,11 +5,16 @@
     python launch/train.py --config=configs/train/faster_rcnn_digits.py --config.loss.box="1 - i / u"
     python launch/train.py --config=configs/train/fcos_bccd.py --config.data.root=/data/BCCD --search=runs/fcos_bccd
 
-After an interruption the same command resumes from the last checkpoint.
+After an interruption the same command resumes from the last checkpoint.  Several processes share each batch, on one
+machine or on many that share the work folder:
+
+    python launch/train.py --coordinator=host:1234 --processes=2 --process=0
+    python launch/train.py --coordinator=host:1234 --processes=2 --process=1
 """
 
 import script
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,11 +26,12 @@ from absl import flags
 
 import compilation
 import config_file
+import processes
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
 from cse_jax.search.trainer import TrainingDiverged
-from detectors import checkpoint
+from detectors import checkpoint, parallel
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
 from detectors.evaluation.coco import detect, ground_truth
@@ -48,17 +54,19 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for T
 def main(argv: list[str]) -> None:
     script.start(argv)
     compilation.keep()
+    processes.check()
     config: TrainRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
     with script.ending(
         "The training", interrupted=f"The same command resumes from the last checkpoint in {folder}.", folder=folder
     ):
+        processes.join()
         detector, build = build_detector(config.detector, config.data.normalisation)
         if _SEARCH.value:
             config.loss = _discovered(pathlib.Path(_SEARCH.value), config.loss, detector)
         options = dataclasses.asdict(config.loss) | {"stable": config.train.stable_logs}
         losses = resolve_pair(detector.cls_space, usual_box_weight=detector.box_weight, **options)
-        with workdir.opened(folder):
+        with workdir.opened(folder) if parallel.writes() else contextlib.nullcontext():
             try:
                 _train(config, folder, detector, build, losses)
             except TrainingDiverged as error:
@@ -90,9 +98,12 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     compiled = starting_from(jit_detector(build, config.train), build, config.weights)
     data = open_dataset(config.data)
     data.check_classes(config.detector.classes)
-    if not _RESUME.value:
-        _forget(folder)
-    workdir.write_description(folder, about)
+    if parallel.writes():
+        if not _RESUME.value:
+            _forget(folder)
+        workdir.write_description(folder, about)
+        checkpoint.exists(folder / "partial")  # ends what a kill has left half done
+    parallel.together("the start of a training")
 
     names = {
         "cls": config.loss.cls or zoo.default_name(detector.cls_space),
@@ -117,7 +128,8 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         return score(found, truth, source.categories, masks=masks, voc=isinstance(config.data, VocData))
 
     def evaluate(done: int, state) -> None:
-        best = log.evaluated(done, scores(state, data.select))
+        found = scores(state, data.select)
+        best = parallel.agreed(parallel.writes() and log.evaluated(done, found))
         checkpoint.save(folder / "last", state.model)
         if best:
             checkpoint.save(folder / "best", state.model)
@@ -143,12 +155,14 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         partial=partial,
         save_every=config.save_every,
         workers=config.data.workers,
-        progress=progress,
+        progress=progress if parallel.writes() else None,
         evaluate_every=config.evaluate_epochs * epoch,
         evaluate=evaluate,
     )
     checkpoint.save(folder / "last", state.model)
     final = scores(state, data.test)
+    if not parallel.writes():
+        return
     result = {
         "test": as_json(final),
         "checkpoint": "last",

@@ -458,6 +458,17 @@ def test_iteration_is_deterministic_and_restores(coco, cache):
     assert_same(next(train_batches(source, batch_size=2, seed=3, flip=0.5, start_step=6)), run[6])
 
 
+def test_processes_have_equal_shares_of_a_batch(coco):
+    source = open_dataset(coco).train
+    options = dict(batch_size=4, seed=3, flip=0.5, start_step=2)
+    whole = train_batches(source, **options)
+    shares = [train_batches(source, **options, share=(process, 2)) for process in range(2)]
+    for _ in range(3):
+        together = [np.concatenate(pair) for pair in zip(*(next(share)[:6] for share in shares), strict=True)]
+        for one, other in zip(next(whole)[:6], together, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def assert_same(one, other) -> None:
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 import time
 
+import numpy as np
 import pytest
 from micro import FLAGS
+from orbax.checkpoint import v1 as orbax
 from scripts import run, start
 
 SMALL = [
@@ -72,6 +75,31 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     code, output = run("train", *SMALL, *anew, f"--workdir={killed}", data_dir=data_dir)
     assert code == 0 and json.loads((killed / "result.json").read_text())["steps"] == 1, output
     assert not (killed / "best").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path, data_dir):
+    """Each reads its share of a batch; what they find is written once."""
+    short = [*SMALL, "--config.steps=6", "--config.save_every=4", "--config.evaluate_epochs=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    code, output = run("train", *short, f"--workdir={one}", data_dir=data_dir)
+    assert code == 0, output
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        together = [f"--coordinator=localhost:{free.getsockname()[1]}", "--processes=2", f"--workdir={two}"]
+    processes = [start("train", *short, *together, f"--process={k}", data_dir=data_dir) for k in range(2)]
+    for code, output in (process.finish() for process in processes):
+        assert code == 0, output
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)]
+    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+    for name in ("loss", "cls", "box", "gradient_norm"):
+        losses = [[line[name] for line in log if name in line] for log in logs]
+        np.testing.assert_allclose(*losses, rtol=2e-5)
+    models = [orbax.load(str(folder / "last")) for folder in (one, two)]
+    assert models[0].keys() == models[1].keys() and len(models[0]) > 10
+    for name in models[0].keys() - {"checksums"}:
+        np.testing.assert_allclose(models[0][name], models[1][name], atol=1e-4)
+    assert not (two / "partial").exists()
 
 
 @pytest.mark.slow

@@ -15,10 +15,12 @@ import pytest
 from micro import library_losses
 
 from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
+from cse_jax.errors import InputError
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import ResNetConfig
+from detectors.parallel import mesh_for
 from detectors.structures import Batch
 from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
@@ -77,6 +79,12 @@ def on_devices(name: str) -> None:
     assert jit_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 2, (
         "six images are shared by two of eight devices"
     )
+
+
+def test_processes_must_have_equal_shares(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(InputError, match="3 processes can't share a batch, or a part of it, of 8 images equally"):
+        mesh_for(8)
 
 
 @pytest.mark.slow

@@ -66,8 +66,9 @@ class Source(Sequence[Example]):
 
 
 def train_batches(
-    source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0, workers: int = 0
-) -> Iterator[Batch]:
+    source: Source, *, batch_size: int, seed: int, flip: float = 0.0, start_step: int = 0, workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:  # fmt: skip
     """Endless training batches in a new order each epoch; a batch may reach into the next epoch.
 
     Batches of the two orientations take turns in proportion to their numbers of images, each with epochs of its own.
@@ -78,6 +79,7 @@ def train_batches(
       seed: of order and flips.
       flip: probability of a horizontal flip (``DataConfig.flip``).
       start_step: the step whose batch comes first.
+      share: which of how many equal parts of each batch to make.
       workers: processes that make batches from images which are not in memory; with 0, threads of this process make
         them. The batches are the same.
 
@@ -97,9 +99,9 @@ def train_batches(
         examples = endless.map_with_index(_Shuffled(source, group, seed))
         if flip > 0:
             examples = examples.random_map(lambda example, rng: flipped(example) if rng.random() < flip else example)
-        streams.append(
-            examples.batch(batch_size, drop_remainder=True, batch_fn=lambda chosen: make_batch(chosen, source.layout))
-        )
+        size = batch_size // share[1]
+        parts = examples.batch(size, drop_remainder=True, batch_fn=lambda chosen: make_batch(chosen, source.layout))
+        streams.append(parts[share[0] :: share[1]])
     batches = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [len(group) for group in groups])
     in_memory = isinstance(source.images, list)  # threads and processes only help where images are decoded
     threads = 0 if in_memory else 2

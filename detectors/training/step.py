@@ -16,7 +16,7 @@ from cse_jax.ranges import Amount, Count, Positive, PositiveAmount, Range, Share
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.models.norms import is_norm
-from detectors.parallel import Devices, by_image, everywhere, mesh_for, using
+from detectors.parallel import Devices, by_image, everywhere, gathered, mesh_for, own_rows, shared, using
 from detectors.structures import AnyArray, Batch, Detections, Images
 
 Variables = nnx.State[str, Any]  # a tree of a network's arrays
@@ -96,10 +96,12 @@ class JittedDetector(NamedTuple):
 
     Attributes:
       devices: number of devices that share a batch.
-      place: ``place(batch) -> batch``: begins to copy a batch to where ``step`` wants it, and does not wait.
+      place: ``place(batch) -> batch``: begins to copy a batch to where ``step`` wants it, and does not wait.  Each
+        process gives its own images.
       init: ``init(seed) -> TrainState``.
       step: ``step(state, batch, losses, steps, seed) -> (state, metrics)``; donates the state.  ``steps`` is the
-        length of the training, for the schedule.  ``metrics["finite"]`` says whether loss and gradient were finite.
+        length of the training, for the schedule.
+        ``metrics["finite"]`` says whether loss and gradient were finite.
       predict: ``predict(state, image, image_size) -> Detections``.
     """
 
@@ -121,7 +123,7 @@ def jit_detector(
     Args:
       build: makes the detector from random numbers.
       config: the optimisation.
-      devices: those that share each batch, as far as it can be shared equally; all of this process by default.
+      devices: those that share each batch, as far as it can be shared equally; all of all processes by default.
 
     Raises:
       InputError: settings of the config do not go together.
@@ -155,10 +157,10 @@ def jit_detector(
 
         return jax.grad(total, has_aux=True)(params)
 
-    shared, whole = by_image(mesh), everywhere(mesh)
+    by_row, whole = by_image(mesh), everywhere(mesh)
 
     @functools.partial(
-        jax.jit, donate_argnums=0, in_shardings=(whole, shared, whole, whole, whole), out_shardings=whole
+        jax.jit, donate_argnums=0, in_shardings=(whole, by_row, whole, whole, whole), out_shardings=whole
     )
     def step(state: TrainState, batch: Batch, losses: DetectionLosses, steps: jax.Array, seed: jax.Array):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -183,15 +185,15 @@ def jit_detector(
         metrics = metrics | {"gradient_norm": norm, "learning_rate": rate, "finite": finite}
         return TrainState(params, state.rest, opt_state, state.step + 1, ema), metrics
 
-    @functools.partial(jax.jit, in_shardings=((whole, whole), shared, shared), out_shardings=shared)
+    @functools.partial(jax.jit, in_shardings=((whole, whole), by_row, by_row), out_shardings=by_row)
     def found(model: Model, image: jax.Array, image_size: jax.Array) -> Detections:
         with using(mesh):
             return network(*model).predict(image, image_size)
 
     def predict(state: TrainState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
-        return found(state.model, image, image_size)
+        return gathered(found(state.model, *(shared(mesh, own_rows(array)) for array in (image, image_size))))
 
-    return JittedDetector(mesh.size, lambda batch: jax.device_put(batch, shared), init, step, predict)
+    return JittedDetector(mesh.size, functools.partial(shared, mesh), init, step, predict)
 
 
 def _cast(tree: Variables, dtype: jnp.dtype) -> Variables:
