@@ -61,7 +61,7 @@ class Detector(nnx.Module):
         """What the network reads, in the type of its parameters, with zeros beyond each image."""
         image = jnp.asarray(image)
         if image.dtype == jnp.uint8:
-            image = Extent(image_size).clear(self.normalisation.applied(image))
+            image = Extent(image_size).clear(jnp.asarray(self.normalisation.applied(image)))
         return image.astype(self.fpn.lateral[0].kernel.dtype)
 
     @staticmethod

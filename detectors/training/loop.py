@@ -73,8 +73,8 @@ def fit(
     unseen: list[dict[str, jax.Array]] = []
     waited = 0.0
     share = jax.process_index(), jax.process_count()
-    options = dict(batch_size=batch_size, seed=seed, flip=flip, share=share, workers=workers)
-    with placed_batches(source, compiled.place, start=start, end=end, **options) as batches:
+    options = dict(batch_size=batch_size, seed=seed, flip=flip, share=share)
+    with placed_batches(source, compiled.place, start=start, end=end, workers=workers, **options) as batches:
         for done in range(start + 1, end + 1):
             if stop is not None and stop.is_set():
                 raise Stopped(f"stopped at step {done - 1}")
