@@ -31,10 +31,12 @@ flags.register_validator(
 
 
 class Opened(NamedTuple):
-    """Attributes:
-    trainer: has the trainings run where they are to run.
-    local: the trainer of this process; the same one if they run here.
-    device: on which they run, in words.
+    """Who trains.
+
+    Attributes:
+      trainer: has the trainings run where they are to run.
+      local: the trainer of this process; the same one if they run here.
+      device: on which they run, in words.
     """
 
     trainer: Trainer
