@@ -3,6 +3,7 @@
 import script  # noqa: F401
 
 import base64
+import functools
 import io
 import json
 import pathlib
@@ -43,7 +44,8 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     """
     pairs = {"default losses": result["table"][0], "discovered losses": result["discovered"]}
     models = {name: _checkpoint(folder, pair) for name, pair in pairs.items() if pair}
-    found = {name: inference.restored(config.detector, path) for name, path in models.items() if path}
+    restored = functools.partial(inference.restored, config.detector, normalisation=config.data.normalisation)
+    found = {name: restored(path) for name, path in models.items() if path}
     if not found:
         return
     source = open_dataset(config.data).test

@@ -43,6 +43,7 @@ import pictures
 import workers
 from confirming import confirm
 from cse_jax import loss_table, search, workdir
+from cse_jax.errors import UserError
 from cse_jax.reporting import page, report
 from cse_jax.reporting.board import Board
 from cse_jax.reporting.live_page import LivePage
@@ -201,7 +202,7 @@ def _draw(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     """Draws what the detectors find, for the page; the search's result does not depend on it."""
     try:
         pictures.write(config, folder, workdir.read_result(folder))
-    except Exception as error:
+    except (UserError, OSError) as error:
         console.print(f"There are no pictures of test images: {error}", markup=False, highlight=False, soft_wrap=True)
 
 

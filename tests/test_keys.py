@@ -2,6 +2,7 @@
 
 import os
 import pty
+import subprocess
 import sys
 import time
 
@@ -9,7 +10,8 @@ import pytest
 
 LAUNCH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "launch")
 _SCRIPT = f"""
-import sys, termios, time
+import os, sys, termios, time
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the terminal of this session
 sys.path.insert(0, {LAUNCH!r})
 import keys
 before = termios.tcgetattr(0)
@@ -24,9 +26,10 @@ print("pressed", len(pressed), "restored", termios.tcgetattr(0) == before, flush
 
 
 def test_a_key_is_heard_and_the_terminal_is_left_as_it_was():
-    child, terminal = pty.fork()
-    if not child:
-        os.execv(sys.executable, [sys.executable, "-c", _SCRIPT])
+    terminal, other = pty.openpty()
+    ends = dict(stdin=other, stdout=other, stderr=other)
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT], **ends, start_new_session=True)
+    os.close(other)
     said = b""
     while b"listening True" not in said:
         said += os.read(terminal, 1000)
@@ -34,8 +37,8 @@ def test_a_key_is_heard_and_the_terminal_is_left_as_it_was():
     with pytest.raises(OSError):
         while True:
             said += os.read(terminal, 1000)
-    _, status = os.waitpid(child, 0)
-    assert status == 0 and b"pressed 1 restored True" in said, said
+    os.close(terminal)
+    assert process.wait(60) == 0 and b"pressed 1 restored True" in said, said
 
 
 def test_without_a_terminal_nothing_is_heard(monkeypatch):

@@ -401,10 +401,8 @@ def test_no_gradient_out_of_masked_infinities(way):
 
 @ALL_SPACES
 def test_a_batch_of_programs_equals_each_alone(space, way):
-    """Bit for bit where they run one after the other; the code for a larger batch may round otherwise."""
-    equal = np.testing.assert_array_equal
-    if way is selecting:
-        equal = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+    """Up to rounding: the code for a batch may order operations otherwise."""
+    equal = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(1)).items()}
     batch = [programs.compile_expression(expression) for expression in random_expressions(space, 12, seed=1)]
 

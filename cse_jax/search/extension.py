@@ -14,7 +14,6 @@ _OF_A_BRANCH = {
 _BRANCHES = ("classification", "regression")
 _EFFECTS = {  # by the key of the ledger's identity
     "config.name": "nothing depends on it",
-    "config.search.workers": "no result depends on it",
     **{
         f"config.search.final.{name}": _AGAIN for name in ("seeds", "fit_weights", "branches", "random_search", "tuned")
     },

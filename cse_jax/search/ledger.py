@@ -134,15 +134,15 @@ class Ledger:
             for key in sorted((flat.keys() | stored.keys()) - _FREE)
             if flat.get(key, _UNSET) != stored.get(key, _UNSET)
         }
-        allowed = {*extendable, "device"} if allow_device_change else {*extendable}
-        if not changed.keys() <= allowed:
-            differences = [f"{key}: {change}" for key, change in changed.items()]
+        refused = [key for key in changed if key not in extendable]
+        if refused and not (allow_device_change and refused == ["device"]):
+            differences = [f"{key}: {changed[key]}" for key in refused]
             shown = "; ".join(differences[:5])
             more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
             raise LedgerError(
                 f"the ledger {self.path} was made with other settings ({shown}{more}). "
                 "Resume with the settings it was made with, or choose another work folder."
-                + (" A change of device can be allowed (allow_device_change)." if list(changed) == ["device"] else "")
+                + (" A change of device can be allowed (allow_device_change)." if refused == ["device"] else "")
             )
         rows = {key: flat[key] for key in changed}
         if "device" in changed:

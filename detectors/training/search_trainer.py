@@ -369,14 +369,14 @@ class DetectorTrainer:
 
     @functools.cached_property
     def _whole_at_once(self) -> int:
-        """Measured once on a kind of device; what others trained side by side is resumed side by side."""
-        if self._schedule.at_once:
-            return self._schedule.at_once
-        path, device = self._checkpoints / "at_once.json", jax.local_devices()[0]
+        """As set; else measured once on a kind of device: what others trained side by side is resumed side by side."""
+        device = jax.local_devices()[0]
+        if self._schedule.at_once or device.platform == "cpu":
+            return self._schedule.at_once or 1
+        path = self._checkpoints / "at_once.json"
         known = workdir.read_json(path, "remove it, and it is measured again") if path.exists() else {}
         if device.device_kind not in known:
-            if device.platform != "cpu":  # where it is 1
-                print(_MEASURING, flush=True)
+            print(_MEASURING, flush=True)
             batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
             known[device.device_kind] = fitting_count(self._whole, model, batch, self._terms(self.task.default))
             path.parent.mkdir(parents=True, exist_ok=True)
