@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import strategies
+from benchmarks.report import Report
 from cse_jax import loss_table
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
@@ -258,13 +259,13 @@ def test_the_value_is_that_of_the_loss_that_seems_best():
 def test_the_suite_replays_every_strategy(tmp_path):
     save(trained(), tmp_path / "table.parquet")
     said = []
-    keywords = {"size": "smallest", "rounds": 1, "say": said.append}
-    tables = strategies.measure(**keywords, table=str(tmp_path / "table.parquet"))
-    values, regrets, needed = tables.values()
-    assert all(title.startswith("table, box: ") for title in tables) and "no trained losses of cls" in said[0]
+    found, keywords = Report({}, said.append), {"size": "smallest", "rounds": 1}
+    strategies.measure(found, **keywords, table=str(tmp_path / "table.parquet"))
+    values, regrets, needed = found.tables.values()
+    assert all(title.startswith("table, box: ") for title in found.tables) and "no trained losses of cls" in said[0]
     assert [row["trained"] for row in values] == [row["trained"] for row in regrets] == [1, 2, 5, 10, 20]
     assert all(list(row) == ["trained", *STRATEGIES] for row in values)
     assert [row["strategy"] for row in needed] == list(STRATEGIES)
     assert all(row["replays"] >= 3 and row["median"] <= 20 for row in needed)
     with pytest.raises(LossTableError, match="none is not a table"):
-        strategies.measure(**keywords, table=str(tmp_path / "none"))
+        strategies.measure(found, **keywords, table=str(tmp_path / "none"))
