@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import pickle
 import random
 
 import hypothesis
@@ -327,6 +328,16 @@ def _determined(expression, inputs):
     everywhere = functools.reduce(np.logical_and, good)
     joined = any(OPERATORS[token].class_axis for token in expression.tokens if token in OPERATORS)
     return everywhere.all(-1, keepdims=True) if joined else everywhere
+
+
+@ALL_SPACES
+def test_a_formula_travels_without_what_was_derived_from_it(space):
+    expression = zoo.default(space)
+    fresh = pickle.dumps(Expression(expression.tokens, space))
+    cse_jax.verify([expression], space)
+    assert expression.height and space.table
+    used = pickle.dumps(expression)
+    assert len(used) <= len(fresh) < 5_000 and pickle.loads(used) == expression
 
 
 def _narrow(expression):

@@ -29,6 +29,7 @@ from cse_jax.search.trainer import OutOfMemory
 from cse_jax.search.trials import MOST_ATTEMPTS, Trials
 
 need("ray")
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray forks once it starts, from JAX's process
 DEFAULT = FakeTrainer.task.default
 PAIRS = [dataclasses.replace(DEFAULT, cls_weight=1000.0 + k) for k in range(8)]
 ILL = 3  # of these pairs

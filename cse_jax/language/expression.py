@@ -6,7 +6,7 @@ Prefix order keeps every sub-formula contiguous, so walking, replacing and hashi
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,10 @@ class Expression:
             missing += arities[token] - 1
         if missing:
             raise ValueError(f"the formula {' '.join(self.tokens)!r} lacks {missing} operand(s)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields as they travel to other processes, without what was derived from them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __len__(self) -> int:
         """Number of nodes."""

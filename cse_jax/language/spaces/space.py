@@ -149,6 +149,10 @@ class Space:
         """Rows of the operators that a formula may contain, in the order of ``readable``."""
         return tuple(OPERATORS[name] for name in self.readable)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields as they travel to other processes, without what was derived from them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __str__(self) -> str:
         return self.name
 
