@@ -5,6 +5,7 @@ python docs/reference.py
 
 import ast
 import dataclasses
+import inspect
 import pathlib
 import re
 import runpy
@@ -20,7 +21,7 @@ from absl import flags  # noqa: E402
 from cse_jax.ranges import describe, field_types  # noqa: E402
 from detectors.data import layouts  # noqa: E402, F401  (imports all data sets that a config can have)
 from detectors.training.run_config import TrainRun  # noqa: E402
-from search_run import LossTableRun, SearchRun  # noqa: E402
+from search_run import ComparisonRun, LossTableRun, SearchRun  # noqa: E402
 
 FILE = ROOT / "docs" / "reference.md"
 _HEAD = """# Reference
@@ -75,8 +76,8 @@ def meanings(kind: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of the fields, by name."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
-        _, _, listed = (each.__doc__ or "").partition("Attributes:\n")
-        for names, text in re.findall(r"^ {6}([\w, ]+): ((?:.*\n?(?: {8}.*\n?)*))", listed, re.M):
+        _, _, listed = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
+        for names, text in re.findall(r"^ {2}([\w, ]+): ((?:.*\n?(?: {4}.*\n?)*))", listed, re.M):
             found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return found
 
@@ -122,7 +123,7 @@ def text() -> str:
         "A field that has fields of its own is set by one of them, as `--config.search.final.seeds=5`.",
         "",
     ]
-    for kind in configs(SearchRun, TrainRun, LossTableRun):
+    for kind in configs(SearchRun, ComparisonRun, TrainRun, LossTableRun):
         about, said = (kind.__doc__ or "").split("\n")[0], meanings(kind)
         lines += [
             f"### {kind.__name__}",
