@@ -42,11 +42,13 @@ def summary() -> str:
     folder = jax.config.jax_compilation_cache_dir
     parts = []
     if _compiled:
-        each = ", ".join(f"{name} in {seconds:.0f} s" for name, seconds in _compiled)
-        parts.append(f"Compiled {each}{f'; kept in {folder}' if folder else ''}")
+        name, longest = max(_compiled, key=lambda each: each[1])
+        total = sum(seconds for _, seconds in _compiled)
+        parts.append(f"{len(_compiled)} compiled in {total:.0f} s, the longest {name} ({longest:.0f} s)")
     if _read:
-        parts.append(f"Compiled in an earlier run: {', '.join(_read)} (read from {folder})")
-    return "\n".join(parts)
+        parts.append(f"{len(_read)} read as compiled before")
+    kept = f" Kept in {folder}." if folder and parts else ""
+    return f"Programs: {'; '.join(parts)}.{kept}" if parts else ""
 
 
 def _note(event: str, seconds: float, *, fun_name: str = "", **_) -> None:

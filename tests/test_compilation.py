@@ -37,6 +37,7 @@ def test_a_program_is_read_the_second_time_and_compiled_again_if_it_is_damaged(t
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
-    assert first.startswith("Compiled doubled in 0 s; kept in " + str(tmp_path / "compiled" / "jaxlib-"))
-    assert second.startswith("Compiled in an earlier run: doubled (read from " + str(tmp_path))
+    folder = f". Kept in {tmp_path / 'compiled' / 'jaxlib-'}"
+    assert first.startswith("Programs: 1 compiled in 0 s, the longest doubled (0 s)" + folder)
+    assert second.startswith("Programs: 1 read as compiled before" + folder)
     assert third == first

@@ -9,8 +9,8 @@ from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.hall_of_fame import Entry
 from cse_jax.search.task import Task
 
-_PAUSE = 10.0  # seconds between two pages, at least
-_SHARE = 0.02  # of the time, at most, that pages may take
+_PAUSE, _LONGEST = 10.0, 120.0  # seconds between two pages, at least and at most
+_SHARE = 0.02  # of the time that pages may take, as far as the longest pause allows
 
 
 class LivePage:
@@ -71,4 +71,4 @@ class LivePage:
             self._broken = True
             self._monitor.say(f"The page {page.NAME} is not written any more ({error}); the search goes on.")
         ended = time.monotonic()
-        self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
+        self._next = ended + min(max(_PAUSE, (ended - started) / _SHARE), _LONGEST)
