@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import sqlite3
+import threading
 
 import pytest
 from fakes import FakeTrainer
@@ -29,7 +30,7 @@ from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, Searc
 from cse_jax.search.ledger import Ledger, LedgerError
 from cse_jax.search.ledger_reader import read_hall_of_fame
 from cse_jax.search.task import LossPair
-from cse_jax.search.trainer import OutOfMemory, Training
+from cse_jax.search.trainer import OutOfMemory, Stopped, Training
 from cse_jax.search.trials import Trials
 from cse_jax.workdir import WorkdirError, opened
 
@@ -307,14 +308,20 @@ def test_an_unknown_scale_is_refused(tmp_path):
 
 def test_a_default_that_fails_stops_the_search(tmp_path):
     class Broken(FakeTrainer):
+        others, heard = threading.Event(), False
+
         def train(self, losses, *, purpose, seed, horizon, stop):
-            self.stop = stop
-            return [Training(None, failure="not finite at step 1")]
+            if seed == CONFIG.proxy_seeds[0]:
+                assert self.others.wait(60)
+                return [Training(None, failure="not finite at step 1")]
+            self.others.set()
+            self.heard = stop.wait(60)
+            raise Stopped("stopped")
 
     trainer, said = Broken(), "default losses failed in the proxy training: not finite at step 1"
     with pytest.raises(search.SearchFailed, match=said) as _:  # which keeps the frames of the search
         run(tmp_path, trainer)
-    assert trainer.stop.is_set(), "the other trainings go on"
+    assert trainer.heard, "the other trainings go on"
 
 
 def test_a_branch_can_be_left_out(tmp_path):
