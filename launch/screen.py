@@ -110,7 +110,7 @@ def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> N
             figures = (report.nodes, report.formulas, report.behaviours, report.dependent, len(report.losses))
             console.print("".join(f"{n:>13,}" for n in figures) + f"{time.monotonic() - started:>13.1f}")
     console.print(f"{total:,} convergent behaviours in {folder}; the shortest:", markup=False, soft_wrap=True)
-    for row in read_survivors(folder, space)[:5]:
+    for row in read_survivors(folder, space, most=5):
         console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
 
 
@@ -173,7 +173,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         soft_wrap=True,
     )
     if jax.process_index() == 0:
-        for row in read_survivors(folder, space)[:5]:
+        for row in read_survivors(folder, space, most=5):
             console.print(f"  {row['formula']}", markup=False, soft_wrap=True)
 
 

@@ -246,6 +246,8 @@ def test_survivors_on_disk(tmp_path):
     rows = read_survivors(tmp_path, BOX)
     assert len(rows) == survivors.behaviours == len({row["fingerprint"] for row in rows}) > 100
     assert [row["nodes"] for row in rows] == sorted(row["nodes"] for row in rows)
+    for most in (1, 5, 60, len(rows), len(rows) + 1):
+        assert read_survivors(tmp_path, BOX, most=most) == rows[:most]
     for row, verdict in zip(rows[:40], verify([zoo.find(r["authors"], BOX) for r in rows[:40]], BOX), strict=True):
         assert verdict.passed and verdict.fingerprint == row["fingerprint"], row
         assert row["formula"] == str(zoo.find(row["authors"], BOX)) and row["rise"] > MIN_RISE

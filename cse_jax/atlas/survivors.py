@@ -25,6 +25,7 @@ from cse_jax.workdir import WorkdirError, irregular, read_json, write_whole, wri
 _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
 FORMAT = 3  # of a folder
+_ORDER = ("nodes", "batch", "authors")  # columns by which the shortest formula of a behaviour comes first
 
 
 class SurvivorsError(UserError, RuntimeError):
@@ -189,8 +190,13 @@ def _read(path: pathlib.Path) -> Any:
         ) from error
 
 
-def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
+def read_survivors(folder: pathlib.Path, space: Space, *, most: int | None = None) -> list[dict[str, Any]]:
     """The rows of a folder, one for each behaviour: the first of its shortest formulas.  The shortest come first.
+
+    Args:
+      folder: of survivors.
+      space: theirs.
+      most: how many to read; all by default, which takes about a kilobyte of memory each.
 
     Raises:
       SurvivorsError: the folder holds no survivors, or those of another space.
@@ -203,12 +209,25 @@ def read_survivors(folder: pathlib.Path, space: Space) -> list[dict[str, Any]]:
     screened = about["space"]
     if screened != space.name:
         raise SurvivorsError(f"{folder} holds losses of space {screened}, not {space.name}")
-    rows = [row for path in paths for row in _read(path).to_pylist()]
-    rows.sort(key=lambda row: (row["nodes"], row["batch"], row["authors"]))
+    rows = [row for path in paths for row in _shortest(_read(path), most)]
+    rows.sort(key=lambda row: tuple(row[column] for column in _ORDER))
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
         first.setdefault(row["fingerprint"], row)
-    return list(first.values())
+    return list(first.values())[:most]
+
+
+def _shortest(table: Any, most: int | None) -> list[dict[str, Any]]:
+    """The rows of a file's table, or the first of them that hold as many behaviours."""
+    if most is None:
+        return table.to_pylist()
+    table = table.sort_by([(column, "ascending") for column in _ORDER])
+    seen: set[str] = set()
+    for count, behaviour in enumerate(table["fingerprint"], start=1):
+        seen.add(behaviour.as_py())
+        if len(seen) == most:
+            return table.slice(0, count).to_pylist()
+    return table.to_pylist()
 
 
 def _parts(folder: pathlib.Path, process: int | None = None) -> Iterable[pathlib.Path]:
