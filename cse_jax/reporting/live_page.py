@@ -2,19 +2,18 @@
 
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
 
 from cse_jax.reporting import page
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.search.hall_of_fame import Entry
+from cse_jax.search.progress import PassedOn
 from cse_jax.search.task import Task
 
 _PAUSE, _LONGEST = 10.0, 120.0  # seconds between two pages, at least and at most
 _SHARE = 0.02  # of the time that pages may take, as far as the longest pause allows
 
 
-class LivePage:
-    """A ``Progress`` that tells a monitor and keeps the page in the folder up to date.  Use as a context manager.
+class LivePage(PassedOn):
+    """Tells a monitor everything and keeps the page in the folder up to date.  Use as a context manager.
 
     A page that cannot be written does not stop the search: the monitor's console says why, once.
     """
@@ -25,6 +24,7 @@ class LivePage:
         folder: of the search.
         task: of its detector.
         """
+        super().__init__(monitor)
         self._monitor, self._folder, self._task = monitor, folder, task
         self._next, self._broken = 0.0, False
 
@@ -39,26 +39,9 @@ class LivePage:
         """Says on the page that the search has stopped; any thread may."""
         self._write(running=False)
 
-    def expect(self, trainings: Mapping[str, int]) -> None:
-        self._monitor.expect(trainings)
-
     def activity(self, what: str, number: int = 1, of: int = 1) -> None:
-        self._monitor.activity(what, number, of)
+        super().activity(what, number, of)
         self._write(running=True)
-
-    def trained(self, purpose: str, seconds: float) -> None:
-        self._monitor.trained(purpose, seconds)
-
-    def counts(self, branch: str, generation: int, counts: Mapping[str, int]) -> None:
-        self._monitor.counts(branch, generation, counts)
-
-    def say(self, line: str) -> None:
-        self._monitor.say(line)
-
-    def generation_done(
-        self, branch: str, generation: int, counts: Mapping[str, int], hall_of_fame: Sequence[Entry]
-    ) -> None:
-        self._monitor.generation_done(branch, generation, counts, hall_of_fame)
 
     def _write(self, *, running: bool) -> None:
         """Writes the page if its time has come; at the end of the search, in any case."""
