@@ -21,4 +21,5 @@ def descendants(parents, count, seed=0, shape=SHAPE):
     """Offspring of some formulas, a fifth of them new random ones."""
     space = parents[0].space
     rates = {"crossover_rate": 0.4, "mutation_rate": 0.4}
-    return decode(offspring(jax.random.key(seed), encode(parents, space), space, shape, count, **rates), space)
+    tokens, _ = offspring(jax.random.key(seed), encode(parents, space), space, shape, count, **rates)
+    return decode(tokens, space)

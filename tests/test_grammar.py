@@ -38,7 +38,7 @@ def test_weights_and_nesting_hold_for_random_formulas_and_their_offspring():
     tokens = np.asarray(random_population(jax.random.key(0), BOX, shape, 3000))
     parents = encode([parse("1 - i / u", BOX), parse("exp(log(i) / u)", BOX)], BOX)
     children = np.asarray(
-        offspring(jax.random.key(1), parents, BOX, shape, 3000, crossover_rate=0.4, mutation_rate=0.4)
+        offspring(jax.random.key(1), parents, BOX, shape, 3000, crossover_rate=0.4, mutation_rate=0.4)[0]
     )
     random, bred = decode(tokens, BOX), decode(children, BOX)
     for formulas in (random, bred):
@@ -57,7 +57,8 @@ def test_operators_of_one_arity_may_be_left_out():
     shape, _ = grammar(BranchConfig(operators=", ".join(f"{name} 0" for name in names)), BOX, max_nodes=40)
     parents = encode([parse("1 - i / u", BOX)], BOX)
     children = decode(
-        np.asarray(offspring(jax.random.key(1), parents, BOX, shape, 500, crossover_rate=0.0, mutation_rate=0.9)), BOX
+        np.asarray(offspring(jax.random.key(1), parents, BOX, shape, 500, crossover_rate=0.0, mutation_rate=0.9)[0]),
+        BOX,
     )
     assert all(sum(f.tokens.count(name) for name in names) <= 2 for f in children), "those of the parent"
 

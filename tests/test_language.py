@@ -26,7 +26,7 @@ from cse_jax.language.operators import OPERATORS, Operator
 from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import SPACES
 from cse_jax.sampling.random_trees import Shape
-from cse_jax.sampling.variation import MUTATIONS, crossover, mutate, offspring_and_origins
+from cse_jax.sampling.variation import MUTATIONS, crossover, mutate, offspring
 from cse_jax.screening.verification import Property
 
 ALL_SPACES = pytest.mark.parametrize("space", SPACES.values(), ids=str)
@@ -604,7 +604,7 @@ def test_variation_keeps_limits_and_seed(space):
 def test_offspring_know_their_parents():
     parents = list(zoo.known(cse_jax.spaces.BOX).values())
     rates = {"crossover_rate": 0.3, "mutation_rate": 0.5}
-    tokens, origins = offspring_and_origins(
+    tokens, origins = offspring(
         jax.random.key(0), encode(parents, cse_jax.spaces.BOX), cse_jax.spaces.BOX, Shape(), 2000, **rates
     )
     kind, mother, father = np.asarray(origins).T

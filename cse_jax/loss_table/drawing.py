@@ -161,7 +161,7 @@ def _population(space: Space, count: int, filters: FilterConfig, seed: int, numb
     key = jax.random.fold_in(jax.random.key(seed), name)
     shape = Shape(max_nodes=filters.max_nodes)
     parents = population.encode([*zoo.hand_made(space).values()], space)
-    bred = np.asarray(offspring(key, parents, space, shape, count // 2, crossover_rate=0.4, mutation_rate=0.6))
+    bred, _ = offspring(key, parents, space, shape, count // 2, crossover_rate=0.4, mutation_rate=0.6)
     new = np.asarray(random_population(key, space, shape, count - count // 2))
     width = max(bred.shape[1], new.shape[1])
     return np.concatenate(

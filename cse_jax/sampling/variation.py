@@ -45,7 +45,7 @@ def offspring(
     *,
     crossover_rate: float,
     mutation_rate: float,
-) -> Int[Array, "n k"]:
+) -> tuple[Int[Array, "n k"], Int[Array, "n 3"]]:
     """Offspring of random parents, and new random formulas.
 
     Args:
@@ -57,22 +57,10 @@ def offspring(
       crossover_rate: share of the offspring that are crossovers of two parents.
       mutation_rate: share that are mutations of one; the rest are new random formulas.  Both shares are of attempts:
         where a child is not allowed, everything about it is drawn again.
+
+    Returns:
+      The offspring, and of each its kind of ``VARIATIONS``, mother and father, ``PAD`` for none.
     """
-    rates = {"crossover_rate": crossover_rate, "mutation_rate": mutation_rate}
-    return offspring_and_origins(key, parents, space, shape, count, **rates)[0]
-
-
-def offspring_and_origins(
-    key: jax.Array,
-    parents: Int[Array | np.ndarray, "p m"],
-    space: Space,
-    shape: Shape,
-    count: int,
-    *,
-    crossover_rate: float,
-    mutation_rate: float,
-) -> tuple[Int[Array, "n k"], Int[Array, "n 3"]]:
-    """As ``offspring``, and of each child: its kind of ``VARIATIONS``, mother and father, ``PAD`` for none."""
     room = max(8, 1 << (len(parents) - 1).bit_length())  # few sizes to compile
     padded = jnp.pad(_widened(parents, shape.max_nodes), ((0, room - len(parents)), (0, 0)), constant_values=PAD)
     found = in_blocks(

@@ -24,7 +24,7 @@ from cse_jax.language.parsing import parse
 from cse_jax.language.population import decode, encode, hashes
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_trees import random_population
-from cse_jax.sampling.variation import offspring_and_origins
+from cse_jax.sampling.variation import offspring
 from cse_jax.screening.candidate import Candidate
 from cse_jax.screening.funnel import Screened, screen_population
 from cse_jax.screening.verification import verify
@@ -270,7 +270,7 @@ class Branch:
         if breeding:
             rates = {"crossover_rate": self.sizes.crossover, "mutation_rate": self.sizes.mutation}
             tokens = encode([part for _, part in breeding], self.space)
-            found = offspring_and_origins(key, tokens, self.space, self.shape, count, **rates)
+            found = offspring(key, tokens, self.space, self.shape, count, **rates)
             tokens, origins = (np.asarray(array) for array in found)
             made = Population(tokens, origins, [to_authors(whole) for whole, _ in breeding])
         else:
