@@ -19,8 +19,7 @@ from jaxtyping import Array, Bool, Int, UInt64
 
 from cse_jax.language import graph as graphs
 from cse_jax.language import population
-from cse_jax.language.float64 import devices as float64_devices
-from cse_jax.language.float64 import float64
+from cse_jax.language.float64 import float64, float64_devices
 from cse_jax.language.graph import Graph
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_graphs import Grown, grow, tokens_of
