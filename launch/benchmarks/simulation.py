@@ -30,7 +30,7 @@ from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import eval_batches
 from detectors.evaluation.coco import evaluate_detector
-from detectors.losses import DetectionLosses, term
+from detectors.models import build_detector
 from detectors.models.fcos import FCOS, fcos_tiny
 from detectors.training.batched import evaluate_many, jit_many, stack_losses
 from detectors.training.loop import fit
@@ -112,9 +112,11 @@ class _Bench:
 
     def __init__(self, size: str, folder: pathlib.Path) -> None:
         scenes = dict(train_images=20, select_images=8, test_images=8) if size == "smallest" else {}
-        self.data = open_dataset(DataConfig(digit_scenes=DigitScenesConfig(**scenes)))
+        config = DataConfig(digit_scenes=DigitScenesConfig(**scenes))
+        self.data = open_dataset(config)
         self.folder, self.schedule = folder, _SCHEDULES[size]
-        self._detector = fcos_smallest() if size == "smallest" else fcos_tiny()
+        detector = fcos_smallest() if size == "smallest" else fcos_tiny()
+        _, self._build = build_detector(detector, config.normalisation)
         self.task = task_of(FCOS)
         self.compiled = self._compile()
         self.trainer = DetectorTrainer(
@@ -131,9 +133,6 @@ class _Bench:
         )
 
     _config = training_in_seconds(learning_rate=0.002)
-
-    def _build(self, rngs):
-        return FCOS(self._detector, rngs=rngs)
 
     def _compile(self) -> JittedDetector:
         return jit_detector(self._build, self._config)
@@ -201,7 +200,7 @@ class _Bench:
         with traced(losses.cls, losses.box):
             state = fit(
                 self._compile(),
-                _terms(losses),
+                self.trainer._terms(losses),
                 train,
                 steps=self.trainer.horizons(purpose)[-1],
                 seed=0,
@@ -217,7 +216,7 @@ class _Bench:
         features, fresh = self.trainer._features, self.compiled.init(0).model
         steps = self.schedule.probe[-1]
         batches = self.trainer._batches("probe", 0, 0)
-        many, several = self.trainer._heads, stack_losses([_terms(losses)])
+        many, several = self.trainer._heads, stack_losses([self.trainer._terms(losses)])
         with traced(losses.cls, losses.box):
             own = jit_many(self._build, self._config, own=FCOS.is_output)
             state = own.init(fresh, 1, features)
@@ -236,12 +235,12 @@ class _Bench:
         batch = next(self.trainer._batches(purpose, 0, 0))
         looks = [(b.image, b.image_size) for b in list(eval_batches(evaluated, self._config.batch_size))]
         if purpose == "probe":
-            many, several = self.trainer._heads, stack_losses([_terms(self.task.default)] * count)
+            many, several = self.trainer._heads, stack_losses([self.trainer._terms(self.task.default)] * count)
             start = lambda: many.init(self.compiled.init(0).model, count)  # noqa: E731
             step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
             predict = many.predict
         else:
-            losses = _terms(self.task.default)
+            losses = self.trainer._terms(self.task.default)
             start = lambda: self.compiled.init(0)  # noqa: E731
             step = lambda state: self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))  # noqa: E731
             predict = self.compiled.predict
@@ -266,7 +265,7 @@ class _Bench:
     def side_by_side(self, count: int, rounds: int) -> dict:
         """A step of ``count`` whole detectors at once."""
         many, batch = self.trainer._whole, next(self.trainer._batches("proxy", 0, 0))
-        several = stack_losses([_terms(self.task.default)] * count)
+        several = stack_losses([self.trainer._terms(self.task.default)] * count)
         started = time.perf_counter()
         state = many.init(self.compiled.init(0).model, count)
         state, metrics = many.step(state, batch, several, 100, 0)
@@ -277,7 +276,7 @@ class _Bench:
             state, metrics = many.step(state, batch, several, 100, 0)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - started)
-        memory = many.memory(self.compiled.init(0).model, count, batch, _terms(self.task.default))
+        memory = many.memory(self.compiled.init(0).model, count, batch, self.trainer._terms(self.task.default))
         alone = self._alone(rounds)
         return {
             "detectors": count,
@@ -292,7 +291,7 @@ class _Bench:
         state, batch, losses = (
             self.compiled.init(0),
             next(self.trainer._batches("proxy", 0, 0)),
-            _terms(self.task.default),
+            self.trainer._terms(self.task.default),
         )
         seconds = []
         for _ in range(max(3, rounds) + 1):
@@ -301,10 +300,6 @@ class _Bench:
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - started)
         return 1e3 * float(np.median(seconds[1:]))
-
-
-def _terms(losses: LossPair) -> DetectionLosses:
-    return DetectionLosses(term(losses.cls, losses.cls_weight), term(losses.box, losses.box_weight))
 
 
 def _peak() -> float:
