@@ -15,10 +15,12 @@ from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import FormulaError
 from cse_jax.language.program import Program
 from cse_jax.language.spaces import Space
+from cse_jax.search.task import LibraryLoss
 from detectors import named_losses
 from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 
+USUAL_ON_OFFSETS = 1.0  # weight of losses on encoded offsets
 AREA_EPS = 1e-7  # added to union and enclosure, as in the authors' code
 
 
@@ -39,6 +41,23 @@ class DetectionLosses(NamedTuple):
 def term(expression: Expression, weight: float = 1.0, *, stable: bool = True) -> LossTerm:
     """A formula, compiled (``stable`` as ``compile_expression`` takes it), with its weight."""
     return LossTerm(program.compile_expression(expression, stable=stable), jnp.float32(weight))
+
+
+def as_term(loss: Expression | LibraryLoss, weight: float, *, stable: bool = True) -> LossTerm | NamedLoss:
+    """A loss of a pair, as a detector takes it: a formula or the function that its text names."""
+    if isinstance(loss, LibraryLoss):
+        return resolve(loss.text, loss.space, weight)
+    return term(loss, weight, stable=stable)
+
+
+def library_loss(text: str, space: Space) -> LibraryLoss | None:
+    """The function of ``cse_jax.losses`` that a text names; None for the text of a formula.
+
+    Raises:
+      LossError: the function is of another space, or a hyper-parameter is unknown or of the wrong type.
+    """
+    found = named_losses.read(text, space)
+    return found and LibraryLoss(text.strip(), space, USUAL_ON_OFFSETS if found.on_offsets else None)
 
 
 def default_losses(cls_space: Space, *, box_weight: float = 1.0) -> DetectionLosses:
@@ -104,7 +123,7 @@ def resolve_pair(
     cls, box = cls or zoo.default_name(cls_space), box or zoo.default_name(spaces.BOX)
     if box_weight is None:
         named = named_losses.read(box, spaces.BOX)
-        box_weight = 1.0 if named and named.on_offsets else usual_box_weight
+        box_weight = USUAL_ON_OFFSETS if named and named.on_offsets else usual_box_weight
     return DetectionLosses(
         resolve(cls, cls_space, cls_weight, stable=stable), resolve(box, spaces.BOX, box_weight, stable=stable)
     )

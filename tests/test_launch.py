@@ -187,12 +187,13 @@ def test_pairs_are_compared_and_further_ones_added(tmp_path, data_dir):
     code, output = run(*first, "--pair=| 1 - i / u", "--seeds=2", data_dir=data_dir)
     assert code == 0 and "The last pair (| 1 - i / u)" in output, output
     one = json.loads((tmp_path / "run" / "compare.json").read_text())
-    code, output = run(*first, "--pair=| 1 - i / u", "--pair=half = CE x0.5 |", "--seeds=2", data_dir=data_dir)
+    further = ["--pair=| 1 - i / u", "--pair=half = CE x0.5 | ciou_loss"]
+    code, output = run(*first, *further, "--seeds=2", data_dir=data_dir)
     assert code == 0, output
     two = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert [row["name"] for row in two["table"]] == ["the default", "| 1 - i / u", "half"]
     assert [row["ap"] for row in two["table"][:2]] == [row["ap"] for row in one["table"]]
-    assert two["table"][2]["cls"]["weight"] == 0.5
+    assert two["table"][2]["cls"]["weight"] == 0.5 and two["table"][2]["box"]["text"] == "ciou_loss"
     for wrong, message in (
         ("CE", "is no pair of losses: write classification | box"),
         ("CE x1e999 |", "is no factor: write a positive number"),

@@ -16,7 +16,7 @@ import cse_jax
 from benchmarks.smallest import fcos_smallest
 from cse_jax.language import spaces
 from cse_jax.language.program import compile_expression
-from cse_jax.search.task import LossPair
+from cse_jax.search.task import LibraryLoss, LossPair
 from cse_jax.search.trainer import OutOfMemory, Stopped
 from detectors import checkpoint
 from detectors.data.datasets import DataConfig, open_dataset
@@ -138,6 +138,29 @@ def test_the_number_to_train_at_once_is_measured_once(compiled, data, tmp_path, 
     devices[0].device_kind = "another GPU"
     assert make(compiled, data, tmp_path).at_once("proxy") == 16
     assert make(compiled, data, tmp_path, at_once=2).at_once("proxy") == 2
+
+
+def test_functions_are_trained_alone_beside_formulas(compiled, data, tmp_path, monkeypatch):
+    """A function is no data: a compiled step takes it for itself."""
+    named = dataclasses.replace(DEFAULT, box=LibraryLoss("diou_loss", spaces.BOX))
+    half = dataclasses.replace(DEFAULT, cls_weight=0.5)
+    trainer, asked = make(compiled, data, tmp_path, at_once=4), []
+
+    def train_many(many, start, losses, *_):
+        asked.append(losses)
+        return [search_trainer.Training(0.1 * pair.cls_weight) for pair in losses]
+
+    def train_one(losses, *_):
+        asked.append(losses)
+        return search_trainer.Training(0.7)
+
+    monkeypatch.setattr(trainer, "_train_many", train_many)
+    monkeypatch.setattr(trainer, "_train_one", train_one)
+    assert [t.ap for t in train(trainer, [DEFAULT, named, half], "final")] == [0.1, 0.7, 0.05]
+    assert asked == [[DEFAULT, half], named]
+    asked.clear()
+    train(trainer, [named, DEFAULT], "final")
+    assert asked == [named, DEFAULT]
 
 
 def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):

@@ -13,7 +13,7 @@ from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.search.comparison import Row
 from cse_jax.search.conclusion import POINT
 from cse_jax.search.statistics import Comparison
-from cse_jax.search.task import LossPair
+from cse_jax.search.task import LibraryLoss, LossPair
 
 EXPLANATION = (
     "AP (COCO, IoU .50:.95), mean ± standard deviation over fresh seeds. *Difference* is that of the last row to "
@@ -60,18 +60,20 @@ def _comparison(found: Comparison) -> dict[str, Any]:
 def pair_as_data(losses: LossPair) -> dict[str, dict[str, Any]]:
     """A pair of losses for JSON."""
     return {
-        "cls": formula_as_data(losses.cls) | {"weight": losses.cls_weight},
-        "box": formula_as_data(losses.box) | {"weight": losses.box_weight},
+        "cls": loss_as_data(losses.cls) | {"weight": losses.cls_weight},
+        "box": loss_as_data(losses.box) | {"weight": losses.box_weight},
     }
 
 
-def formula_as_data(expression: Expression) -> dict[str, str]:
-    """A formula in three notations."""
+def loss_as_data(loss: Expression | LibraryLoss) -> dict[str, str]:
+    """A formula in three notations, or the text of a loss that is none."""
+    if isinstance(loss, LibraryLoss):
+        return {"space": loss.space.name, "text": loss.text}
     return {
-        "space": expression.space.name,
-        "text": to_infix(expression),
-        "authors": to_authors(expression),
-        "latex": to_latex(expression),
+        "space": loss.space.name,
+        "text": to_infix(loss),
+        "authors": to_authors(loss),
+        "latex": to_latex(loss),
     }
 
 

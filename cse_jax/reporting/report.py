@@ -10,7 +10,7 @@ from rich.console import Console
 from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
-    formula_as_data,
+    loss_as_data,
     markdown_rows,
     markdown_table,
     number,
@@ -70,7 +70,7 @@ def hall_as_data(entries: Sequence[Entry], standard_error: float, *, control: bo
 def _entry(entry: Entry) -> dict[str, Any]:
     scores = vars(entry) | {"ap": entry.ap}
     del scores["formula"]
-    return formula_as_data(entry.formula) | scores
+    return loss_as_data(entry.formula) | scores
 
 
 def write_result(workdir: pathlib.Path, data: dict[str, Any]) -> None:

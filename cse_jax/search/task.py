@@ -13,18 +13,42 @@ PARTS: tuple[Part, Part] = ("cls", "box")
 
 
 @dataclasses.dataclass(frozen=True)
+class LibraryLoss:
+    """A loss that is a function and no formula, such as CIoU: to compare with, not to search for.
+
+    Attributes:
+      text: what the detectors call it, ``"ciou_loss"``, with its hyper-parameters if they are not the usual ones.
+      space: that it belongs to.
+      usual_weight: of a loss on other inputs than those of a space, such as L1 on offsets; None for the detector's.
+    """
+
+    text: str
+    space: Space
+    usual_weight: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
 class LossPair:
     """The losses of a detector's head, with their weights."""
 
-    cls: Expression
-    box: Expression
+    cls: Expression | LibraryLoss
+    box: Expression | LibraryLoss
     cls_weight: float = 1.0
     box_weight: float = 1.0
 
     @property
+    def is_data(self) -> bool:
+        """Whether both losses are formulas, which a compiled function takes as inputs."""
+        return isinstance(self.cls, Expression) and isinstance(self.box, Expression)
+
+    @property
     def key(self) -> list[str | float]:
-        """What tells pairs apart, in plain data: the formulas in the authors' notation, each with its weight."""
-        return [to_authors(self.cls), self.cls_weight, to_authors(self.box), self.box_weight]
+        """What tells pairs apart, in plain data: each loss in the authors' notation or as a text, with its weight."""
+        cls, box = (to_authors(loss) if isinstance(loss, Expression) else loss.text for loss in (self.cls, self.box))
+        return [cls, self.cls_weight, box, self.box_weight]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +78,11 @@ class Task:
         """The space of one of the two losses."""
         return self.cls_space if part == "cls" else BOX
 
-    def replaced(self, part: Part, formula: Expression, factor: float, pair: LossPair | None = None) -> LossPair:
+    def replaced(
+        self, part: Part, loss: Expression | LibraryLoss, factor: float, pair: LossPair | None = None
+    ) -> LossPair:
         """A pair of losses, the default one unless given, with one loss replaced and its usual weight multiplied."""
         pair = pair or self.default
-        weight = factor * getattr(self.default, f"{part}_weight")
-        return dataclasses.replace(pair, **{part: formula, f"{part}_weight": weight})
+        usual = loss.usual_weight if isinstance(loss, LibraryLoss) else None
+        weight = factor * (getattr(self.default, f"{part}_weight") if usual is None else usual)
+        return dataclasses.replace(pair, **{part: loss, f"{part}_weight": weight})

@@ -28,7 +28,7 @@ from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
 from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground_truth
 from detectors.evaluation.resampling import Matches, all_matches
-from detectors.losses import DetectionLosses, term
+from detectors.losses import DetectionLosses, as_term
 from detectors.models.detector import Detector
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
 from detectors.training.loop import fit, placed_batches
@@ -171,12 +171,18 @@ class DetectorTrainer:
             self.prepare(stop)
         if purpose == "probe":
             features, fresh = self._features, self._compiled.init(seed).model
-            many, start = self._heads, functools.partial(self._heads.init, fresh, common=features)
-        elif len(losses) == 1 or self.at_once(purpose) == 1:
-            return [self._train_one(each, purpose, seed, horizon, stop) for each in losses]
-        else:
-            many, start = self._whole, functools.partial(self._whole.init, self._first(purpose, seed).model)
-        return self._train_many(many, start, losses, purpose, seed, horizon, stop)
+            start = functools.partial(self._heads.init, fresh, common=features)
+            return self._train_many(self._heads, start, losses, purpose, seed, horizon, stop)
+        together = [pair for pair in losses if pair.is_data]
+        if len(together) == 1 or self.at_once(purpose) == 1:
+            together = []
+        found: dict[LossPair, Training] = {}
+        if together:
+            start = functools.partial(self._whole.init, self._first(purpose, seed).model)
+            trained = self._train_many(self._whole, start, together, purpose, seed, horizon, stop)
+            found |= zip(together, trained, strict=True)
+        found |= {p: self._train_one(p, purpose, seed, horizon, stop) for p in losses if p not in found}
+        return [found[pair] for pair in losses]
 
     def prepare(self, stop: threading.Event | None = None) -> None:
         """Trains the default losses for the shared start, or else to the end of the proxy task, and keeps the detector.
@@ -406,7 +412,7 @@ class DetectorTrainer:
     def _terms(self, losses: LossPair) -> DetectionLosses:
         stable = self._config.stable_logs
         return DetectionLosses(
-            term(losses.cls, losses.cls_weight, stable=stable), term(losses.box, losses.box_weight, stable=stable)
+            as_term(losses.cls, losses.cls_weight, stable=stable), as_term(losses.box, losses.box_weight, stable=stable)
         )
 
     def _padded(self, losses: Sequence[LossPair], count: int) -> DetectionLosses:
