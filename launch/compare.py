@@ -6,7 +6,8 @@
     python launch/compare.py --tuned=40 --pair="squared = | 1 - i / u * (i / u)"
 
 A pair is a classification loss, a bar and a box loss, each by name or as a formula, with a factor on its usual weight
-if wanted; an empty one is the detector's default.  A name may stand before it.  The default pair is always the first
+if wanted; an empty one is the detector's default.  Losses that are no formulas, such as ciou_loss, are called by the
+names of cse_jax.losses.  A name may stand before it.  The default pair is always the first
 row.  The config is that of a search, of which the detector, the data and the length of trainings count, or one of an
 experiment, which also has pairs and seeds; further pairs go before its own.  After an interruption the same command
 goes on; further pairs and seeds add to those that are done.
@@ -35,6 +36,7 @@ from cse_jax.search.pairs import read_pair
 from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Trials
 from cse_jax.search.tuning import tuned
+from detectors.losses import library_loss
 from detectors.models import build_detector
 from detectors.training.search_trainer import task_of
 from search_run import ComparisonRun, SearchRun
@@ -54,8 +56,9 @@ _SPLIT = flags.DEFINE_enum(
 )
 _TUNED = flags.DEFINE_integer(
     "tuned",
-    0,
-    "Trainings of a random search over hyper-parameters of usual losses, whose best is a row.",
+    None,
+    "Trainings of a random search over hyper-parameters of usual losses, whose best is a row; what the config says, or "
+    "none.",
     lower_bound=0,
     upper_bound=100_000,
 )
@@ -81,11 +84,12 @@ def main(argv: list[str]) -> None:
 def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     task = task_of(build_detector(config.detector)[0])
     experiment = config if isinstance(config, ComparisonRun) else ComparisonRun()
-    named = [read_pair(text, task) for text in (*_PAIRS.value, *experiment.pairs)]
+    named = [read_pair(text, task, library_loss) for text in (*_PAIRS.value, *experiment.pairs)]
     pairs = [Contestant(name, Role.RIVAL, losses) for name, losses in named]
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
-    selects = bool(_TUNED.value) or purpose == "proxy"
+    tuning = experiment.tuned if _TUNED.value is None else _TUNED.value
+    selects = bool(tuning) or purpose == "proxy"
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(workers.opened(config, folder, selects=selects))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
@@ -99,10 +103,10 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
             trials = Trials(
                 trainer, ledger, monitor, workers=config.search.workers, time_limit=config.search.time_limit
             )
-            if _TUNED.value:
-                monitor.expect({"proxy": _TUNED.value})
-                name, losses = tuned(_TUNED.value, trials=trials, seeds=config.search.proxy_seeds)
-                rows.insert(1, Contestant(f"{name} (best of {_TUNED.value} trainings)", Role.TUNED, losses))
+            if tuning:
+                monitor.expect({"proxy": tuning})
+                name, losses = tuned(tuning, trials=trials, seeds=config.search.proxy_seeds)
+                rows.insert(1, Contestant(f"{name} (best of {tuning} trainings)", Role.TUNED, losses))
             *others, last = rows
             rows = [*others, dataclasses.replace(last, role=Role.DISCOVERED)]
             seeds = [_FIRST_SEED.value + k for k in range(_SEEDS.value or experiment.seeds)]

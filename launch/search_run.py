@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cse_jax.errors import InputError
 from cse_jax.loss_table.config import LossTableConfig
-from cse_jax.ranges import Items, Positive
+from cse_jax.ranges import Count, Items, Positive
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.settings import BatchConfig
@@ -89,11 +89,13 @@ class ComparisonRun(SearchRun):
     Attributes:
       pairs: as ``launch/compare.py`` takes them; the last one is compared with the rest.
       seeds: trainings of each.
+      tuned: trainings of a random search over hyper-parameters of usual losses, whose best is a row; 0 for no such row.
     """
 
     name: str = "comparison"
     pairs: Annotated[tuple[str, ...], Items(0)] = ()
     seeds: Positive = 8
+    tuned: Count = 0
 
 
 @dataclasses.dataclass

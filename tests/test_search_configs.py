@@ -28,6 +28,7 @@ from cse_jax.ranges import validate
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.pairs import read_pair
 from detectors.data.layouts import DiskData
+from detectors.losses import library_loss
 from detectors.models import build_detector
 from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
@@ -54,7 +55,17 @@ def test_a_prior_needs_a_strategy_that_learns():
 
 
 @pytest.mark.parametrize(
-    "name", ["combinations:fcos", "combinations:faster_rcnn", "architectures:atss", "architectures:cascade_rcnn"]
+    "name",
+    [
+        "combinations:fcos",
+        "combinations:faster_rcnn",
+        "architectures:atss",
+        "architectures:cascade_rcnn",
+        "data_sets:fcos",
+        "data_sets:faster_rcnn",
+        "loss_scale:fcos",
+        "loss_scale:faster_rcnn",
+    ],
 )
 def test_experiments_compare_pairs_of_their_detector(name):
     path, detector = name.split(":")
@@ -62,9 +73,13 @@ def test_experiments_compare_pairs_of_their_detector(name):
     config = module.get_config(detector)
     validate(config)
     task = task_of(build_detector(config.detector)[0])
-    losses = [read_pair(text, task)[1] for text in config.pairs]
+    losses = [read_pair(text, task, library_loss)[1] for text in config.pairs]
     assert len({tuple(pair.key) for pair in [task.default, *losses]}) == len(losses) + 1
-    assert config.detector.classes == 10 and detector in config.name and config.schedule.final
+    assert (
+        config.detector.classes == (3 if path == "data_sets" else 10)
+        and detector in config.name
+        and config.schedule.final
+    )
     with pytest.raises(InputError, match="has no such table; use"):
         module.get_config("yolo")
 

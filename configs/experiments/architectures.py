@@ -1,4 +1,4 @@
-"""The published losses on detectors that they were not searched with, at a size that runs on 2 cores.
+"""The published losses on detectors that they were not searched with, on digit scenes.
 
 python launch/compare.py --config=configs/experiments/architectures.py:atss
 python launch/compare.py --config=configs/experiments/architectures.py:cascade_rcnn
@@ -18,8 +18,7 @@ def get_config(detector: str = "atss") -> ComparisonRun:
     if detector == "atss":
         return ComparisonRun(
             name="architectures_atss",
-            pairs=("CE |", "B_cls | B_reg"),
-            seeds=4,
+            pairs=("CE |", "B_cls |", "| B_reg", "B_cls | B_reg"),
             detector=atss_tiny(),
             train=training_in_seconds(learning_rate=0.002),
             schedule=ScheduleConfig(final=700),
@@ -27,8 +26,7 @@ def get_config(detector: str = "atss") -> ComparisonRun:
     if detector == "cascade_rcnn":
         return ComparisonRun(
             name="architectures_cascade_rcnn",
-            pairs=("CEI |", "A_cls | A_reg"),
-            seeds=4,
+            pairs=("CEI |", "A_cls |", "| A_reg", "A_cls | A_reg"),
             detector=cascade_rcnn_tiny(),
             train=training_in_seconds(learning_rate=0.0015),
             schedule=ScheduleConfig(final=500),
