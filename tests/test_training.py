@@ -22,6 +22,8 @@ from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import ResNetConfig
 from detectors.parallel import mesh_for
 from detectors.structures import Batch
+from detectors.training import compiling
+from detectors.training.batched import jit_many
 from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
 from detectors.weights import RESNET, WeightsError
@@ -145,6 +147,29 @@ def test_bfloat16_computes_the_same_loss_roughly(name):
     text = functions.step.lower(state, batch, losses, jnp.int32(9), jnp.int32(0)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert products and all("bf16" in line for line in products), "convolutions must not fall back to float32"
+
+
+def test_a_gpu_compiles_without_the_fusion_that_aborts(monkeypatch):
+    asked, jit = [], jax.jit
+
+    def recorded(function, *, compiler_options=None, **rest):
+        asked.append((function.__name__, compiler_options))
+        return jit(function, **rest)
+
+    monkeypatch.setattr(jax, "jit", recorded)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    build = build_detector(fcos_smallest())[1]
+    jit_detector(build, TrainConfig())
+    jit_many(build, TrainConfig())
+    found = {name for name, options in asked if options == {"xla_gpu_enable_triton_gemm": False}}
+    assert found == {name for name, _ in asked} - {"init"}, "that has no convolution"
+
+
+def test_on_a_gpu_the_outermost_function_says_how_all_is_compiled(monkeypatch):
+    """JAX refuses options of a function within another."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    double = compiling.jit(lambda x: 2.0 * x)
+    assert jax.jit(lambda x: double(x) + 1.0)(jnp.float32(3.0)) == 7.0
 
 
 def test_the_learning_rate_grows_with_the_batch():

@@ -24,6 +24,7 @@ from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, 
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.structures import AnyArray, Batch, Detections, Images
+from detectors.training import compiling
 from detectors.training.step import Model, TrainConfig, Variables, descend, learning_rate, optimiser_for
 
 
@@ -99,11 +100,7 @@ def jit_many(
     def loss(mine, common, batch, losses, key):
         return network(mine, common).loss(batch, losses, key=key)
 
-    # jaxlib 0.11.2 aborts on GPUs where it fuses a convolution's patches into the product of many candidates.
-    unfused = {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
-    jitted = functools.partial(jax.jit, compiler_options=unfused)
-
-    @functools.partial(jitted, donate_argnames=("mine", "opt_state"))
+    @functools.partial(compiling.jit, donate_argnames=("mine", "opt_state"))
     def advance(mine, opt_state, common, step, batch, losses, steps, seed):
         key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -133,14 +130,14 @@ def jit_many(
             raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
         return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
-    @jitted
+    @compiling.jit
     def found(mine, common, image, image_size):
         return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
 
     def predict(state: ManyState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.own, state.common, image, image_size)
 
-    @jitted
+    @compiling.jit
     def gradient(state: ManyState, batch: Batch, losses: DetectionLosses, seed):
         key = jax.random.key(seed)
 

@@ -18,6 +18,7 @@ from detectors.models.detector import Detector
 from detectors.models.norms import is_norm
 from detectors.parallel import Devices, by_image, everywhere, gathered, mesh_for, own_rows, shared, using
 from detectors.structures import AnyArray, Batch, Detections, Images
+from detectors.training import compiling
 
 Variables = nnx.State[str, Any]  # a tree of a network's arrays
 Model = tuple[Variables, Variables]  # parameters, and the rest
@@ -160,7 +161,7 @@ def jit_detector(
     by_row, whole = by_image(mesh), everywhere(mesh)
 
     @functools.partial(
-        jax.jit, donate_argnums=0, in_shardings=(whole, by_row, whole, whole, whole), out_shardings=whole
+        compiling.jit, donate_argnums=0, in_shardings=(whole, by_row, whole, whole, whole), out_shardings=whole
     )
     def step(state: TrainState, batch: Batch, losses: DetectionLosses, steps: jax.Array, seed: jax.Array):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -185,7 +186,7 @@ def jit_detector(
         metrics = metrics | {"gradient_norm": norm, "learning_rate": rate, "finite": finite}
         return TrainState(params, state.rest, opt_state, state.step + 1, ema), metrics
 
-    @functools.partial(jax.jit, in_shardings=((whole, whole), by_row, by_row), out_shardings=by_row)
+    @functools.partial(compiling.jit, in_shardings=((whole, whole), by_row, by_row), out_shardings=by_row)
     def found(model: Model, image: jax.Array, image_size: jax.Array) -> Detections:
         with using(mesh):
             return network(*model).predict(image, image_size)
