@@ -21,7 +21,7 @@ def get_config(detector: str = "atss") -> ComparisonRun:
             pairs=("CE |", "B_cls |", "| B_reg", "B_cls | B_reg"),
             detector=atss_tiny(),
             train=training_in_seconds(learning_rate=0.002),
-            schedule=ScheduleConfig(final=700),
+            schedule=ScheduleConfig(final=400, start=2000),
         )
     if detector == "cascade_rcnn":
         return ComparisonRun(
@@ -29,6 +29,6 @@ def get_config(detector: str = "atss") -> ComparisonRun:
             pairs=("CEI |", "A_cls |", "| A_reg", "A_cls | A_reg"),
             detector=cascade_rcnn_tiny(),
             train=training_in_seconds(learning_rate=0.0015),
-            schedule=ScheduleConfig(final=500),
+            schedule=ScheduleConfig(final=400, start=2000),
         )
     raise InputError(f"{detector!r} has no such table; use atss or cascade_rcnn")

@@ -48,6 +48,6 @@ def get_config(detector: str = "fcos") -> ComparisonRun:
             tuned=40,
             detector=faster_rcnn_tiny(),
             train=training_in_seconds(learning_rate=0.0015),
-            schedule=ScheduleConfig(proxy=(500,), final=500),
+            schedule=ScheduleConfig(proxy=(400,), final=400, start=2000),
         )
     raise InputError(f"{detector!r} has no such table; use fcos or faster_rcnn")

@@ -25,7 +25,7 @@ def get_config(detector: str = "faster_rcnn") -> ComparisonRun:
             pairs=(*scaled, "A_cls |"),
             detector=faster_rcnn_tiny(),
             train=training_in_seconds(learning_rate=0.0015),
-            schedule=ScheduleConfig(final=500),
+            schedule=ScheduleConfig(final=400, start=2000),
         )
     if detector == "fcos":
         scaled = [f"| GIoU x{factor}" for factor in (0.25, 0.5, 2, 4)]
