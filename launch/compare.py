@@ -27,7 +27,7 @@ import compilation
 import config_file
 import workers
 from cse_jax import workdir
-from cse_jax.reporting import confirmation_report
+from cse_jax.reporting import comparison_report, confirmation_report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.comparison import Contestant, Role, compare
 from cse_jax.search.confirmation import Confirmation
@@ -117,8 +117,7 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
         "split": _SPLIT.value,
         "note": "Whether a choice among these pairs has used these seeds, or this split, is not known here.",
     }
-    data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
-    confirmation_report.write(folder, data, name="compare")
+    data = comparison_report.write(folder, found, about=about)
     confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
+    cells_of,
     markdown_rows,
     markdown_table,
     number,
@@ -72,6 +73,7 @@ def markdown(data: dict[str, Any]) -> str:
             *markdown_rows(data["table"]),
             "",
             *_over_images(data["table"]),
+            *_beside_default(data),
             data["note"],
             "",
             "## How it was run",
@@ -84,6 +86,26 @@ def markdown(data: dict[str, Any]) -> str:
             "```",
         ]
     )
+
+
+def _beside_default(data: Mapping[str, Any]) -> list[str]:
+    """The lines on each pair's difference to the default, if they are known."""
+    if "gains" not in data:
+        return []
+    cells = [
+        (row["name"], *cells_of(row | {"against": gain})[1:5])
+        for row, gain in zip(data["table"], data["gains"], strict=True)
+    ]
+    return [
+        f"## Each pair beside {data['table'][0]['name']}",
+        "",
+        "A difference is that of the row to the first one, paired by seed; the intervals hold together.",
+        "",
+        *markdown_table(("losses", "AP", "difference", "95 % interval", "verdict"), cells),
+        "",
+        "![Each pair's difference to the default, with intervals](compare.svg)",
+        "",
+    ]
 
 
 def _over_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -35,13 +35,14 @@ def rows_as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "mean": number(row.mean),
             "std": number(row.std),
             "failures": list(row.failures),
-            "against": _comparison(row.against) if row.against else None,
+            "against": comparison_as_data(row.against) if row.against else None,
         }
         for row in rows
     ]
 
 
-def _comparison(found: Comparison) -> dict[str, Any]:
+def comparison_as_data(found: Comparison) -> dict[str, Any]:
+    """One loss against another, for JSON."""
     return {
         "difference": number(found.difference),
         "standard_error": number(found.error),

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from cse_jax.language import zoo
 from cse_jax.language.spaces import BOX
@@ -184,10 +185,7 @@ def judged(rows: Sequence[Row], *, signal: float = math.nan) -> list[Row]:
     discovered = [row for row in rows if row.role == Role.DISCOVERED]
     if not discovered:
         return list(rows)
-    keys = [tuple(row.losses.key) for row in rows]
-    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    aps = dict(zip(keys, (row.aps for row in rows), strict=True))
-    table = np.array([aps[key] for key in places], np.float64)
+    keys, places, table = _distinct(rows)
     pair = tuple(discovered[-1].losses.key)
     rivals = {key for key, row in zip(keys, rows, strict=True) if row.role != Role.DISCOVERED} - {pair}
     rivals = [key for key in places if key in rivals]
@@ -197,6 +195,21 @@ def judged(rows: Sequence[Row], *, signal: float = math.nan) -> list[Row]:
         row if row.role == Role.DISCOVERED else dataclasses.replace(row, against=of_rival.get(key))
         for key, row in zip(keys, rows, strict=True)
     ]
+
+
+def gains(rows: Sequence[Row]) -> list[Comparison | None]:
+    """Each row's difference to the first one, corrected for all of them; None for that one's losses."""
+    keys, places, table = _distinct(rows)
+    found = against_each(table, 0, range(1, len(places)))
+    of_place = [None, *(comparison.reversed() for comparison in found)]
+    return [of_place[places[key]] for key in keys]
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[list[tuple], dict[tuple, int], Float[np.ndarray, "losses seeds"]]:
+    """What tells the losses of each row, the place of each in a table of AP without repetitions, and the table."""
+    keys = [tuple(row.losses.key) for row in rows]
+    aps = dict(zip(keys, (row.aps for row in rows), strict=True))
+    return keys, {key: place for place, key in enumerate(aps)}, np.array(list(aps.values()), np.float64)
 
 
 def _row(contestant: Contestant, outcomes: Sequence[Outcome], seeds: Sequence[int]) -> Row:

@@ -65,6 +65,19 @@ class Comparison:
             return None
         return planning.seeds_needed(size, self.noise, rows=self.rows, others=self.others)
 
+    def reversed(self) -> "Comparison":
+        """The other loss against this one."""
+        verdicts = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+        difference, deviation, probability = self.shrunk
+        return dataclasses.replace(
+            self,
+            difference=-self.difference,
+            low=-self.high,
+            high=-self.low,
+            verdict=verdicts.get(self.verdict, self.verdict),
+            shrunk=Shrunk(-difference, deviation, 1.0 - probability),
+        )
+
     @property
     def smallest_shown(self) -> float:
         """The smallest true difference that this comparison shows with 80 % power; NaN if the noise is unknown."""
