@@ -8,6 +8,7 @@
     python launch/benchmark.py --suite=scaling
     python launch/benchmark.py --suite=accelerator --markdown=gpu.md
     python launch/benchmark.py --suite=strategies --table=runs/fcos_digits.parquet
+    python launch/benchmark.py --suite=filters
 
 Medians over alternating rounds; ratios are what to compare between machines.
 """
@@ -32,7 +33,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import accelerator, detectors, losses, scaling, screening, simulation, strategies
+from benchmarks import accelerator, detectors, filters, losses, scaling, screening, simulation, strategies
 from benchmarks.report import Report, markdown, shown
 from cse_jax.errors import InputError
 
@@ -43,6 +44,7 @@ SUITES = {
     "detectors": detectors.measure,
     "accelerator": accelerator.measure,
     "scaling": scaling.measure,
+    "filters": lambda report, **keywords: filters.measure(report, table=_TABLE.value, **keywords),
     "strategies": lambda report, **keywords: strategies.measure(
         report, table=_TABLE.value, prior=_PRIOR.value, **keywords
     ),
@@ -58,7 +60,7 @@ _SIZE = flags.DEFINE_enum(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of each measurement.", lower_bound=1, upper_bound=1000)
 _TABLE = flags.DEFINE_string(
-    "table", None, "Table of trained losses of the suite of strategies; the package's by default."
+    "table", None, "Table of trained losses, in the suites of strategies and filters; the package's by default."
 )
 _PRIOR = flags.DEFINE_string(
     "prior", None, "Table of another task, from which the strategy surrogate may start as well."
