@@ -17,5 +17,5 @@ def get_config() -> SearchRun:
         search=search_in_minutes(),
         detector=atss_tiny(),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(overfit=80, proxy=(200, 550), final=700),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 400), final=400, start=2000),
     )

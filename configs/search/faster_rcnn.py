@@ -15,5 +15,5 @@ def get_config() -> SearchRun:
         name="faster_rcnn",
         search=search_in_minutes(),
         train=training_in_seconds(learning_rate=0.0015),
-        schedule=ScheduleConfig(overfit=80, proxy=(180, 500), final=500),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 400), final=400, start=2000),
     )

@@ -20,6 +20,6 @@ def get_config() -> SearchRun:
         search=search_in_minutes(),
         detector=fcos_tiny(classes=3),
         train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(overfit=80, proxy=(150, 400), final=400),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 400), final=400, start=1000),
         data=bccd_at_120(),
     )
