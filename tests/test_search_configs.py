@@ -18,6 +18,7 @@ from rich.console import Console
 from scripts import ROOT
 from test_configs import SEARCHES, read
 
+import config_file
 import cse_jax
 import recorded
 from benchmarks.smallest import FEATURES
@@ -82,6 +83,22 @@ def test_experiments_compare_pairs_of_their_detector(name):
     )
     with pytest.raises(InputError, match="has no such table; use"):
         module.get_config("yolo")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs/train").glob("*_r[0-9]*_*.py"))])
+def test_every_training_of_full_size_has_a_table(name):
+    config = config_file.load(f"{ROOT / 'configs/experiments/full_size.py'}:{name}")
+    validate(config)
+    run = config_file.load(str(ROOT / "configs/train" / f"{name}.py"))
+    assert (config.detector, config.train, config.data, config.weights) == (
+        run.detector,
+        run.train,
+        run.data,
+        run.weights,
+    )
+    task = task_of(build_detector(config.detector)[0])
+    losses = [read_pair(text, task, library_loss)[1] for text in config.pairs]
+    assert len({tuple(pair.key) for pair in [task.default, *losses]}) == len(losses) + 1
 
 
 def write_photographs(root, count=16):
