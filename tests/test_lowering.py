@@ -90,12 +90,14 @@ def test_training_and_inference(name, accelerated):
 @pytest.mark.parametrize("own", [lambda path: True, FCOS.is_output], ids=["whole detectors", "heads"])
 def test_trainings_side_by_side(own, accelerated):
     _, build = build_detector(FEWEST["fcos"])
-    many, batch = jit_many(build, TrainConfig(batch_size=2), own=own), batch_of(2, 64, 96)
+    many, batch = jit_many(build, TrainConfig(batch_size=2, compute="bfloat16"), own=own), batch_of(2, 64, 96)
     model = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)[1:]
     losses = stack_losses([resolve_pair(FCOS.cls_space)] * 3)
     state = jax.eval_shape(lambda model: many.init(model, 3), tuple(model))
     lowers(jax.jit(many.step), state, batch, losses, NUMBER, NUMBER)
     lowers(jax.jit(many.predict), state, batch.image, batch.image_size)
+    assert "bf16" in jax.jit(many.step).lower(state, batch, losses, NUMBER, NUMBER).as_text()
+    assert "bf16" in jax.jit(many.predict).lower(state, batch.image, batch.image_size).as_text()
     lowers(many.gradient, state, batch, losses, NUMBER)
 
 

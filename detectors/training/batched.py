@@ -25,7 +25,7 @@ from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.structures import AnyArray, Batch, Detections, Images
 from detectors.training import compiling
-from detectors.training.step import Model, TrainConfig, Variables, descend, learning_rate, optimiser_for
+from detectors.training.step import Model, TrainConfig, Variables, cast, descend, learning_rate, optimiser_for
 
 
 class ManyState(NamedTuple):
@@ -71,7 +71,7 @@ def jit_many(
 
     Args:
       build: makes the detector from random numbers.
-      config: the optimisation; ``accumulate``, ``ema`` and ``compute`` are ignored.
+      config: the optimisation; ``accumulate`` and ``ema`` are ignored.
       own: whether each candidate has its own copy of a parameter, given the parameter's path; by default of every one.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
@@ -85,6 +85,7 @@ def jit_many(
     graph, params, _ = nnx.split(abstract, nnx.Param, ...)
     abstract_own, _ = nnx.split_state(params, is_own, ...)
     optimiser = optimiser_for(config, abstract_own)
+    compute = jnp.dtype(config.compute)
 
     def init(model: Model, count: int, common: Model | None = None) -> ManyState:
         mine, _ = nnx.split_state(model[0], is_own, ...)
@@ -95,7 +96,7 @@ def jit_many(
         return ManyState(mine, opt_state, (shared, rest), jnp.zeros((), jnp.int32))
 
     def network(mine: Variables, common: Model) -> Detector:
-        return nnx.merge(graph, nnx.merge_state(mine, common[0]), common[1])
+        return nnx.merge(graph, cast(nnx.merge_state(mine, common[0]), compute), common[1])
 
     def loss(mine, common, batch, losses, key):
         return network(mine, common).loss(batch, losses, key=key)

@@ -149,7 +149,7 @@ def jit_detector(
         return TrainState(params, rest, optimiser.init(params), jnp.zeros((), jnp.int32), ema)
 
     def network(params: Variables, rest: Variables) -> Detector:
-        return nnx.merge(graph, _cast(params, compute), rest)
+        return nnx.merge(graph, cast(params, compute), rest)
 
     def gradients(params: Variables, rest: Variables, batch: Batch, losses: DetectionLosses, key: jax.Array):
         def total(params):
@@ -197,7 +197,7 @@ def jit_detector(
     return JittedDetector(mesh.size, functools.partial(shared, mesh), init, step, predict)
 
 
-def _cast(tree: Variables, dtype: jnp.dtype) -> Variables:
+def cast(tree: Variables, dtype: jnp.dtype) -> Variables:
     """The tree with its floating-point arrays as another type."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
