@@ -1,6 +1,7 @@
 """One training for a purpose of the search: splits, interruption, divergence."""
 
 import dataclasses
+import functools
 import re
 import threading
 import types
@@ -127,17 +128,30 @@ def test_a_batch_is_on_its_way_while_the_step_before_it_runs(data):
 
 
 def test_the_number_to_train_at_once_is_measured_once(compiled, data, tmp_path, monkeypatch, capsys):
-    """What one process has paused side by side another resumes so."""
+    """What one process has paused side by side another resumes so, and another search does not measure it again."""
+    monkeypatch.setenv("CSE_JAX_DATA_DIR", str(tmp_path / "cache"))
     devices = [types.SimpleNamespace(platform="gpu", device_kind="a GPU")]
     monkeypatch.setattr(search_trainer.jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: 4)
-    assert make(compiled, data, tmp_path).at_once("proxy") == 4
-    assert "compiles several programs and takes minutes" in capsys.readouterr().out
-    monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: 16)
-    assert make(compiled, data, tmp_path).at_once("proxy") == 4 and not capsys.readouterr().out
+    monkeypatch.setattr(search_trainer, "device_memory", lambda: 1000)
+
+    def asked(folder, measures, program="a program", **schedule):
+        monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: measures)
+        trainer = make(compiled, data, tmp_path / folder, **schedule)
+        trainer._whole = trainer._whole._replace(lower=lambda *_: types.SimpleNamespace(as_text=lambda: program))
+        return trainer.at_once("proxy")
+
+    assert asked("one", 4) == 4
+    assert "three programs are compiled, which takes minutes" in capsys.readouterr().out
+    assert asked("one", 16, "another program") == asked("another", 16) == 4 and not capsys.readouterr().out
+    assert asked("a third", 16, "another program") == 16
     devices[0].device_kind = "another GPU"
-    assert make(compiled, data, tmp_path).at_once("proxy") == 16
-    assert make(compiled, data, tmp_path, at_once=2).at_once("proxy") == 2
+    monkeypatch.setattr(search_trainer, "device_memory", lambda: 2000)
+    assert asked("one", 16) == 16
+    assert asked("one", 16, at_once=2) == 2
+    (tmp_path / "cache" / "at_once.json").unlink()
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").touch()  # a folder that can't be written
+    assert asked("a fourth", 8) == asked("a fourth", 16) == 8
 
 
 def test_functions_are_trained_alone_beside_formulas(compiled, data, tmp_path, monkeypatch):
@@ -371,20 +385,45 @@ def test_the_authors_logarithms_are_asked_for_in_the_config():
     assert (expected.opcode != compile_expression(DEFAULT.cls).opcode).any()
 
 
-def test_the_memory_of_a_step_grows_with_the_candidates(prober):
-    batch, model = next(prober._batches("proxy", 0, 0)), prober._compiled.init(0).model
-    three, six = (prober._heads.memory(model, count, batch, prober._terms(DEFAULT)) for count in (3, 6))
-    assert 0 < three < six < 2 * three
+def test_memory_and_time_are_those_of_the_compiled_step(prober):
+    about = next(prober._batches("proxy", 0, 0)), prober._terms(DEFAULT)
+    model, said = prober._compiled.init(0).model, []
+    three, six = (batched._compiled_step(prober._heads, model, *about, said.append, count) for count in (3, 6))
+    assert 0 < three.memory < six.memory < 2 * three.memory
+    assert [line.split(":")[0] for line in said] == ["3 at once", "6 at once"]
+    assert 0.0 < batched._seconds(three, prober._heads, model, *about) < 60.0
 
 
 @pytest.mark.parametrize(
-    ("limit", "gain", "expected"), [(1000, 0.5, 8), (10**6, 0.5, 64), (1000, 0.95, 1), (200, 0.5, 1)]
+    ("limit", "overhead", "expected", "counts"),
+    [
+        (1000, 1000, 8, [2, 4, 8]),
+        (10**6, 1000, 64, [2, 4, 64]),
+        (10**6, 3, 16, [2, 4, 64]),
+        (10**6, 0, 1, [2, 4, 64]),
+        (600, 1000, 4, [2, 4]),
+        (200, 1000, 1, [2, 4]),
+        (3500, 1000, 16, [2, 4, 32, 16]),
+        (9000, 1000, 32, [2, 4, 64, 32]),
+    ],
 )
-def test_as_many_side_by_side_as_fit_and_pay(prober, monkeypatch, limit, gain, expected):
-    """A step takes 100 bytes and 80 more for each candidate; doubling their number makes it 2 * gain times as long."""
-    seconds = {2**k: (2 * gain) ** k for k in range(8)}
-    monkeypatch.setattr(batched, "_seconds", lambda functions, model, count, batch, losses: seconds[count])
-    functions = prober._whole._replace(memory=lambda model, count, batch, losses: 100 + 80 * count)
-    step = prober._compiled.init(0).model, next(prober._batches("proxy", 0, 0)), prober._terms(DEFAULT)
-    assert batched.fitting_count(functions, *step, limit=limit) == expected
-    assert batched.fitting_count(functions, *step) == 1, "on a CPU one after the other"
+def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, overhead, expected, counts):
+    """A step takes 100 bytes and 80 for each candidate, more from 30 on, and 60 don't compile; it lasts a second for
+    each beside its overhead."""
+    tried, said = [], []
+
+    def compile_step(count):
+        tried.append(count)
+        if count > 60 and limit < 10**6:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+        sizes = dict(argument_size_in_bytes=100, temp_size_in_bytes=80 * count, output_size_in_bytes=50)
+        sizes["temp_size_in_bytes"] += 1000 * (count > 30)
+        return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(alias_size_in_bytes=50, **sizes))
+
+    monkeypatch.setattr(batched, "_seconds", lambda step, *_: overhead + step.count)
+    many = types.SimpleNamespace(
+        lower=lambda model, count, *_: types.SimpleNamespace(compile=functools.partial(compile_step, count))
+    )
+    assert batched.fitting_count(many, *[None] * 3, limit=limit, say=said.append) == expected
+    assert tried == counts and len(said) == len(counts) and said[0].startswith("2 at once: 0.00 GiB")
+    assert batched.fitting_count(many, *[None] * 3) == 1, "on a CPU one after the other"

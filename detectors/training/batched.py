@@ -7,9 +7,10 @@ candidate after the other.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from detectors.models.detector import Detector
 from detectors.structures import AnyArray, Batch, Detections, Images
 from detectors.training import compiling
 from detectors.training.step import Model, TrainConfig, Variables, cast, descend, learning_rate, optimiser_for
+
+_print = functools.partial(print, flush=True)
 
 
 class ManyState(NamedTuple):
@@ -46,8 +49,8 @@ class JittedMany(NamedTuple):
       step: ``step(state, batch, losses, steps, seed) -> (state, metrics)``; ``losses`` and ``metrics`` have the
         candidates along the first axis.  Donates the state's own part.
       predict: ``predict(state, image, image_size) -> Detections``, with the candidates along the first axis.
-      memory: ``memory(model, count, batch, losses)``: bytes that a step of ``count`` candidates takes, where ``losses``
-        are those of one candidate; compiles the step.
+      lower: ``lower(model, count, batch, losses) -> jax.stages.Lowered``: the step of ``count`` candidates, to be
+        compiled but not run; model and batch may be shapes, and ``losses`` are those of one candidate.
       gradient: ``gradient(state, batch, losses, seed)``: norms of the gradients of the classification and the box loss
         in the candidates' own parameters, [k, 2].
     """
@@ -55,7 +58,7 @@ class JittedMany(NamedTuple):
     init: Callable[..., ManyState]
     step: Callable[..., tuple[ManyState, dict[str, jax.Array]]]
     predict: Callable[..., Detections]
-    memory: Callable[..., int]
+    lower: Callable[..., jax.stages.Lowered]
     gradient: Callable[..., Float[Array, "k 2"]]
 
 
@@ -121,15 +124,11 @@ def jit_many(
         )
         return ManyState(mine, opt_state, state.common, state.step + 1), metrics
 
-    def memory(model: Model, count: int, batch: Batch, losses: DetectionLosses) -> int:
-        state = jax.eval_shape(lambda: init(model, count))
+    def lower(model: Model, count: int, batch: Batch, losses: DetectionLosses) -> jax.stages.Lowered:
+        state = jax.eval_shape(lambda model: init(model, count), model)
         many = jax.eval_shape(lambda: stack_losses([losses] * count))
-        number = jnp.int32(1)
-        used = advance.lower(*state[:2], state.common, state.step, batch, many, number, number).compile()
-        sizes = used.memory_analysis()
-        if sizes is None:
-            raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
-        return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        return advance.lower(*state[:2], state.common, state.step, batch, many, number, number)
 
     @compiling.jit
     def found(mine, common, image, image_size):
@@ -150,7 +149,28 @@ def jit_many(
 
         return jax.vmap(one)(state.own, losses)
 
-    return JittedMany(init, step, predict, memory, gradient)
+    return JittedMany(init, step, predict, lower, gradient)
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """Memory of a compiled function: arguments, temporaries, and outputs that are not written over arguments.
+
+    Raises:
+      InputError: the device does not say.
+    """
+    sizes = compiled.memory_analysis()
+    if sizes is None:
+        raise InputError("this device does not say how much memory a step takes; set --config.schedule.at_once=1")
+    outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + outputs
+
+
+class _Step(NamedTuple):
+    """The compiled step of some candidates, and the bytes it takes: infinite, without a function, if it did not fit."""
+
+    count: int
+    run: Any
+    memory: float
 
 
 def fitting_count(
@@ -161,40 +181,53 @@ def fitting_count(
     *,
     limit: int | None = None,
     most: int = 64,
+    say: Callable[[str], None] = _print,
 ) -> int:
     """How many candidates to train side by side on this device: 1 on a CPU, else measured.
 
     On CPUs a vmapped convolution with weights of each candidate is slower than training one candidate after the other
-    (``launch/benchmark.py --suite=simulation`` measures it).  Elsewhere the number doubles as long as the step fits
-    into four fifths of the memory and each doubling shortens a candidate's share of the step's time by a tenth.
+    (``launch/benchmark.py --suite=simulation`` measures it).  Elsewhere the step is compiled for 2, for 4, and for the
+    power of two that would then fill four fifths of the memory.  Of these the answer is the smallest whose double would
+    shorten a candidate's share of the time by less than a tenth, if the time grows in a straight line.
 
     Args:
       many: the detector's functions.
       model: parameters and the rest.
       batch, losses: of a step.
       limit: bytes of the device's memory; by default what the device says.
-      most: the largest answer.
+      most: the largest answer, a power of two.
+      say: prints a line of progress.
 
     Raises:
       InputError: the device does not say how much memory it has, or how much a step takes.
     """
     if limit is None and jax.default_backend() == "cpu":
         return 1
-    available = _device_memory() if limit is None else limit
+    available = 0.8 * (device_memory() if limit is None else limit)
+    compiled = functools.partial(_compiled_step, many, model, batch, losses, say)
     # A single candidate is compiled differently, so its memory says nothing about that of several.
-    two, four = (many.memory(model, count, batch, losses) for count in (2, 4))
-    each = max(1, (four - two) // 2)
-    fits = (0.8 * available - (two - 2 * each)) // each
-    count, share = 1, _seconds(many, model, 1, batch, losses)
-    while 2 * count <= min(fits, most):
-        doubled = _seconds(many, model, 2 * count, batch, losses) / (2 * count)
-        if doubled > 0.9 * share:
-            break
-        count, share = 2 * count, doubled
+    low, high = compiled(2), compiled(4)
+    if high.memory > available:
+        return 1
+    each = max(1.0, (high.memory - low.memory) / 2)
+    largest = 2 ** int(math.log2(min(most, 4 + (available - high.memory) / each)))
+    while largest > high.count:
+        if (step := compiled(largest)).memory <= available:
+            low, high = high, step
+        largest //= 2
+    times = [_seconds(step, many, model, batch, losses) for step in (low, high)]
+    slope = (times[1] - times[0]) / (high.count - low.count)
+
+    def share(count: int) -> float:
+        return (times[0] + slope * (count - low.count)) / count
+
+    count = 1
+    while count < high.count and share(2 * count) <= 0.9 * share(count):
+        count *= 2
     return count
 
 
-def _device_memory() -> int:
+def device_memory() -> int:
     """Bytes of this process's first device."""
     stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
@@ -202,13 +235,34 @@ def _device_memory() -> int:
     return stats["bytes_limit"]
 
 
-def _seconds(many: JittedMany, model: Model, count: int, batch: Batch, losses: DetectionLosses) -> float:
+def _compiled_step(
+    many: JittedMany,
+    model: Model,
+    batch: Batch,
+    losses: DetectionLosses,
+    say: Callable[[str], None],
+    count: int,
+) -> _Step:
+    started = time.monotonic()
+    try:
+        compiled = many.lower(model, count, batch, losses).compile()
+    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        say(f"{count} at once: more than the device has")
+        return _Step(count, None, math.inf)
+    memory = bytes_needed(compiled)
+    say(f"{count} at once: {memory / 2**30:.2f} GiB, compiled in {time.monotonic() - started:.0f} s")
+    return _Step(count, compiled, memory)
+
+
+def _seconds(step: _Step, many: JittedMany, model: Model, batch: Batch, losses: DetectionLosses) -> float:
     """Duration of a step, the best of three."""
-    state, several = many.init(model, count), stack_losses([losses] * count)
-    times = []
+    (mine, opt_state, *common), several = many.init(model, step.count), stack_losses([losses] * step.count)
+    batch, times = jax.device_put(batch), []
     for _ in range(4):
         started = time.perf_counter()
-        state, metrics = many.step(state, batch, several, 100, 0)
+        mine, opt_state, metrics = step.run(mine, opt_state, *common, batch, several, jnp.int32(100), jnp.int32(0))
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - started)
     return min(times[1:])

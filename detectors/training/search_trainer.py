@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 from flax import nnx
 
@@ -30,14 +31,23 @@ from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground
 from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, as_term
 from detectors.models.detector import Detector
-from detectors.training.batched import JittedMany, ManyState, evaluate_many, fitting_count, jit_many, stack_losses
+from detectors.training.batched import (
+    JittedMany,
+    ManyState,
+    device_memory,
+    evaluate_many,
+    fitting_count,
+    jit_many,
+    stack_losses,
+)
 from detectors.training.loop import fit, placed_batches
+from detectors.training.remembered import remembered
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
 _MEASURING = (
-    "Measuring how many detectors to train at once, which compiles several programs and takes minutes; "
-    "--config.schedule.at_once=8 would train 8 without that."
+    "Measuring, once for this detector and device, how many detectors to train at once: three programs are compiled, "
+    "which takes minutes; --config.schedule.at_once=8 would train 8 without that."
 )
 _AHEAD = 8  # steps that are given to the device before their figures are looked at
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
@@ -379,15 +389,20 @@ class DetectorTrainer:
         device = jax.local_devices()[0]
         if self._schedule.at_once or device.platform == "cpu":
             return self._schedule.at_once or 1
-        path = self._checkpoints / "at_once.json"
-        known = workdir.read_json(path, "remove it, and it is measured again") if path.exists() else {}
-        if device.device_kind not in known:
+        return remembered(self._checkpoints / "at_once.json", device.device_kind, self._measured_at_once)
+
+    def _measured_at_once(self) -> int:
+        """Measured once on a machine for a program, which holds detector, shapes and optimisation."""
+        batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
+        step = self._whole, model, batch, self._terms(self.task.default)
+        program = hashlib.blake2b(self._whole.lower(model, 2, *step[2:]).as_text().encode(), digest_size=16).hexdigest()
+        key = f"{workdir.device()}, {device_memory()} bytes, jaxlib {jaxlib.version.__version__}, program {program}"
+
+        def measure() -> int:
             print(_MEASURING, flush=True)
-            batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
-            known[device.device_kind] = fitting_count(self._whole, model, batch, self._terms(self.task.default))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            workdir.write_whole(path, json.dumps(known))
-        return known[device.device_kind]
+            return fitting_count(*step)
+
+        return remembered(workdir.default_data_dir() / "at_once.json", key, measure)
 
     def _batches(self, purpose: Purpose, seed: int, start: int):
         source = self._splits[purpose][0]

@@ -23,6 +23,7 @@ from benchmarks.report import Report
 from benchmarks.timing import alternate, milliseconds, ratio
 from detectors.models import build_detector, torchvision_settings
 from detectors.structures import Batch
+from detectors.training.batched import bytes_needed
 from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.step import TrainConfig, jit_detector
 
@@ -134,10 +135,7 @@ def _compiled(function, *args) -> tuple[Callable, dict]:
     started = time.perf_counter()
     compiled = function.lower(*args).compile()
     seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    needed -= memory.alias_size_in_bytes  # outputs written over donated arguments
-    return compiled, {"compile": seconds, "ours, compiled": needed / 2**20}
+    return compiled, {"compile": seconds, "ours, compiled": bytes_needed(compiled) / 2**20}
 
 
 def _speeds(seconds: dict[tuple[str, str], list[float]], work: str, images: int) -> dict:

@@ -32,7 +32,7 @@ from detectors.data.pipeline import eval_batches
 from detectors.evaluation.coco import evaluate_detector
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS, fcos_tiny
-from detectors.training.batched import evaluate_many, jit_many, stack_losses
+from detectors.training.batched import bytes_needed, evaluate_many, jit_many, stack_losses
 from detectors.training.loop import fit
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
@@ -276,7 +276,8 @@ class _Bench:
             state, metrics = many.step(state, batch, several, 100, 0)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - started)
-        memory = many.memory(self.compiled.init(0).model, count, batch, self.trainer._terms(self.task.default))
+        model, losses = self.compiled.init(0).model, self.trainer._terms(self.task.default)
+        memory = bytes_needed(many.lower(model, count, batch, losses).compile())
         alone = self._alone(rounds)
         return {
             "detectors": count,
