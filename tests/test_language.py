@@ -468,7 +468,8 @@ def test_programs_are_lowered_for_accelerators_without_branches(space, platform,
 def test_an_accelerator_s_memory_is_bounded(monkeypatch):
     """32 candidates, each with logits of its own, of FCOS on 16 images of 400 x 672 pixels with 80 classes.
 
-    Beside the budget: inputs and results, which the caller has, and what a part of them takes once more.
+    The half beside the budget is what XLA fuses when it optimises, unlike in tests.  Inputs and results, which the
+    caller has, are not there once more.
     """
     monkeypatch.setattr(interpreter, "_way", lambda: selecting)
     space, shape = cse_jax.spaces.BINARY_CLASS, (16, 5_600, 80)
@@ -483,8 +484,7 @@ def test_an_accelerator_s_memory_is_bounded(monkeypatch):
 
     compiled = jax.jit(jax.vmap(run, (0, None, None))).lower(program, array, array).compile()
     memory = compiled.memory_analysis()
-    whole = 32 * 4 * np.prod(shape)
-    assert memory.temp_size_in_bytes < tiling.BUDGET * 1.5 + 3 * whole
+    assert memory.temp_size_in_bytes < tiling.BUDGET * 1.6 < memory.output_size_in_bytes
 
 
 def along_classes(name, arity, fn):

@@ -90,7 +90,7 @@ def both(space: Space, program: Program, variables: tuple[jax.Array, ...], cotan
 
 
 def _tile(space: Space, program: Program, dtype: np.dtype) -> int:
-    return TILE if jax.default_backend() == "cpu" else fitting(_rows(space, program), dtype)
+    return TILE if jax.default_backend() == "cpu" else fitting(2 * _rows(space, program), dtype)  # with cotangents
 
 
 def _rows(space: Space, program: Program) -> int:

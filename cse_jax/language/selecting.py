@@ -5,8 +5,8 @@ own.  That is one kernel that reads two rows and writes one, whatever the operat
 for the host.  Rows that a shorter program does not use hold what nobody reads.  A single program branches, since its
 operators take longer than such waiting.
 
-Inputs are taken in parts so large that the rows and their cotangents fit ``tiling.BUDGET``, whatever is vmapped.  An
-input that is the same for all programs is not repeated for each.
+Inputs are taken in tiles so large that all that is computed for one fits ``tiling.BUDGET``, whatever is vmapped.
+Inputs and results lie where the caller has them, and an input that is the same for all programs is not repeated.
 """
 
 import functools
@@ -23,9 +23,10 @@ from jax.custom_batching import custom_vmap
 from cse_jax.language import branching
 from cse_jax.language.program import Program, instruction_set
 from cse_jax.language.spaces import Space
-from cse_jax.language.tiling import fitting, join, split, tail_of
+from cse_jax.language.tiling import fitting, tail_of
 
 BRANCHING = 1  # so many programs branch
+_OF_OPERATOR = 3  # values of an operator where XLA does not fuse them: its result, and changes of both cotangents
 
 
 def forward(space: Space, program: Program, variables: tuple[jax.Array, ...]) -> jax.Array:
@@ -112,49 +113,72 @@ def _in_chunks(function: Callable[..., Any], space: Space, programs: Program, ar
 
 
 def _fitting(space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> int:
-    """Elements, of all programs together, whose rows and cotangents fit the budget."""
-    return fitting(_rows(space, programs), arrays[0].dtype)
+    """Elements, of all programs together, that fit the budget with rows, cotangents, and what operators compute."""
+    return fitting(2 * _rows(space, programs) + _OF_OPERATOR * len(instruction_set(space)), arrays[0].dtype)
 
 
 def _rows(space: Space, programs: Program) -> int:
     return len(space.leaves) + programs.opcode.shape[1]
 
 
-def _split(space: Space, programs: Program, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return split(space, arrays, _fitting(space, programs, arrays) // len(programs.root), lead=1)
-
-
 def _forward(space: Space, programs: Program, *variables: jax.Array) -> jax.Array:
-    tiles = _split(space, programs, variables)
-
     def one(rows, tile):
         rows = _fill(space, programs, rows, tile)
-        return rows, _read(rows, programs.root)
+        return rows, (_read(rows, programs.root),)
 
-    _, values = lax.scan(one, _blank(space, programs, tiles), tiles)
-    return join(values, (len(programs.root), *variables[0].shape[1:]), lead=1)
+    (values,) = _over_tiles(one, space, programs, variables, stacks=1)
+    return values
 
 
 def _both(space: Space, programs: Program, *arrays: jax.Array) -> Any:
     moving = [space.leaves.index(name) for name in space.differentiable]
-    tiles = _split(space, programs, arrays)
 
-    def one(carry, tile):
-        rows, cotangents = carry
+    def one(rows, cotangents, tile):
         *tile, incoming = tile
         rows = _fill(space, programs, rows, tile)
         cotangents = _pull_back(space, programs, rows, cotangents, incoming)
-        return (rows, cotangents), (_read(rows, programs.root), tuple(cotangents[k] for k in moving))
+        return rows, cotangents, (_read(rows, programs.root), *(cotangents[k] for k in moving))
 
-    blank = _blank(space, programs, tiles)
-    _, results = lax.scan(one, (blank, blank), tiles)
-    shape = len(programs.root), *arrays[0].shape[1:]
-    return jax.tree.map(lambda a: join(a, shape, lead=1), results)
+    values, *gradients = _over_tiles(one, space, programs, arrays, stacks=2)
+    return values, tuple(gradients)
 
 
-def _blank(space: Space, programs: Program, tiles: tuple[jax.Array, ...]) -> jax.Array:
-    """The rows of one tile, to be written over for each."""
-    return jnp.zeros((_rows(space, programs), len(programs.root), *tiles[0].shape[2:]), tiles[0].dtype)
+def _over_tiles(
+    function: Callable[..., tuple], space: Space, programs: Program, arrays: tuple[jax.Array, ...], *, stacks: int
+) -> list[jax.Array]:
+    """Results for all elements, of each program: ``(*stacks, results) = function(*stacks, tile)`` for each tile.
+
+    Tiles are read and results written where they lie, so that nothing as large as these is copied.  The last tile
+    reaches back over the one before it.
+
+    Args:
+      function: of one tile.
+      space, programs, arrays: as of ``_both``.
+      stacks: how many times the rows of one tile are kept, to be written over for each.
+    """
+    count, tail = len(programs.root), tail_of(space, arrays[0])
+    total = math.prod(arrays[0].shape[1:]) // math.prod(tail)
+    tiles = -(-total // max(1, _fitting(space, programs, arrays) // count // math.prod(tail)))
+    each = -(-total // max(1, tiles))
+    flat = [array.reshape(len(array), total, *tail) for array in arrays]
+
+    def at(k: int | jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        start = jnp.minimum(k * each, total - each)
+        return start, [lax.dynamic_slice_in_dim(array, start, each, 1) for array in flat]
+
+    def one(k: jax.Array, carried: tuple) -> tuple:
+        *rows, results = carried
+        start, tile = at(k)
+        *rows, found = function(*rows, tile)
+        return *rows, [
+            lax.dynamic_update_slice_in_dim(result, each, start, 1) for result, each in zip(results, found, strict=True)
+        ]
+
+    rows = jnp.zeros((_rows(space, programs), count, each, *tail), arrays[0].dtype)
+    found = jax.eval_shape(lambda: function(*[rows] * stacks, at(0)[1]))[-1]
+    results = [jnp.zeros((count, total, *tail), result.dtype) for result in found]
+    *_, results = lax.fori_loop(0, tiles, one, (*[rows] * stacks, results))
+    return [result.reshape(count, *arrays[0].shape[1:]) for result in results]
 
 
 def _fill(space: Space, programs: Program, rows: jax.Array, tile: Sequence[jax.Array]) -> jax.Array:
