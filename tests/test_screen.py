@@ -238,6 +238,12 @@ def test_batches_have_the_same_survivors_whatever_the_device(monkeypatch):
         assert seen_there == seen and [batch[:2] for batch in found] == [batch[:2] for batch in of_cpu]
 
 
+def test_a_tpu_judges_as_its_host_does_and_simulates_as_a_gpu_does(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert dataclasses.replace(sizes.sizes(), simulated=sizes.CPU.simulated) == sizes.CPU
+    assert sizes.sizes().simulated == sizes.GPU.simulated
+
+
 def test_survivors_on_disk(tmp_path):
     survivors = Survivors(tmp_path, BOX, {"seed": 0, "space": "box"})
     for batch in screen_batches(BOX, range(3), per_operator=1):

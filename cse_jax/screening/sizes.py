@@ -1,4 +1,4 @@
-"""How screening cuts its work, for CPUs and for GPUs.
+"""How screening cuts its work, for CPUs, GPUs and TPUs.
 
 On a CPU the rows of a tile stay in a core's cache.  On a GPU each tile costs some launches of kernels, so tiles are as
 few and as wide as the memory allows; everyone is judged on the finer of the coarse grids there, which costs next to
@@ -46,8 +46,9 @@ class Sizes:
 
 CPU = Sizes(16, 256, ROUGH, FINER, 8192, 32, 1024, 16, (4, 5, 3, 2, 1), 2, 64)
 GPU = Sizes(1, 16384, FINER, None, 65536, 2048, 16384, 1024, (1,), 8, 2048)
+TPU = dataclasses.replace(CPU, simulated=GPU.simulated)  # leaves float64 to its host
 
 
 def sizes() -> Sizes:
-    """Those for the device that screens: a TPU leaves float64 to the host's CPU."""
-    return GPU if jax.default_backend() == "gpu" else CPU
+    """Those for the device that screens."""
+    return {"gpu": GPU, "tpu": TPU}.get(jax.default_backend(), CPU)
