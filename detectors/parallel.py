@@ -7,6 +7,7 @@ that is spread over devices, all of them would wait for each other at every iter
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -105,9 +106,34 @@ def map_images(function: Callable[..., Any], *arrays: Any) -> Any:
       function: takes one image; what it closes over must not depend on the images.
       arrays: trees of arrays, with the images along the first axis.
     """
-    mapped, mesh = jax.vmap(function), _MESH.get()
+    return map_rows(_MESH.get(), lambda _, *image: function(*image), (), *arrays)
+
+
+def map_rows(mesh: Mesh | None, function: Callable[..., Any], common: Any, *arrays: Any) -> Any:
+    """``jax.vmap`` of a function over the first axis of arrays, on each device of a mesh over its own rows.
+
+    Args:
+      mesh: of one axis, whose size divides the number of rows; None for where the arrays are.
+      function: takes what is common and one row of each array.
+      common: a tree of arrays of which each device has the whole.
+      arrays: trees of arrays.
+    """
+
+    def mapped(common, *arrays):
+        return jax.vmap(functools.partial(function, common))(*arrays)
+
     if mesh is None or mesh.size == 1:
-        return mapped(*arrays)
-    spec = PartitionSpec(_AXIS)
-    # Unchecked, because JAX would refuse loops whose state starts as a constant and then depends on an image.
-    return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+        return mapped(common, *arrays)
+    rows = PartitionSpec(*mesh.axis_names)
+    specs = (PartitionSpec(), *[rows] * len(arrays))
+    # Unchecked, because JAX would refuse loops whose state starts as a constant and then depends on a row.
+    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(common, *arrays)
+
+
+def row(array: jax.Array, number: int) -> jax.Array:
+    """A row of an array whose rows are spread over devices, on the device that has it."""
+    for shard in array.addressable_shards:
+        first = shard.index[0].start or 0
+        if first <= number < first + len(shard.data):
+            return shard.data[number - first]
+    raise IndexError(number)

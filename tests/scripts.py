@@ -71,6 +71,19 @@ def _main(name: str) -> int:
     return 0
 
 
+def run_on_devices(count: int, code: str) -> None:
+    """Runs code in a process with so many simulated devices, where it finds the tests' modules."""
+    environment = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{ROOT / 'tests'}",
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @contextlib.contextmanager
 def _own_flags() -> Iterator[None]:
     """Lets a script define and parse its flags, and forgets them; those of libraries that it imports stay."""

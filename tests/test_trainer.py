@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scripts import run_on_devices
 
 import cse_jax
 from benchmarks.smallest import fcos_smallest
@@ -131,21 +132,23 @@ def test_the_number_to_train_at_once_is_measured_once(compiled, data, tmp_path, 
     """What one process has paused side by side another resumes so, and another search does not measure it again."""
     monkeypatch.setenv("CSE_JAX_DATA_DIR", str(tmp_path / "cache"))
     devices = [types.SimpleNamespace(platform="gpu", device_kind="a GPU")]
-    monkeypatch.setattr(search_trainer.jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(search_trainer, "device_memory", lambda: 1000)
+    memory = [1000]
 
     def asked(folder, measures, program="a program", **schedule):
-        monkeypatch.setattr(search_trainer, "fitting_count", lambda *_: measures)
         trainer = make(compiled, data, tmp_path / folder, **schedule)
         trainer._whole = trainer._whole._replace(lower=lambda *_: types.SimpleNamespace(as_text=lambda: program))
-        return trainer.at_once("proxy")
+        with monkeypatch.context() as patch:
+            patch.setattr(search_trainer, "fitting_count", lambda *_: measures)
+            patch.setattr(search_trainer.jax, "local_devices", lambda: devices)
+            patch.setattr(search_trainer, "device_memory", lambda: memory[0])
+            return trainer.at_once("proxy")
 
     assert asked("one", 4) == 4
     assert "three programs are compiled, which takes minutes" in capsys.readouterr().out
     assert asked("one", 16, "another program") == asked("another", 16) == 4 and not capsys.readouterr().out
     assert asked("a third", 16, "another program") == 16
     devices[0].device_kind = "another GPU"
-    monkeypatch.setattr(search_trainer, "device_memory", lambda: 2000)
+    memory[0] = 2000
     assert asked("one", 16) == 16
     assert asked("one", 16, at_once=2) == 2
     (tmp_path / "cache" / "at_once.json").unlink()
@@ -175,6 +178,45 @@ def test_functions_are_trained_alone_beside_formulas(compiled, data, tmp_path, m
     asked.clear()
     train(trainer, [named, DEFAULT], "final")
     assert asked == [named, DEFAULT]
+
+
+def on_devices(folder) -> None:
+    """Run in a process with eight simulated devices: what they train side by side is what one trains."""
+    scenes = DigitScenesConfig(train_images=30, select_images=10, test_images=12)
+    data = open_dataset(DataConfig(digit_scenes=scenes, data_dir=str(folder)))
+    compiled = jit_detector(BUILD, TRAIN)
+    trainer = make(compiled, data, folder, at_once=3)
+    assert (trainer.at_once("probe"), trainer.at_once("proxy")) == (8, 8) and trainer._heads.devices == 8
+    assert make(compiled, data, folder, at_once=1).at_once("proxy") == 1, "one whose batches all devices share"
+    pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
+    batch, losses, model = next(trainer._batches("probe", 0, 0)), trainer._padded(pairs, 16), compiled.init(0).model
+    found = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        many = batched.jit_many(BUILD, TRAIN, own=FCOS.is_output, devices=devices)
+        state = many.init(model, 16)
+        for _ in range(3):
+            state, metrics = many.step(state, many.place(batch), losses, 4, 0)
+        for leaf in jax.tree.leaves((state.own, state.opt_state, metrics)):
+            assert {len(shard.data) for shard in leaf.addressable_shards} == {16 // len(devices)}
+        found.append(jax.device_get((state.own, metrics)))
+        for program in (
+            jax.jit(many.predict).lower(state, batch.image, batch.image_size),
+            many.gradient.lower(state, batch, losses, jnp.int32(0)),
+        ):
+            assert ("manual_computation" in program.as_text()) == (len(devices) > 1), "each with its own rows"
+        search_trainer._pause(state, 5, folder / "paused.npz")
+        again = search_trainer._resumed(many.init(model, 16), [folder / "paused.npz"])
+        for ours, theirs in zip(jax.tree.leaves(again.own), jax.tree.leaves(state.own), strict=True):
+            np.testing.assert_array_equal(ours[9], theirs[5])
+            assert ours.sharding == theirs.sharding
+    assert found[0][1]["finite"].tolist() == [True, False] + [True] * 14
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)
+
+
+@pytest.mark.slow
+def test_candidates_are_spread_over_the_devices(tmp_path):
+    script = f"import pathlib, test_trainer; test_trainer.on_devices(pathlib.Path({str(tmp_path)!r}))"
+    run_on_devices(8, script)
 
 
 def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):

@@ -3,16 +3,14 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from micro import library_losses
+from scripts import run_on_devices
 
 from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from cse_jax.errors import InputError
@@ -92,14 +90,7 @@ def test_processes_must_have_equal_shares(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_eight_devices_train_as_one_does(name):
-    script = f"import test_training; test_training.on_devices({name!r})"
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment | paths, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_devices(8, f"import test_training; test_training.on_devices({name!r})")
 
 
 # Variants

@@ -4,6 +4,8 @@ If only the output layers are the candidates' own, backbone, proposals and tower
 candidate adds a few batched matrix products to a step.  If all parameters are their own, whole detectors train side by
 side.  That pays on accelerators; on a CPU, convolutions with weights of each candidate are slower than training one
 candidate after the other.
+
+The candidates are spread over the devices of the process: each trains its share and waits for no other.
 """
 
 import functools
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from cse_jax.errors import InputError
@@ -24,11 +27,14 @@ from detectors.data.pipeline import Source, eval_batches
 from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, joined
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
+from detectors.parallel import Devices, everywhere, map_rows
 from detectors.structures import AnyArray, Batch, Detections, Images
 from detectors.training import compiling
 from detectors.training.step import Model, TrainConfig, Variables, cast, descend, learning_rate, optimiser_for
 
 _print = functools.partial(print, flush=True)
+
+_AXIS = "candidates"
 
 
 class ManyState(NamedTuple):
@@ -44,6 +50,8 @@ class JittedMany(NamedTuple):
     """The functions that train a detector under many losses; each compiles once per number of candidates.
 
     Attributes:
+      devices: their number; it must divide that of the candidates.
+      place: ``place(batch) -> batch``: begins to copy a batch to where ``step`` wants it, and does not wait.
       init: ``init(model, count, common=model) -> ManyState``: ``count`` candidates whose own parameters start as those
         of ``model`` (parameters and the rest); all else is taken from ``common``.
       step: ``step(state, batch, losses, steps, seed) -> (state, metrics)``; ``losses`` and ``metrics`` have the
@@ -55,6 +63,8 @@ class JittedMany(NamedTuple):
         in the candidates' own parameters, [k, 2].
     """
 
+    devices: int
+    place: Callable[[Batch], Batch]
     init: Callable[..., ManyState]
     step: Callable[..., tuple[ManyState, dict[str, jax.Array]]]
     predict: Callable[..., Detections]
@@ -68,7 +78,11 @@ def stack_losses(losses: Sequence[DetectionLosses]) -> DetectionLosses:
 
 
 def jit_many(
-    build: Callable[[nnx.Rngs], Detector], config: TrainConfig, *, own: Callable[[tuple], bool] = lambda path: True
+    build: Callable[[nnx.Rngs], Detector],
+    config: TrainConfig,
+    *,
+    own: Callable[[tuple], bool] = lambda path: True,
+    devices: Devices | None = None,
 ) -> JittedMany:
     """Makes the functions for one detector.
 
@@ -76,7 +90,10 @@ def jit_many(
       build: makes the detector from random numbers.
       config: the optimisation; ``accumulate`` and ``ema`` are ignored.
       own: whether each candidate has its own copy of a parameter, given the parameter's path; by default of every one.
+      devices: those over which the candidates are spread; all of this process by default.
     """
+    mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,))
+    whole, spread = everywhere(mesh), NamedSharding(mesh, PartitionSpec(_AXIS))
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     frozen = abstract.backbone.config.is_frozen
 
@@ -90,13 +107,19 @@ def jit_many(
     optimiser = optimiser_for(config, abstract_own)
     compute = jnp.dtype(config.compute)
 
+    @functools.partial(jax.jit, static_argnums=1, in_shardings=(whole,), out_shardings=spread)
+    def repeated(mine: Variables, count: int) -> tuple[Variables, optax.OptState]:
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), (mine, optimiser.init(mine)))
+
     def init(model: Model, count: int, common: Model | None = None) -> ManyState:
         mine, _ = nnx.split_state(model[0], is_own, ...)
         params, rest = common or model
         _, shared = nnx.split_state(params, is_own, ...)
-        state = mine, optimiser.init(mine)
-        mine, opt_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), state)
-        return ManyState(mine, opt_state, (shared, rest), jnp.zeros((), jnp.int32))
+        mine, opt_state = repeated(place(mine), count)
+        return ManyState(mine, opt_state, place((shared, rest)), place(jnp.zeros((), jnp.int32)))
+
+    def place(tree):
+        return jax.device_put(tree, whole)
 
     def network(mine: Variables, common: Model) -> Detector:
         return nnx.merge(graph, cast(nnx.merge_state(mine, common[0]), compute), common[1])
@@ -104,19 +127,25 @@ def jit_many(
     def loss(mine, common, batch, losses, key):
         return network(mine, common).loss(batch, losses, key=key)
 
-    @functools.partial(compiling.jit, donate_argnames=("mine", "opt_state"))
+    @functools.partial(
+        compiling.jit,
+        donate_argnames=("mine", "opt_state"),
+        in_shardings=(spread, spread, whole, whole, whole, spread, whole, whole),
+        out_shardings=spread,
+    )
     def advance(mine, opt_state, common, step, batch, losses, steps, seed):
-        key = jax.random.fold_in(jax.random.key(seed), step)
-
-        def one(mine, opt_state, losses):
+        def one(given, mine, opt_state, losses):
+            common, batch, key, rate = given
             gradient, metrics = jax.grad(loss, has_aux=True)(mine, common, batch, losses, key)
             norm = optax.tree.norm(gradient)
             updates, opt_state = optimiser.update(gradient, opt_state, mine)
-            mine = descend(mine, updates, learning_rate(config, step, steps))
+            mine = descend(mine, updates, rate)
             finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
             return mine, opt_state, metrics | {"gradient_norm": norm, "finite": finite}
 
-        return jax.vmap(one)(mine, opt_state, losses)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        given = common, batch, key, learning_rate(config, step, steps)
+        return map_rows(mesh, one, given, mine, opt_state, losses)
 
     def step(state: ManyState, batch: Batch, losses: DetectionLosses, steps, seed):
         mine, opt_state, metrics = advance(
@@ -130,26 +159,32 @@ def jit_many(
         number = jax.ShapeDtypeStruct((), jnp.int32)
         return advance.lower(*state[:2], state.common, state.step, batch, many, number, number)
 
-    @compiling.jit
+    @functools.partial(compiling.jit, in_shardings=(spread, whole, whole, whole), out_shardings=spread)
     def found(mine, common, image, image_size):
-        return jax.vmap(lambda mine: network(mine, common).predict(image, image_size))(mine)
+        def one(given, mine):
+            common, *images = given
+            return network(mine, common).predict(*images)
+
+        return map_rows(mesh, one, (common, image, image_size), mine)
 
     def predict(state: ManyState, image: Images, image_size: Float[AnyArray, "b 2"]) -> Detections:
         return found(state.own, state.common, image, image_size)
 
-    @compiling.jit
-    def gradient(state: ManyState, batch: Batch, losses: DetectionLosses, seed):
-        key = jax.random.key(seed)
+    of_state = ManyState(spread, spread, whole, whole)  # pyright: ignore[reportArgumentType]
 
-        def one(mine, losses):
+    @functools.partial(compiling.jit, in_shardings=(of_state, whole, spread, whole), out_shardings=spread)
+    def gradient(state: ManyState, batch: Batch, losses: DetectionLosses, seed):
+        def one(given, mine, losses):
+            common, batch, key = given
+
             def part(mine, name):
-                return loss(mine, state.common, batch, losses, key)[1][name]
+                return loss(mine, common, batch, losses, key)[1][name]
 
             return jnp.stack([optax.tree.norm(jax.grad(part)(mine, name)) for name in ("cls", "box")])
 
-        return jax.vmap(one)(state.own, losses)
+        return map_rows(mesh, one, (state.common, batch, jax.random.key(seed)), state.own, losses)
 
-    return JittedMany(init, step, predict, lower, gradient)
+    return JittedMany(mesh.size, place, init, step, predict, lower, gradient)
 
 
 def bytes_needed(compiled: jax.stages.Compiled) -> int:

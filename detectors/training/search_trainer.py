@@ -31,6 +31,7 @@ from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground
 from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, as_term
 from detectors.models.detector import Detector
+from detectors.parallel import row
 from detectors.training.batched import (
     JittedMany,
     ManyState,
@@ -60,7 +61,7 @@ class ScheduleConfig:
     Attributes:
       probe: steps at which heads on fixed features, trained on one image per category, are scored; the last is the end.
       probe_images: of the select split, on which they are scored.
-      probe_at_once: heads trained side by side.
+      probe_at_once: heads trained side by side, spread over the devices; rounded up to a multiple of these.
       overfit: of whole detectors on one image per category (model optimization simulation).
       proxy: steps at which trainings on the train split are scored on the select split; the last is the end.
       final: on the train split, scored on the test split.
@@ -68,8 +69,8 @@ class ScheduleConfig:
         end.
       start: steps for which the default losses train one detector, with which all trainings on the train split then
         begin, output layers excepted; 0 for none: they begin from scratch.
-      at_once: whole detectors trained side by side; 0 for one on a CPU, and elsewhere for as many as fit the memory and
-        make it faster.
+      at_once: whole detectors trained side by side, spread likewise; 1 for one whose batches all devices share; 0 for
+        one on a CPU, and elsewhere for as many as fit the memory and make it faster.
       save_every: steps between checkpoints from which an interrupted training resumes; 0 for none.
     """
 
@@ -123,7 +124,8 @@ class DetectorTrainer:
           seed: of the choice of one image per category, and of the features.
           checkpoints: folder for final models, the features and interrupted trainings.
         """
-        self._compiled, self._config, self._schedule, self._is_output = compiled, config, schedule, _rule(is_output)
+        self._compiled, self._build, self._config = compiled, build, config
+        self._schedule, self._is_output = schedule, _rule(is_output)
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
         self._workers = workers
         self._heads = jit_many(build, config, own=is_output)
@@ -151,8 +153,10 @@ class DetectorTrainer:
         return steps if isinstance(steps, tuple) else (steps,)
 
     def at_once(self, purpose: Purpose) -> int:
-        """How many losses are trained side by side for a purpose."""
-        return self._schedule.probe_at_once if purpose == "probe" else self._whole_at_once
+        """How many losses are trained side by side for a purpose, spread over the devices: a multiple of these."""
+        count = self._schedule.probe_at_once if purpose == "probe" else self._whole_at_once
+        alone = purpose != "probe" and count == 1  # whose batches the devices share instead
+        return 1 if alone else -(-count // self._heads.devices) * self._heads.devices
 
     def train(
         self, losses: Sequence[LossPair], *, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
@@ -221,7 +225,7 @@ class DetectorTrainer:
         """Norms of both losses' gradients in the output layers that the default losses have trained, on one batch."""
         features = self._features
         batch = next(self._batches("proxy", self._seed, 0))
-        count, norms = self._schedule.probe_at_once, []
+        count, norms = self.at_once("probe"), []
         for start in range(0, len(losses), count):
             chunk = self._padded(losses[start : start + count], count)
             state = self._heads.init(features, count)
@@ -329,7 +333,7 @@ class DetectorTrainer:
         running: collections.deque[tuple[int, jax.Array]] = collections.deque()
         with placed_batches(
             self._splits[purpose][0],
-            jax.device_put,
+            many.place,
             start=first,
             end=horizon,
             batch_size=self._config.batch_size,
@@ -380,22 +384,25 @@ class DetectorTrainer:
     def _save_models(self, state: ManyState, losses: Sequence[LossPair], seed: int, failures: Sequence[str]) -> None:
         for k, pair in enumerate(losses):
             if not failures[k]:
-                params = nnx.merge_state(jax.tree.map(lambda a, k=k: a[k], state.own), state.common[0])
+                params = nnx.merge_state(jax.tree.map(lambda a, k=k: row(a, k), state.own), state.common[0])
                 checkpoint.save(self._partial(pair, "final", seed).with_suffix(""), (params, state.common[1]))
 
     @functools.cached_property
     def _whole_at_once(self) -> int:
         """As set; else measured once on a kind of device: what others trained side by side is resumed side by side."""
-        device = jax.local_devices()[0]
-        if self._schedule.at_once or device.platform == "cpu":
+        devices = jax.local_devices()
+        if self._schedule.at_once or devices[0].platform == "cpu":
             return self._schedule.at_once or 1
-        return remembered(self._checkpoints / "at_once.json", device.device_kind, self._measured_at_once)
+        each = remembered(self._checkpoints / "at_once.json", devices[0].device_kind, self._measured_at_once)
+        return each * len(devices)
 
     def _measured_at_once(self) -> int:
-        """Measured once on a machine for a program, which holds detector, shapes and optimisation."""
+        """On one device; once on a machine for a program, which holds detector, shapes and optimisation."""
+        device, *others = jax.local_devices()
+        many = jit_many(self._build, self._config, devices=[device]) if others else self._whole
         batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
-        step = self._whole, model, batch, self._terms(self.task.default)
-        program = hashlib.blake2b(self._whole.lower(model, 2, *step[2:]).as_text().encode(), digest_size=16).hexdigest()
+        step = many, model, batch, self._terms(self.task.default)
+        program = hashlib.blake2b(many.lower(model, 2, *step[2:]).as_text().encode(), digest_size=16).hexdigest()
         key = f"{workdir.device()}, {device_memory()} bytes, jaxlib {jaxlib.version.__version__}, program {program}"
 
         def measure() -> int:
@@ -444,7 +451,7 @@ class DetectorTrainer:
 
 def _pause(state: ManyState, candidate: int, path: pathlib.Path) -> None:
     """Keeps one candidate's share of a state; a checkpoint of each would take as long as dozens of steps."""
-    leaves = [np.asarray(leaf[candidate]) for leaf in jax.tree.leaves((state.own, state.opt_state))]
+    leaves = [np.asarray(row(leaf, candidate)) for leaf in jax.tree.leaves((state.own, state.opt_state))]
     path.parent.mkdir(parents=True, exist_ok=True)
     with workdir.writing(path) as file:
         np.savez(file, np.asarray(state.step), *leaves)
@@ -464,7 +471,10 @@ def _resumed(state: ManyState, paused: Sequence[pathlib.Path]) -> ManyState:
         return state
     old, tree = jax.tree.flatten((state.own, state.opt_state))
     each = zip(*(leaves for _, *leaves in found), strict=True)
-    new = [jnp.asarray(np.stack(_filled(leaves, len(old[0])))) for leaves in each]
+    new = [
+        jax.device_put(np.stack(_filled(leaves, len(like))), like.sharding)
+        for leaves, like in zip(each, old, strict=True)
+    ]
     own, opt_state = jax.tree.unflatten(tree, new)
     return state._replace(own=own, opt_state=opt_state, step=jnp.int32(steps.pop()))
 
