@@ -8,54 +8,21 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from cse_jax import workdir
-from cse_jax.errors import UserError
-from cse_jax.search.task import LossPair, Task
-from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Trainer, Training, TrainingLost
+from cse_jax.search.remote_trainer import LOOK_SECONDS, Local, RemoteTrainer, Worker, WorkersError
+from cse_jax.search.trainer import OutOfMemory, Stopped, TrainingLost
 
-Local = TypeVar("Local", bound=Trainer)
 START_SECONDS = 600.0  # that a worker may take to start
-LOOK_SECONDS = 1.0  # between looks whether a training is to stop
 _ATTEMPTS = 3  # at what is no training of a candidate
 
 
-class WorkersError(UserError, RuntimeError):
-    """No worker does what is asked; the message says why."""
-
-
-class Worker:
-    """What runs in a worker's process.  Its working folder is the search's."""
-
-    def __init__(self, make: Callable[[], Trainer], folder: str) -> None:
-        os.chdir(folder)
-        self._make = make
-
-    def start(self) -> None:
-        """Makes the trainer; its errors are told, those of the constructor would not be."""
-        self._trainer = self._make()
-
-    def device(self) -> str:
-        return workdir.device()
-
-    def train(self, losses: Sequence[LossPair], **about: Any) -> list[Training]:
-        return self._trainer.train(losses, **about, stop=threading.Event())
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._trainer, method)(*arguments)
-
-
-class RayTrainer(contextlib.AbstractContextManager, Generic[Local]):
-    """A ``Trainer`` that has workers train, as many at once as it has; use as a context manager.
+class RayTrainer(RemoteTrainer[Local], contextlib.AbstractContextManager):
+    """A ``Trainer`` whose workers are Ray actors; use as a context manager.
 
     A worker that dies, or whose training is to stop, is replaced when it is next needed, and so is one that runs out of
-    memory.  What the workers must share (features, paused trainings, the data) is in files that all of them see.
-
-    Attributes:
-      local: the trainer that is made here, which trains nothing.
-      workers: how many there are.
+    memory.
     """
 
     def __init__(self, make: Callable[[], Local], *, address: str | None = None, workers: int = 0) -> None:
@@ -81,8 +48,7 @@ class RayTrainer(contextlib.AbstractContextManager, Generic[Local]):
         self.workers = workers or int(resources[kind] if kind else len(self._ray.nodes()))
         one = {} if kind is None else {"num_gpus": 1} if kind == "GPU" else {"resources": {kind: 1}}
         self._actor = self._ray.remote(Worker).options(num_cpus=0, scheduling_strategy="SPREAD", **one)
-        self._begin = functools.partial(self._actor.remote, make, os.getcwd())
-        self._at_once: dict[Purpose, int] = {}
+        self._begin = functools.partial(self._actor.remote, make)
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()  # the last first: it has compiled
         for _ in range(self.workers):
             self._idle.put(None)
@@ -99,56 +65,14 @@ class RayTrainer(contextlib.AbstractContextManager, Generic[Local]):
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise WorkersError(f"no Ray cluster answers at {address}: {error}") from error
 
-    @property
-    def task(self) -> Task:
-        return self.local.task
-
-    @property
-    def shared_start(self) -> bool:
-        return self.local.shared_start
-
-    @functools.cached_property
-    def device(self) -> str:
-        """That of a worker, in words."""
-        return self._surely("device")
-
-    def horizons(self, purpose: Purpose) -> tuple[int, ...]:
-        return self.local.horizons(purpose)
-
-    def at_once(self, purpose: Purpose) -> int:
-        if purpose not in self._at_once:
-            self._at_once[purpose] = self._surely("call", "at_once", purpose)
-        return self._at_once[purpose]
-
-    def train(
-        self, losses: Sequence[LossPair], *, purpose: Purpose, seed: int, horizon: int, stop: threading.Event
-    ) -> list[Training]:
-        """Has a worker train.
-
-        Raises:
-          Stopped: ``stop`` was set; the worker is ended.
-          TrainingLost: the worker has died.
-          OutOfMemory: the worker's device or machine has too little memory.
-        """
-        return self._ask("train", list(losses), purpose=purpose, seed=seed, horizon=horizon, stop=stop)
-
-    def prepare(self) -> None:
-        self._surely("call", "prepare")
-
-    def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
-        self.local.forget(losses, purpose=purpose, seed=seed)
-
-    def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
-        return self._surely("call", "gradient_norms", list(losses))
-
-    def _surely(self, method: str, *arguments: Any) -> Any:
+    def surely(self, method: str, *arguments: Any) -> Any:
         """What a worker answers, whichever of them lives."""
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(TrainingLost):
-                return self._ask(method, *arguments)
+                return self.ask(method, *arguments)
         raise WorkersError(f"{_ATTEMPTS} workers, one after the other, have died of the same task")
 
-    def _ask(self, method: str, *arguments: Any, stop: threading.Event | None = None, **about: Any) -> Any:
+    def ask(self, method: str, *arguments: Any, stop: threading.Event | None = None, **about: Any) -> Any:
         worker = self._idle.get()
         try:
             worker = worker or self._started()
@@ -172,7 +96,7 @@ class RayTrainer(contextlib.AbstractContextManager, Generic[Local]):
     def _started(self) -> Any:
         worker = self._begin()
         try:
-            self._ray.get(worker.start.remote(), timeout=START_SECONDS)
+            self._ray.get(worker.start.remote(os.getcwd()), timeout=START_SECONDS)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
