@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from extras import need
 from micro import FLAGS
 from PIL import Image
 from scripts import run, start
@@ -103,6 +104,18 @@ def test_a_killed_search_ends_the_same(finished, tmp_path, data_dir):
     code, output = run("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir)
     assert code == 0, output
     assert outcome(workdir) == outcome(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray's, from JAX's process
+@pytest.mark.parametrize("workers", ["inline:1", "ray:2"])
+def test_a_search_ends_the_same_whoever_trains(finished, tmp_path, data_dir, workers):
+    """The halls of fame and the final table, bit for bit, as with the two threads of the default."""
+    if workers.startswith("ray"):
+        need("ray")
+    code, output = run("search", *SMALL, f"--workers={workers}", f"--workdir={tmp_path}", data_dir=data_dir)
+    assert code == 0, output
+    assert outcome(tmp_path)[0]["box"] and outcome(tmp_path) == outcome(finished[0])
 
 
 @pytest.mark.slow
