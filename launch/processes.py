@@ -32,6 +32,7 @@ def check() -> None:
 
 def join() -> None:
     """Makes this process one of those that share the work, if there are several; before JAX is used."""
+    jax.config.update("jax_enable_preemption_service", False)  # which would take the place of who hears terminations
     if _COORDINATOR.value == "auto":
         jax.distributed.initialize()
     elif _COORDINATOR.value:

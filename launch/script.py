@@ -95,7 +95,8 @@ def ending(
       kept: said after an error, unless the folder is gone.
 
     Raises:
-      SystemExit: with 1 after an error.  Where a thread is left that never ends, the process ends at once.
+      SystemExit: with 1 after an error.  Where a thread is left that never ends, or others share the work, the process
+        ends at once.
     """
     interrupts.say(interrupted)
     try:
@@ -116,7 +117,7 @@ def ending(
             )
         left = kept if folder is None or folder.exists() else ""
         (say or _to_stderr)("\n".join(filter(None, [message, *getattr(error, "__notes__", ()), left])))
-        if type(error).__name__ in _THREAD_LEFT:
+        if type(error).__name__ in _THREAD_LEFT or _others_wait():
             interrupts.end(1)
         sys.exit(1)
 
@@ -139,6 +140,11 @@ def in_folder(
 
     with ending(what, interrupted=interrupted, folder=folder, say=say, kept=kept), workdir.opened(folder):
         yield folder
+
+
+def _others_wait() -> bool:
+    """Whether other processes share the work, for which an orderly exit would wait."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _is_for_users(error: Exception) -> bool:
