@@ -251,7 +251,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """The device that trains, in words."""
-    first = jax.devices()[0]
-    return f"{jax.device_count()} x {first.device_kind} ({first.platform})"
+def device(*, own: bool = False) -> str:
+    """The devices that train, in words: all that JAX knows of, or only those of this process."""
+    devices = jax.local_devices() if own else jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"

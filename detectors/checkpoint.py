@@ -4,21 +4,26 @@ A checkpoint that replaces another is written beside it and then takes its place
 Checksums of all arrays are stored with them and verified on reading.
 """
 
+import contextlib
+import functools
+import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import threading
 import zlib
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import PyTree, UInt32
 
 from cse_jax.errors import UserError
-from detectors.parallel import together, writes
+from detectors.parallel import share, together, writes
 from detectors.structures import AnyArray
 
 Tree = TypeVar("Tree")
@@ -50,7 +55,7 @@ def save(path: pathlib.Path, tree: PyTree) -> None:
                 for left_by_a_kill in (new, new.with_name(f"{new.name}.orbax-checkpoint-tmp")):
                     shutil.rmtree(left_by_a_kill, ignore_errors=True)
             together("the start of a checkpoint")
-            _orbax().save(str(new), arrays | {_CHECKSUMS: _checksums(arrays)})
+            _call("save", str(new), arrays | {_CHECKSUMS: _checksums(arrays)})
             if writes():
                 if path.exists():
                     os.replace(path, old)
@@ -80,7 +85,7 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
         with _ONE_AT_A_TIME:
-            stored = _orbax().load(str(path))
+            stored = _call("load", str(path))
     except Exception as error:  # as many kinds as there are places where a byte may be wrong
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     checksums = stored.pop(_CHECKSUMS, None)
@@ -160,6 +165,44 @@ def _orbax() -> ModuleType:
     from orbax.checkpoint import v1
 
     return v1
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """Calls a function of Orbax, which would have all processes that JAX knows of take part.
+
+    If this one works for itself, Orbax runs in a further process, which knows of no others.
+    """
+    if share()[1] == jax.process_count():
+        return getattr(_orbax(), name)(*arguments)
+    helper = _helper()
+    helper.send((name, arguments))
+    result, error = helper.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+@functools.cache
+def _helper() -> Connection:
+    """To a process that ends with this one."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    spawn.Process(target=_help, args=(there,), daemon=True).start()
+    there.close()
+    return here
+
+
+def _help(asked: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks hears it
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is that process's
+    with contextlib.suppress(EOFError, OSError):  # the process that asks has ended
+        while True:
+            name, arguments = asked.recv()
+            try:
+                answer = getattr(_orbax(), name)(*arguments), None
+            except Exception as error:
+                answer = None, error
+            asked.send(answer)
 
 
 def _named(tree: PyTree) -> dict[str, AnyArray | jax.ShapeDtypeStruct]:

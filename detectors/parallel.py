@@ -23,6 +23,18 @@ Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]  # jaxl
 
 _AXIS = "images"
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+_alone = False  # whether this process shares no work with the others that JAX knows of
+
+
+def work_alone() -> None:
+    """From now on this process works for itself, on its own devices."""
+    global _alone
+    _alone = True
+
+
+def share() -> tuple[int, int]:
+    """This process's place among those that share the work, and their number."""
+    return (0, 1) if _alone else (jax.process_index(), jax.process_count())
 
 
 def mesh_for(images: int, devices: Devices | None = None) -> Mesh:
@@ -30,52 +42,53 @@ def mesh_for(images: int, devices: Devices | None = None) -> Mesh:
 
     Args:
       images: their number in a batch.
-      devices: those to choose from; all of all processes by default.
+      devices: those to choose from; all of all processes that share the work by default.
 
     Raises:
       InputError: the processes can't have equal shares.
     """
-    if devices is None and (processes := jax.process_count()) > 1:
+    if devices is None and (processes := share()[1]) > 1:
         if images % processes:
             raise InputError(f"{processes} processes can't share a batch, or a part of it, of {images} images equally")
         of_each = [[d for d in jax.devices() if d.process_index == process] for process in range(processes)]
         count = math.gcd(images // processes, min(map(len, of_each)))
         return Mesh(np.array([device for own in of_each for device in own[:count]]), (_AXIS,))
-    devices = jax.devices() if devices is None else devices
+    devices = jax.local_devices() if devices is None else devices
     return Mesh(np.array(devices[: math.gcd(images, len(devices))]), (_AXIS,))
 
 
 def shared(mesh: Mesh, own: Any) -> Any:
     """The arrays of a batch on all devices, of which each process gives its own images; copies are not waited for."""
-    if jax.process_count() == 1:
+    if share()[1] == 1:
         return jax.device_put(own, by_image(mesh))
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(by_image(mesh), np.asarray(array)), own)
 
 
 def own_rows(array: Any) -> Any:
     """This process's images of a batch that each process has as a whole."""
-    each = len(array) // jax.process_count()
-    return array[jax.process_index() * each :][:each]
+    place, processes = share()
+    each = len(array) // processes
+    return array[place * each :][:each]
 
 
 def gathered(batch: Any) -> Any:
     """The arrays of a batch, which are spread over all processes, as each process needs them to read them."""
-    return batch if jax.process_count() == 1 else multihost_utils.process_allgather(batch, tiled=True)
+    return batch if share()[1] == 1 else multihost_utils.process_allgather(batch, tiled=True)
 
 
 def writes() -> bool:
     """Whether this is the process that writes what all of them have."""
-    return jax.process_index() == 0
+    return share()[0] == 0
 
 
 def agreed(value: bool) -> bool:
     """What the process that writes has found."""
-    return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+    return value if share()[1] == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def together(what: str) -> None:
     """Waits until all processes are here."""
-    if jax.process_count() > 1:
+    if share()[1] > 1:
         multihost_utils.sync_global_devices(what)
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 import compilation
 import config_file
 import recorded
+import workers
 from confirming import confirm
 from cse_jax import workdir
 from cse_jax.errors import InputError
@@ -31,12 +32,15 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound
 def main(argv: list[str]) -> None:
     script.start(argv)
     compilation.keep()
+    workers.check()
     if _WORKDIR.value is None:
         raise InputError("--workdir names the folder of a finished search")
     search = pathlib.Path(_WORKDIR.value)
     with script.ending("The confirmation", interrupted="Nothing finished is lost: the same command resumes."):
         config = _CONFIG.value or recorded.search_run(workdir.read_result(search)["config"])
-        confirm(config, search, _SEEDS.value, Console(file=sys.stdout))
+        with workers.joined(config) as leads:
+            if leads:
+                confirm(config, search, _SEEDS.value, Console(file=sys.stdout))
 
 
 if __name__ == "__main__":

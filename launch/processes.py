@@ -37,3 +37,13 @@ def join() -> None:
         jax.distributed.initialize()
     elif _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def several() -> bool:
+    """Whether several processes share the work, by the flags."""
+    return _COORDINATOR.value is not None
+
+
+def host() -> str | None:
+    """Of the first process, as the others know it; None if JAX finds it."""
+    return None if _COORDINATOR.value in (None, "auto") else _COORDINATOR.value.rpartition(":")[0]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # slow to import: Ctrl-C is heard before that
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ERROR_FILE = "error.txt"
 _FOR_USERS = (("cse_jax.errors", "UserError"), ("absl.flags", "Error"))  # module and name of classes of errors
-_THREAD_LEFT = ("TrainingHangs",)  # classes of errors after which an orderly exit would wait for ever
+_THREAD_LEFT = ("TrainingHangs", "ProcessLost")  # classes of errors after which an orderly exit would wait for ever
 _HINTS = {  # what helps against an error, by its class, which need not be imported for that
     "WorkdirError": "The flag --workdir names the folder.",
     "LedgerError": "The flag --workdir names the folder.",

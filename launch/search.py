@@ -7,6 +7,8 @@
     python launch/search.py --proposals=mine.txt
     python launch/search.py --confirm=10
     python launch/search.py --retry_failed
+    python launch/search.py --coordinator=host:1234 --processes=2 --process=0
+    python launch/search.py --coordinator=host:1234 --processes=2 --process=1
 
 After an interruption the same command resumes the search.  With --confirm the losses of the final table are then
 trained again with as many fresh seeds, also when the search was finished before; launch/confirm.py does the same later.
@@ -17,6 +19,9 @@ A search ends early after --hours, with a loss that reaches the AP of --target, 
 what it has found by then goes through the final comparison and is reported.  Ctrl-C leaves at once, with the page of
 what is known.  The same command without these goes on where the search ended, and a finished search goes on with more
 generations or seeds.
+
+With --coordinator several processes train, on one machine or on many that share the work folder and the data.  Process
+0 searches, and alone writes and shows what is found.  If one ends, all do; the same commands resume.
 
 The formulas of --proposals, of either loss, are read and never executed, and pass the same filters as all others, in a
 generation of their own before the next one; a finished search takes them, too.
@@ -96,6 +101,7 @@ _ALLOW_DEVICE_CHANGE = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
     script.start(argv)
     compilation.keep()
+    workers.check()
     config: SearchRun = _CONFIG.value
     started = time.monotonic()
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
@@ -103,20 +109,21 @@ def main(argv: list[str]) -> None:
     shown = Console(file=sys.stdout, quiet=_QUIET.value)
     ends = Ends(hours=_HOURS.value or math.inf, target=math.inf if _TARGET.value is None else _TARGET.value)
 
-    with script.in_folder(
-        "The search",
-        folder,
-        console,
-        interrupted=(
-            f"Nothing finished is lost: the same command resumes the search in {folder}. "
-            f"What it found so far: {folder / page.NAME}"
-        ),
-        kept=f"What was finished is kept in {folder}.",
-    ):
-        with workers.opened(config, folder) as opened:
-            _search(config, folder, console, shown, ends, started, opened)
-        if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
-            confirm(config, folder, _CONFIRM.value, shown)
+    resumes = f"Nothing finished is lost: the same command resumes the search in {folder}."
+    with script.ending("The search", interrupted=resumes), workers.joined(config) as searches:
+        if not searches:
+            return
+        with script.in_folder(
+            "The search",
+            folder,
+            console,
+            interrupted=f"{resumes} What it found so far: {folder / page.NAME}",
+            kept=f"What was finished is kept in {folder}.",
+        ):
+            with workers.opened(config, folder) as opened:
+                _search(config, folder, console, shown, ends, started, opened)
+            if _CONFIRM.value and workdir.read_result(folder)["discovered"]:
+                confirm(config, folder, _CONFIRM.value, shown)
 
 
 def _search(

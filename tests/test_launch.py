@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -116,6 +117,31 @@ def test_a_search_ends_the_same_whoever_trains(finished, tmp_path, data_dir, wor
     code, output = run("search", *SMALL, f"--workers={workers}", f"--workdir={tmp_path}", data_dir=data_dir)
     assert code == 0, output
     assert outcome(tmp_path)[0]["box"] and outcome(tmp_path) == outcome(finished[0])
+
+
+def together(workdir, data_dir):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        flags = [f"--coordinator=localhost:{free.getsockname()[1]}", "--processes=2", f"--workdir={workdir}"]
+    return [start("search", *SMALL, *flags, f"--process={k}", data_dir=data_dir) for k in range(2)]
+
+
+@pytest.mark.slow
+def test_processes_end_together_and_find_what_one_finds(finished, tmp_path, data_dir):
+    """One is terminated while it trains; the same commands resume, with the same result as one process."""
+    first, second = together(tmp_path, data_dir)
+    while first.poll() is None and " heads on fixed features" not in first.said():
+        time.sleep(0.02)
+    second.terminate()
+    code, output = first.finish(timeout=60)
+    assert code == 1 and "The search stopped: process 1 has ended" in output and "Traceback" not in output, output
+    code, output = second.finish(timeout=60)
+    assert code == 130 and "Interrupted. Nothing finished is lost" in output and not (tmp_path / "result.json").exists()
+    first, second = together(tmp_path, data_dir)
+    (code, output), (other, said) = first.finish(), second.finish(timeout=20)
+    assert (code, other) == (0, 0), output + said
+    assert "Process 1 of 2 trains for process 0" in said and "Report:" not in said
+    assert outcome(tmp_path) == outcome(finished[0])
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from cse_jax.search import crew
 from cse_jax.search.crew import TrainingHangs
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.task import LossPair
-from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training
+from cse_jax.search.trainer import OutOfMemory, ProcessLost, Purpose, Stopped, Training
 from cse_jax.search.trials import MOST_ATTEMPTS, Trials
 from detectors.checkpoint import CheckpointError
 
@@ -80,6 +80,24 @@ def test_a_loss_that_ends_the_process_is_given_up(tmp_path, purpose, workers):
     outcomes = train(folder, FakeTrainer(), purpose=purpose, workers=workers)
     for pair, outcome in zip(PAIRS, outcomes, strict=True):
         assert outcome.failure == (GIVEN_UP if pair == GUILTY else "")
+
+
+class Lost(FakeTrainer):
+    """One loss ends the other process in which it trains."""
+
+    def train(self, losses, **options):
+        if GUILTY in losses:
+            raise ProcessLost("process 1 has ended")
+        return super().train(losses, **options)
+
+
+def test_a_loss_that_ends_another_process_is_given_up(tmp_path):
+    """The search ends with that process, and what it was training is tried again alone."""
+    for _ in range(MOST_ATTEMPTS):
+        with pytest.raises(ProcessLost, match="process 1 has ended"):
+            train(tmp_path, Lost())
+    outcomes = train(tmp_path, Lost())
+    assert [outcome.failure for outcome in outcomes] == [GIVEN_UP if pair == GUILTY else "" for pair in PAIRS]
 
 
 class Hanging(FakeTrainer):

@@ -25,6 +25,7 @@ from cse_jax.search.ledger_file import (
     open_to_write,
     refuse_used,
 )
+from cse_jax.search.trainer import ProcessLost
 
 __all__ = ["Ledger", "LedgerError"]
 
@@ -233,16 +234,24 @@ class Ledger:
 
     @contextlib.contextmanager
     def attempt(self, keys: Collection[str]) -> Iterator[None]:
-        """Counts an attempt to train unless it comes to an end, good or bad; any thread may."""
+        """Counts an attempt to train unless it comes to an end, good or bad; any thread may.
+
+        The end of another process that has trained counts like that of this one.
+        """
         rows = [(key,) for key in keys]
         with self._writing(durable=False):
             query = "insert into attempts values (?, 1) on conflict do update set count = count + 1"
             self._db.executemany(query, rows)
+        counts = False
         try:
             yield
+        except ProcessLost:
+            counts = True
+            raise
         finally:
-            with self._writing(durable=False):
-                self._db.executemany("delete from attempts where key = ?", rows)
+            if not counts:
+                with self._writing(durable=False):
+                    self._db.executemany("delete from attempts where key = ?", rows)
 
     def forget_failures(self) -> int:
         """Drops failed trainings, and all that was concluded from trainings; a search concludes it again.

@@ -98,3 +98,7 @@ class Stopped(RuntimeError):
 
 class TrainingLost(RuntimeError):
     """The worker that trained has died, or was given up; the losses are not to blame unless it happens again."""
+
+
+class ProcessLost(UserError, RuntimeError):
+    """Another process of those that train together has ended before the work was done; the message says which."""

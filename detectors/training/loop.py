@@ -15,6 +15,7 @@ from cse_jax.search.trainer import Stopped, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.pipeline import Source, train_batches
 from detectors.losses import DetectionLosses
+from detectors.parallel import share
 from detectors.structures import Batch
 from detectors.training.step import JittedDetector, TrainState
 
@@ -72,8 +73,7 @@ def fit(
     length, key_seed = jnp.int32(steps), jnp.int32(seed)
     unseen: list[dict[str, jax.Array]] = []
     waited = 0.0
-    share = jax.process_index(), jax.process_count()
-    options = dict(batch_size=batch_size, seed=seed, flip=flip, share=share)
+    options = dict(batch_size=batch_size, seed=seed, flip=flip, share=share())
     with placed_batches(source, compiled.place, start=start, end=end, workers=workers, **options) as batches:
         for done in range(start + 1, end + 1):
             if stop is not None and stop.is_set():
