@@ -25,9 +25,11 @@ from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.data.pipeline import train_batches
 from detectors.losses import DetectionLosses, resolve_pair, term
-from detectors.models import build_detector
+from detectors.models import build_detector, resnet
+from detectors.models.detector import Detector
 from detectors.models.fcos import FCOS
 from detectors.training import batched, loop, search_trainer
+from detectors.training.batched import jit_many, stack_losses
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
 from detectors.training.step import TrainConfig, jit_detector, learning_rate, optimiser_for
@@ -425,6 +427,34 @@ def test_the_authors_logarithms_are_asked_for_in_the_config():
         expected = compile_expression(DEFAULT.cls, stable=stable)
         assert all((losses.cls.program.opcode == expected.opcode).all() for losses in found)
     assert (expected.opcode != compile_expression(DEFAULT.cls).opcode).any()
+
+
+class Sloping(Detector):
+    """Next to nothing to compile: its loss is the sum of one parameter's elements."""
+
+    def __init__(self, rngs):
+        self.backbone = nnx.Module()
+        self.backbone.config = resnet.tiny()
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), 3))
+
+    def loss(self, batch, losses, *, key):
+        total = self.kernel.sum()
+        return total, {"loss": total, "cls": total, "box": total}
+
+
+def test_a_step_of_many_is_compiled_once(data, caplog):
+    """For candidates that begin with a model of another place, or go on."""
+    many, config = jit_many(Sloping, TRAIN), TrainConfig(batch_size=4, optimiser="adamw")
+    model = jit_detector(Sloping, config).init(0).model
+    elsewhere = jax.tree.map(np.asarray, model)
+    batch = next(train_batches(data.train, batch_size=4, seed=0, flip=0.0))
+    losses = resolve_pair(FCOS.cls_space)
+    with jax.log_compiles():
+        for given in ((model,), (model, elsewhere), (elsewhere,)):
+            state = many.init(given[0], 2, *given[1:])
+            for _ in range(2):
+                state, _ = many.step(state, many.place(batch), stack_losses([losses] * 2), 9, 0)
+    assert caplog.text.count("Finished XLA compilation of jit(advance)") == 1
 
 
 def test_memory_and_time_are_those_of_the_compiled_step(prober):
