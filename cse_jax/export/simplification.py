@@ -6,6 +6,8 @@ a simpler form counts only if its value and gradient equal the original's on the
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces import Space, trajectories
 
 TOLERANCE = 1e-9  # relative, and of the largest magnitude on a path: float64 rounds at 1e-16, regrouping at a few 1e-13
+_EVERY = 97  # calls, returns and the like between looks at the clock, which takes longer than most of them; a prime
 SECONDS = 20.0  # of a processor, for SymPy to rewrite a formula; it takes for ever over some fractions in fractions
 
 
@@ -38,6 +41,7 @@ class Simplified:
     note: str
 
 
+@functools.lru_cache(maxsize=256)
 def simplify(expression: Expression) -> Simplified:
     """The shortest form of a formula that SymPy finds in ``SECONDS`` and the verification grid confirms."""
     refused = ""
@@ -80,9 +84,13 @@ class _TimeIsUp(BaseException):
 
 @contextlib.contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Raises in this thread, whichever it is, at the next call of a function after so much time on a processor."""
-    end, before = time.thread_time() + seconds, sys.getprofile()
-    sys.setprofile(lambda _, event, __: _stop() if event == "call" and time.thread_time() > end else None)
+    """Raises in this thread, whichever it is, soon after so much time on a processor."""
+    end, before, events = time.thread_time() + seconds, sys.getprofile(), itertools.count()
+    sys.setprofile(
+        lambda _, event, __: (
+            _stop() if next(events) % _EVERY == 0 and event == "call" and time.thread_time() > end else None
+        )
+    )
     try:
         yield
     finally:
