@@ -95,7 +95,10 @@ def compress(
     """
     together = np.concatenate(behaviours).astype(np.float64)
     together -= together.mean(0)
-    _, directions = np.linalg.eigh(together.T @ together)  # far quicker than the singular values of tall matrices
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # on matrices of this size threads only wait for each other
+        _, directions = np.linalg.eigh(together.T @ together)  # far quicker than the singular values of tall matrices
     places = together @ directions[:, ::-1][:, :components]
     places = np.pad(places, ((0, 0), (0, components - places.shape[1])))
     places = np.arcsinh(places / (places.std() or 1.0))
