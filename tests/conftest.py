@@ -16,6 +16,8 @@ _QUICK = "--xla_backend_optimization_level=1"
 if jaxlib.version.__version_info__ < (0, 11):
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK)
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of PyTorch and NumPy: on busy cores they spin and wait
+    os.environ.setdefault(_threads, "1")
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE = tempfile.mkdtemp(prefix="cse_jax-compiled-")
