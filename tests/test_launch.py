@@ -30,6 +30,7 @@ SMALL = [
     "--config.search.filters.overfit_tolerance=0.0",
     "--config.search.final.seeds=1",
     "--config.search.final.fit_weights=(2.0,)",
+    "--config.train.batch_size=4",
     "--config.train.warmup_steps=2",
     "--config.schedule.probe_images=12",
     "--config.schedule.probe_at_once=4",

@@ -123,7 +123,7 @@ def paired(boxes, scores, labels, their, *, score=1e-4, edge=0.05) -> np.ndarray
 def test_detections(name):
     """On landscape images; the losses are compared on portrait ones."""
     labels_seen, sizes_seen = set(), set()
-    for size, (boxes, scores, labels, masks), their in detections(name, LANDSCAPE, MORE):
+    for size, (boxes, scores, labels, masks), their in detections(name, LANDSCAPE[:2], MORE[:2]):
         assert len(their["scores"]) >= 10 and np.ptp(their["scores"]) > 0.1
         pair = paired(boxes, scores, labels, their)
         labels_seen |= set(labels)
@@ -135,18 +135,19 @@ def test_detections(name):
             union = (a | b).sum((1, 2))
             assert ((a & b).sum((1, 2)) >= 0.99 * union).all()
         sizes_seen.add(size)
-    assert len(labels_seen) >= 3 and len(sizes_seen) == 10
+    assert len(labels_seen) >= 3 and len(sizes_seen) == 4
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_photographs(name, test_data):
-    """From the files on: ten of various sizes, landscape and portrait, as predict.py and torchvision find objects."""
+    """From the files on: of various sizes, landscape and portrait, as predict.py and torchvision find objects."""
     model = theirs(name)
     graph, state = ours(name)
     predict = jax.jit(lambda state, *args: nnx.merge(graph, state).predict(*args))
     limits = dict(short_side=SIZES["min_size"], long_side=SIZES["max_size"])
     config = dataclasses.replace(PretrainedFasterRCNN().data, **limits)
-    files = sorted((test_data / "voc12_100" / "images").glob("*.jpg"))[:10]
+    of_size = {size_of(file): file for file in sorted((test_data / "voc12_100" / "images").glob("*.jpg"))[:10]}
+    files = list(of_size.values())[:5]
     layout, found = layout_for([size_of(file) for file in files], config), 0
     for file in files:
         photo = read_photo(file)
@@ -157,7 +158,7 @@ def test_photographs(name, test_data):
         objects = finding.objects
         paired(objects.boxes, finding.scores, objects.labels + 1, expected, score=1e-3, edge=0.1)
         found += len(finding.scores)
-    assert len({size_of(file) for file in files}) >= 5 and found >= 100
+    assert len(files) == 5 and len({height > width for height, width in of_size}) == 2 and found >= 50
 
 
 def test_candidates_of_fcos_are_pairs(monkeypatch):

@@ -14,10 +14,11 @@ from scripts import run, start
 
 SMALL = [
     *FLAGS,
+    "--config.train.batch_size=4",
     "--config.steps=30",
     "--config.save_every=10",
     "--config.evaluate_epochs=2",
-    "--config.data.digit_scenes.train_images=40",
+    "--config.data.digit_scenes.train_images=20",
     "--config.data.digit_scenes.select_images=10",
     "--config.data.digit_scenes.test_images=12",
 ]

@@ -38,7 +38,7 @@ TASK = task_of(FCOS)
 DEFAULT = TASK.default
 NEVER = threading.Event()
 BUILD = build_detector(fcos_smallest(10))[1]
-TRAIN = training_in_seconds(0.003, warmup_steps=2)
+TRAIN = dataclasses.replace(training_in_seconds(0.003, warmup_steps=2), batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,18 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled():
     return jit_detector(BUILD, TRAIN)
+
+
+@functools.cache
+def many(**own):
+    return jit_many(BUILD, TRAIN, **own)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_for_all_trainers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_trainer, "jit_many", lambda build, config, **own: many(**own))
+        yield
 
 
 def make(compiled, data, folder, *, workers=0, **schedule):
@@ -255,8 +267,8 @@ def test_a_training_for_the_table_is_scored_on_both_splits(compiled, data, tmp_p
     curve = found.metrics["curve"]
     assert [step for step, *_ in curve] == [4, 6, 12]
     assert (curve[-1][1], curve[-1][2]) == (found.ap, final.ap)
-    many = make(compiled, data, tmp_path / "many", table=(4, 6, 12), at_once=2)
-    (beside, _) = train(many, [DEFAULT, DEFAULT], "table", seed=1)
+    together = make(compiled, data, tmp_path / "many", table=(4, 6, 12), at_once=2)
+    (beside, _) = train(together, [DEFAULT, DEFAULT], "table", seed=1)
     assert [step for step, *_ in beside.metrics["curve"]] == [4, 6, 12]
     np.testing.assert_allclose(beside.metrics["curve"], curve, atol=0.02)  # sums in another order, twelve steps long
 
@@ -280,7 +292,7 @@ def test_purposes_have_their_own_splits(compiled, data, tmp_path):
     for purpose in ("overfit", "proxy", "final"):
         ap, metrics = watch(purpose)
         assert 0.0 <= ap <= 1.0 and ("checkpoint" in metrics) == (purpose == "final")
-    assert seen == {"overfit": 2, "proxy": 2, "final": 2}  # 10, 10 and 12 images in batches of 8
+    assert seen == {"overfit": 3, "proxy": 3, "final": 3}  # 10, 10 and 12 images in batches of 4
     trained_on, evaluated_on = trainer._splits["overfit"]
     assert trained_on is evaluated_on and len(trained_on) == 10
     assert trainer._splits["proxy"][1] is data.select and trainer._splits["final"][1] is data.test
@@ -444,16 +456,16 @@ class Sloping(Detector):
 
 def test_a_step_of_many_is_compiled_once(data, caplog):
     """For candidates that begin with a model of another place, or go on."""
-    many, config = jit_many(Sloping, TRAIN), TrainConfig(batch_size=4, optimiser="adamw")
+    functions, config = jit_many(Sloping, TRAIN), TrainConfig(batch_size=4, optimiser="adamw")
     model = jit_detector(Sloping, config).init(0).model
     elsewhere = jax.tree.map(np.asarray, model)
     batch = next(train_batches(data.train, batch_size=4, seed=0, flip=0.0))
     losses = resolve_pair(FCOS.cls_space)
     with jax.log_compiles():
         for given in ((model,), (model, elsewhere), (elsewhere,)):
-            state = many.init(given[0], 2, *given[1:])
+            state = functions.init(given[0], 2, *given[1:])
             for _ in range(2):
-                state, _ = many.step(state, many.place(batch), stack_losses([losses] * 2), 9, 0)
+                state, _ = functions.step(state, functions.place(batch), stack_losses([losses] * 2), 9, 0)
     assert caplog.text.count("Finished XLA compilation of jit(advance)") == 1
 
 
