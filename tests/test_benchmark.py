@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from extras import need
-from scripts import ROOT, start
+from scripts import ROOT, run, start
 
 
 def benchmark(path, *flags):
@@ -25,22 +25,25 @@ def test_losses(tmp_path):
     assert all(row["ratio"] > 0 for row in tables["Training step"]) and "as data, MiB" in output
 
 
-@pytest.mark.slow
-def test_screening(tmp_path):
-    code, output, tables = benchmark(tmp_path / "out.json", "--suite=screening")
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory):
+    """What the suite of screening measures, by engine."""
+    code, output, tables = benchmark(tmp_path_factory.mktemp("screening") / "out.json", "--suite=screening")
     assert code == 0, output
-    rates = {row["engine"]: row for row in tables["Candidates per second, judged in float64"]}
+    return {row["engine"]: row for row in tables["Candidates per second, judged in float64"]}
+
+
+@pytest.mark.slow
+def test_screening(rates):
     assert rates["ours: end to end, coarse to fine"]["per second"] > 0
     peer = rates["DEAP + PyTorch, one at a time"]
     assert peer["per second"] or "pip install" in peer["note"]
 
 
 @pytest.mark.slow
-def test_screening_beside_its_peers(tmp_path):
+def test_screening_beside_its_peers(rates):
     for package in ("deap", "torch", "kozax"):
         need(package)
-    _, _, tables = benchmark(tmp_path / "out.json", "--suite=screening")
-    rates = {row["engine"]: row for row in tables["Candidates per second, judged in float64"]}
     peers = [row for engine, row in rates.items() if not engine.startswith("ours")]
     assert len(peers) >= 3 and all(row["per second"] > 0 and not row["note"].startswith("not inst") for row in peers)
     assert rates["DEAP + PyTorch, one at a time"]["same verdicts"] == "16 of 16"
@@ -82,7 +85,7 @@ def test_accelerator_gathers_what_the_suites_have_measured(tmp_path):
 import sys
 sys.path.insert(0, "launch")
 from benchmarks import accelerator, report
-accelerator._PARTS = {"screening": 300, "losses": 3}
+accelerator._PARTS = {"scaling": 300, "losses": 3}
 found = report.Report({}, lambda text: None)
 accelerator.measure(found, size="smallest", rounds=1)
 print("|".join(found.notes[-2:]))
@@ -90,19 +93,18 @@ print(report.markdown(found.tables))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     first, second, *_ = done.stdout.split("|")
-    assert first.startswith("Suite screening: ") and "limit of 3 s" in second, done
-    assert "| space | engine |" in done.stdout and "| box | ours: generation |" in done.stdout
+    assert first.startswith("Suite scaling: ") and "limit of 3 s" in second, done
+    assert "Threads whose trainings sleep" in done.stdout and "| workers | per second |" in done.stdout
     assert "Training step" not in done.stdout
 
 
-@pytest.mark.slow
 def test_strategies(tmp_path):
-    code, output, _ = benchmark(tmp_path / "out.json", "--suite=strategies", f"--table={tmp_path / 'none.parquet'}")
+    code, output = run("benchmark", "--suite=strategies", "--rounds=1", f"--table={tmp_path / 'none.parquet'}")
     assert code == 1 and "none.parquet is not a table" in output and "Traceback" not in output
 
 
-def test_unknown_suites_are_refused(tmp_path):
-    code, output, _ = benchmark(tmp_path / "out.json", "--suite=speed")
+def test_unknown_suites_are_refused():
+    code, output = run("benchmark", "--suite=speed")
     assert code != 0 and "losses" in output
 
 
