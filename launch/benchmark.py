@@ -7,6 +7,7 @@
     python launch/benchmark.py --suite=detectors
     python launch/benchmark.py --suite=scaling
     python launch/benchmark.py --suite=accelerator --markdown=gpu.md
+    python launch/benchmark.py --suite=analysis --topology=v5e:2x2
     python launch/benchmark.py --suite=strategies --table=runs/fcos_digits.parquet
     python launch/benchmark.py --suite=filters
 
@@ -24,6 +25,9 @@ if any("suite=screening" in argument for argument in sys.argv):  # batches run s
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 if any("suite=accelerator" in argument for argument in sys.argv):
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the memory is for the suites that it starts
+if any("topology=" in argument for argument in sys.argv):
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the TPU is not there
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor is a cloud that would describe it
 if any("suite=detectors" in argument for argument in sys.argv):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory of the same device
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning, PyTorch's threads lose tenfold on a busy machine
@@ -33,7 +37,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import accelerator, detectors, filters, losses, scaling, screening, simulation, strategies
+from benchmarks import accelerator, analysis, detectors, filters, losses, scaling, screening, simulation, strategies
 from benchmarks.report import Report, markdown, shown
 from cse_jax.errors import InputError
 
@@ -43,6 +47,7 @@ SUITES = {
     "simulation": simulation.measure,
     "detectors": detectors.measure,
     "accelerator": accelerator.measure,
+    "analysis": lambda report, **keywords: analysis.measure(report, topology=_TOPOLOGY.value, **keywords),
     "scaling": scaling.measure,
     "filters": lambda report, **keywords: filters.measure(report, table=_TABLE.value, **keywords),
     "strategies": lambda report, **keywords: strategies.measure(
@@ -64,6 +69,9 @@ _TABLE = flags.DEFINE_string(
 )
 _PRIOR = flags.DEFINE_string(
     "prior", None, "Table of another task, from which the strategy surrogate may start as well."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU for which the suite of analysis compiles, though it is not there: v5e:2x2; needs libtpu."
 )
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the tables to this file, as a section of a page.")

@@ -116,3 +116,12 @@ def test_scaling(tmp_path):
     for row in busy:
         assert 0 < row["1000 workers"] <= row["1 workers"] <= 1.0
     assert all(row["1000 workers"] < row["1 workers"] for row in stages), "a stage has fewer trainings than workers"
+
+
+@pytest.mark.slow
+def test_analysis(tmp_path):
+    code, output, tables = benchmark(tmp_path / "out.json", "--suite=analysis")
+    assert code == 0, output
+    memory, estimates = tables.values()
+    assert memory[0]["fits"] == "yes" and 0.0 < memory[0]["temporaries"] < memory[0]["total"] <= memory[0]["budget"]
+    assert estimates[0]["GFLOP"] > 0.0 and estimates[0]["H100, at least, ms"] > 0.0

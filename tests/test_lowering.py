@@ -11,6 +11,7 @@ from flax import nnx
 from jax import export
 from micro import library_losses
 
+from benchmarks.analysis import batch_of
 from benchmarks.smallest import FEATURES, faster_rcnn_smallest, fcos_smallest
 from cse_jax.language import graph, interpreter, population, program, selecting, spaces, zoo
 from cse_jax.sampling import random_graphs, random_trees, variation
@@ -24,23 +25,6 @@ from detectors.models.mask_rcnn import mask_rcnn_tiny
 from detectors.structures import Batch
 from detectors.training.batched import jit_many, stack_losses
 from detectors.training.step import TrainConfig, jit_detector
-
-
-def batch_of(images: int, height: int, width: int, boxes: int = 8) -> Batch:
-    """The shapes of a batch."""
-
-    def array(shape, dtype):
-        return jax.ShapeDtypeStruct((images, *shape), dtype)
-
-    return Batch(
-        image=array((height, width, 3), jnp.uint8),
-        image_size=array((2,), jnp.float32),
-        boxes=array((boxes, 4), jnp.float32),
-        labels=array((boxes,), jnp.int32),
-        valid=array((boxes,), bool),
-        image_id=array((), jnp.int32),
-        real=array((), bool),
-    )
 
 
 def training_step(config, batch: Batch, platform: str, **options) -> str:

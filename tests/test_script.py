@@ -126,6 +126,7 @@ def test_a_wrong_config_is_named(name, argument, said):
         ("benchmark", [], "--suite"),
         ("benchmark", ["--suite=losses", "--json=/proc/nowhere/x.json"], "/proc/nowhere/x.json is in no folder"),
         ("benchmark", ["--suite=strategies", "--table=/proc/nowhere"], "/proc/nowhere"),
+        ("benchmark", ["--suite=analysis", "--topology=nowhere"], "--topology=nowhere: .*pip install libtpu"),
     ],
     ids=str,
 )
