@@ -119,6 +119,7 @@ def test_what_was_recorded_is_soon_in_the_ledger_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "MOVED_SECONDS", 0.0)
     with Ledger(tmp_path / NAME, identity={"config": 1}) as made:
         made.record_training(TRAINING | {"key": "a"})
+        made.sync()
         (tmp_path / "copy").mkdir()
         shutil.copy(tmp_path / NAME, tmp_path / "copy")
     with Ledger(tmp_path / "copy" / NAME, identity={"config": 1}) as copy:

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import itertools
 import json
 import math
+import os
 import sqlite3
 import threading
 
@@ -449,6 +451,22 @@ def test_a_full_disk_loses_nothing(tmp_path):
         with pytest.raises(LedgerError, match="full.*make room.*run the same command again"):
             ledger.record_training(row | {"key": "b", "failure": "x" * 100_000})
         assert ledger.training("a")["ap"] == 0.5 and ledger.training("b") is None
+
+
+def test_a_disk_that_keeps_nothing_is_said(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger:
+        ledger.record_training(
+            {"key": "a", "purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1.0, "box_weight": 1.0, "seed": 0}
+            | {"steps": 1, "ap": 0.5, "failure": "", "metrics": {}, "seconds": 1.0}
+        )
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(
+            LedgerError, match="cannot write to the ledger .*Input/output error. Nothing recorded so far"
+        ):
+            ledger.sync()
 
 
 def test_read_fame(finished, tmp_path):

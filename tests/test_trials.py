@@ -45,6 +45,23 @@ def count(folder, table):
         return db.execute(f"select count(*) from {table}").fetchone()[0]
 
 
+def test_results_are_on_the_disk_before_anything_relies_on_them(tmp_path, monkeypatch):
+    """And those that have ended by then wait for it together: of ten heads, eight train side by side."""
+    events = []
+    with (
+        Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"probe": 1}) as monitor,
+    ):
+        record = ledger.record_training
+        monkeypatch.setattr(ledger, "record_training", lambda row: (record(row), events.append(row["cls_weight"])))
+        monkeypatch.setattr(os, "fsync", lambda handle: events.append(os.readlink(f"/proc/self/fd/{handle}")))
+        trials = Trials(FakeTrainer(), ledger, monitor)
+        outcomes = trials.run([(pair, 0) for pair in PAIRS], purpose="probe", what="test")
+        for pair, _ in zip(PAIRS, outcomes, strict=True):
+            assert str(tmp_path / "ledger.sqlite-wal") in events[events.index(pair.cls_weight) :]
+    assert len(events) - len(PAIRS) in (1, 2)
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

@@ -58,6 +58,8 @@ class _File:
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
+    def sync(self) -> None: ...  # it is saved from time to time
+
     def usual_seconds(self, purpose: Purpose, steps: int) -> float:
         return math.nan  # a table sets no limit to the time of a training
 

@@ -59,6 +59,11 @@ class Crew(contextlib.AbstractContextManager):
         self._groups[future] = group
         future.add_done_callback(self._ended.put)
 
+    @property
+    def more(self) -> bool:
+        """Whether a group has ended that ``next`` has not given back."""
+        return not self._ended.empty()
+
     def next(self) -> tuple[Group, concurrent.futures.Future[list[Training]]]:
         """Waits for a group to end; with what came of it.
 

@@ -7,6 +7,7 @@ half-written.  Given the ledger, a search replays without repeating a training.
 import contextlib
 import json
 import math
+import os
 import pathlib
 import sqlite3
 import statistics
@@ -106,6 +107,7 @@ class Ledger:
           LedgerError: not writable, not a ledger, damaged, lost, or made with another config or version.
         """
         self.path, self._lock, self._moved = path, threading.RLock(), -math.inf
+        self._unsynced = False  # whether a loss of power could take what was recorded
         self.changed: dict[str, str] = {}  # what differs, by key, as ``before -> now``
         self._db = open_to_write(path)
         try:
@@ -199,7 +201,13 @@ class Ledger:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("rollback")
                 raise failure(self.path, "write to", error) from error
-            if durable and time.monotonic() - self._moved >= MOVED_SECONDS:
+            if durable:
+                self._move()
+
+    def _move(self) -> None:
+        """Moves what was written into the ledger itself, if that was long ago."""
+        with self._lock:
+            if time.monotonic() - self._moved >= MOVED_SECONDS:
                 with contextlib.suppress(sqlite3.Error):  # it is moved after another transaction
                     self._db.execute("pragma wal_checkpoint(truncate)")
                 self._moved = time.monotonic()
@@ -218,9 +226,30 @@ class Ledger:
         return None
 
     def record_training(self, row: Mapping[str, Any]) -> None:
-        """Stores a finished or failed training."""
-        with self._writing():
+        """Stores a finished or failed training; ``sync`` before anything relies on it."""
+        self._unsynced = True
+        with self._writing(durable=False):
             TRAININGS.insert(self._db, [dict(row) | {"metrics": json.dumps(row["metrics"])}], instead=True)
+
+    def sync(self) -> None:
+        """Waits until what was recorded survives a loss of power, too; other threads may write meanwhile.
+
+        SQLite would wait for the disk at the end of each transaction, and let no other begin.
+        """
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        try:
+            handle = os.open(self.path.with_name(f"{self.path.name}-wal"), os.O_RDONLY)
+        except FileNotFoundError:  # a file system that has no place for such logs: each transaction has waited
+            return
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            raise failure(self.path, "write to", error) from error
+        finally:
+            os.close(handle)
+        self._move()
 
     def usual_seconds(self, purpose: str, steps: int) -> float:
         """Median time of the recorded trainings of this purpose and length; NaN if there are none."""

@@ -128,7 +128,8 @@ def failure(path: pathlib.Path, doing: str, error: Exception) -> LedgerError:
 
 
 def _code(error: Exception) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    unknown = sqlite3.SQLITE_IOERR if isinstance(error, OSError) else sqlite3.SQLITE_CORRUPT
+    return getattr(error, "sqlite_errorcode", unknown) & 0xFF
 
 
 def damaged(path: pathlib.Path, why: str) -> LedgerError:

@@ -42,7 +42,11 @@ class Memory(Protocol):
         ...
 
     def record_training(self, row: Mapping[str, Any]) -> None:
-        """Stores a finished or failed training."""
+        """Stores a finished or failed training; ``sync`` before anything relies on it."""
+        ...
+
+    def sync(self) -> None:
+        """Waits until what was recorded survives a loss of power."""
         ...
 
     def usual_seconds(self, purpose: Purpose, steps: int) -> float:
@@ -134,6 +138,9 @@ class Trials:
                         self._progress.activity(what, number, len(jobs))
                     while key in todo:
                         self._next(crew, record)
+                        while crew.more:  # one wait for the disk is for all that have ended
+                            self._next(crew, record)
+                    self._ledger.sync()
                     row = self._ledger.training(key)
                     assert row is not None
                     self._progress.trained(purpose, row["seconds"] * share)
