@@ -100,7 +100,7 @@ def assert_follows(expression, framework, *, dtype, rtol):
 def test_gradients_of_box_losses_are_finite_where_the_engine_s_are(framework, dtype):
     texts = ["log(i / u)", "sqrt(i) / u", "i / i", "sqrt(i * i)", "abs(i - u) / i", "sqrt(abs(e - u))", "i * log(i)"]
     formulas = [cse_jax.parse(text, spaces.BOX) for text in texts]
-    formulas += [*zoo.known(spaces.BOX).values(), *random_expressions(spaces.BOX, 60, 11, Shape(max_height=5))]
+    formulas += [*zoo.known(spaces.BOX).values(), *random_expressions(spaces.BOX, 30, 11, Shape(max_height=5))]
     with jax.enable_x64(dtype == "float64"):
         for expression in formulas:
             if not {"Sin", "Cos", "Exp"} & set(expression.tokens):  # of 1e6 they are decided by rounding
@@ -113,7 +113,7 @@ def test_gradients_of_box_losses_are_finite_where_the_engine_s_are(framework, dt
 def test_gradients_of_classification_losses_are_finite_where_the_engine_s_are(space, framework, dtype):
     texts = ["abs(x)", "sqrt(abs(x))", "relu(x) * log(abs(x))", "x / x", "exp(x) * sqrt(softplus(x))"]
     formulas = [cse_jax.parse(text, space) for text in texts]
-    formulas += [*zoo.known(space).values(), *random_expressions(space, 40, 12, Shape(max_height=5))]
+    formulas += [*zoo.known(space).values(), *random_expressions(space, 20, 12, Shape(max_height=5))]
     with jax.enable_x64(dtype == "float64"):
         for expression in formulas:
             if not {"Softmax", "Div"} <= set(expression.tokens):  # rounding decides whether 1 less a softmax is 0
@@ -166,8 +166,9 @@ def test_gradients_of_all_box_losses_of_our_tables(capsys):
             exact = {n: a.to(getattr(torch, wide)) for n, a in inputs.items()}
             with jax.enable_x64(wide == "float64"):
                 _, expected = engine(expression, {n: a.numpy() for n, a in exact.items()})
-            wrong = [is_wrong(text, inputs, exact, expected) for text in (code, code.replace("@chained", ""))]
-            for k, value in enumerate([True, *wrong]):
+            plain, wrong = code.replace("@chained", ""), is_wrong(code, inputs, exact, expected)
+            without = wrong if plain == code else is_wrong(plain, inputs, exact, expected)
+            for k, value in enumerate([True, wrong, without]):
                 count[k] += value
     with capsys.disabled():
         print("\nnot finite: " + "; ".join(f"{dtype} {b} of {a}, {c} without" for dtype, (a, b, c) in counts.items()))
@@ -185,7 +186,7 @@ def passing_losses(space):
 def is_wrong(code, inputs, exact, expected):
     """Whether gradients are not finite where the engine's are, and in half precision those in float32 could be."""
     names, wide = list(expected), gradients(code, exact, list(expected))
-    given = gradients(code, inputs, names)
+    given = wide if inputs[names[0]].dtype == exact[names[0]].dtype else gradients(code, inputs, names)
     largest = need("torch").finfo(inputs[names[0]].dtype).max
     return any(
         (~np.isfinite(wide[n]) & np.isfinite(expected[n])).any()

@@ -249,13 +249,20 @@ def test_tokens_must_form_one_formula():
             Expression(tokens, space)
 
 
-@pytest.fixture(params=["branching", "selecting"])
-def way(request, monkeypatch):
-    """Both ways to run a program: that of a CPU and that of an accelerator."""
-    module = {"branching": branching, "selecting": selecting}[request.param]
+WAYS = {"branching": branching, "selecting": selecting}
+
+
+def run_in(module, monkeypatch):
+    """Has what is traced from now on run in one of the ways."""
     monkeypatch.setattr(interpreter, "_way", lambda: module)
     monkeypatch.setattr(selecting, "BRANCHING", 0)
-    return module
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """Both ways to run a program: that of a CPU and that of an accelerator."""
+    run_in(WAYS[request.param], monkeypatch)
+    return WAYS[request.param]
 
 
 def test_an_accelerator_branches_for_a_single_program(monkeypatch):
@@ -275,14 +282,18 @@ def test_an_accelerator_branches_for_a_single_program(monkeypatch):
 
 @pytest.mark.slow
 @ALL_SPACES
-def test_programs_equal_traced_formulas(space, way):
-    """1e-9 relative leaves room for another order of operations in float64.
+def test_programs_equal_traced_formulas(space, monkeypatch):
+    """Both ways to run them. 1e-9 relative leaves room for another order of operations in float64.
 
     Compared are the entries that float64 determines: finite in value and gradient, the same when the inputs change in
     their 15th digit, without a square root of almost 0, and with no part above 1e15, as what is divided by 0 has.
     """
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
-    run = jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs))
+    runs = []
+    for module in WAYS.values():
+        run_in(module, monkeypatch)
+        runs.append(jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs)))
+        runs[-1](programs.compile_expression(zoo.default(space)))
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
     formulas = sorted(random_expressions(space, 200, shape=shape), key=len)[1::2]
     assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
@@ -295,15 +306,17 @@ def test_programs_equal_traced_formulas(space, way):
     checked = 0
     for expression in formulas:
         determined = _determined(expression, inputs)
-        value, gradients = run(programs.compile_expression(expression))
-        if space.class_axis and _narrow(expression):
-            value = value.sum(-1, keepdims=True)
         expected, expected_gradients = _traced(expression, with_nearby)
-        for ours, theirs in [(value, expected)] + [(gradients[n], expected_gradients[n]) for n in space.differentiable]:
-            stable = np.isfinite(theirs[0]) & (np.abs(theirs[0]) < 1e12) & determined
-            stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
-            np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
-            checked += stable.mean() / (1 + len(space.differentiable))
+        for run in runs:
+            value, gradients = run(programs.compile_expression(expression))
+            if space.class_axis and _narrow(expression):
+                value = value.sum(-1, keepdims=True)
+            of_each = [(gradients[n], expected_gradients[n]) for n in space.differentiable]
+            for ours, theirs in [(value, expected), *of_each]:
+                stable = np.isfinite(theirs[0]) & (np.abs(theirs[0]) < 1e12) & determined
+                stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
+                np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
+                checked += stable.mean() / (1 + len(space.differentiable)) / len(runs)
     assert checked > 65
 
 

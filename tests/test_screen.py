@@ -123,12 +123,12 @@ def test_hashes_tell_formulas_apart_but_not_operand_order(space, random_graphs):
 @ALL_SPACES
 def test_verdicts_agree_with_each_formula_alone(space):
     """A gate written down directly: one formula at a time, reverse mode, partial derivatives and all."""
-    population = mixed_population(space, 60)
+    population = mixed_population(space, 40)
     verdicts = verify(population, space, sign_flip=True)
     plain = [_passes(expression) for expression in population]
     decided = [(str(e), v.passed, p) for e, v, p in zip(population, verdicts, plain, strict=True) if p is not None]
     assert not [text for text, ours, theirs in decided if ours != theirs]
-    assert len(decided) > 0.9 * len(population) and 10 < sum(p for _, _, p in decided) < 60
+    assert len(decided) > 0.9 * len(population) and 8 < sum(p for _, _, p in decided) < 40
 
 
 def _passes(expression):
