@@ -1,5 +1,6 @@
 """Where tests find data that is not part of the project."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -63,12 +64,17 @@ def pytest_sessionfinish(session):
 def compiled_functions(request):
     """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
+    Screens in small batches, since tests judge few formulas at once and a batch costs the same whatever it holds.
     Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
     """
+    from cse_jax.screening import sizes  # not before its types are checked
+
     quick = request.node.get_closest_marker("computes") is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
+        small = dataclasses.replace(sizes.CPU, batch=1024, gradient_batch=128, simulated=16)
+        patch.setattr(sizes, "CPU", small)
         yield
     jax.clear_caches()
 

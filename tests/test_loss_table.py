@@ -22,6 +22,7 @@ from cse_jax.screening import verification
 from cse_jax.search.config import FilterConfig
 from cse_jax.search.trainer import Training
 
+pytestmark = pytest.mark.computes
 CONFIG = LossTableConfig(
     classification=("y * softplus(-x) + 3 * ny * softplus(x)", "ny * softplus(x) - y * log(sigmoid(x))"),
     regression=("1 - i / e", "exp(1 - i / u)"),

@@ -9,6 +9,7 @@ from extras import need
 
 import cse_jax
 
+pytestmark = pytest.mark.computes
 README = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
