@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarks.analysis import batch_of
 from flax import nnx
 from jax import export
 from micro import library_losses
