@@ -15,6 +15,7 @@ from flax import nnx
 from scripts import run_on_devices
 
 import cse_jax
+from benchmarks.analysis import batch_of
 from benchmarks.smallest import fcos_smallest
 from cse_jax.language import spaces
 from cse_jax.language.program import compile_expression
@@ -500,14 +501,14 @@ def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, overhead, expec
         tried.append(count)
         if count > 60 and limit < 10**6:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
-        sizes = dict(argument_size_in_bytes=100, temp_size_in_bytes=80 * count, output_size_in_bytes=50)
-        sizes["temp_size_in_bytes"] += 1000 * (count > 30)
-        return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(alias_size_in_bytes=50, **sizes))
+        return 100 + 80 * count + 1000 * (count > 30)
 
+    monkeypatch.setattr(batched, "bytes_needed", lambda size: size)
     monkeypatch.setattr(batched, "_seconds", lambda step, *_: overhead + step.count)
-    many = types.SimpleNamespace(
+    many = jit_many(BUILD, TRAIN)._replace(
         lower=lambda model, count, *_: types.SimpleNamespace(compile=functools.partial(compile_step, count))
     )
-    assert batched.fitting_count(many, *[None] * 3, limit=limit, say=said.append) == expected
+    step = (nnx.State({}), nnx.State({})), batch_of(1, 32, 32), resolve_pair(DEFAULT.cls.space)
+    assert batched.fitting_count(many, *step, limit=limit, say=said.append) == expected
     assert tried == counts and len(said) == len(counts) and said[0].startswith("2 at once: 0.00 GiB")
-    assert batched.fitting_count(many, *[None] * 3) == 1, "on a CPU one after the other"
+    assert batched.fitting_count(many, *step) == 1, "on a CPU one after the other"
