@@ -46,9 +46,11 @@ class Sizes:
 
 CPU = Sizes(16, 256, ROUGH, FINER, 8192, 32, 1024, 16, (4, 5, 3, 2, 1), 2, 64)
 GPU = Sizes(1, 16384, FINER, None, 65536, 2048, 16384, 1024, (1,), 8, 2048)
-TPU = dataclasses.replace(CPU, simulated=GPU.simulated)  # leaves float64 to its host
 
 
 def sizes() -> Sizes:
     """Those for the device that screens."""
-    return {"gpu": GPU, "tpu": TPU}.get(jax.default_backend(), CPU)
+    platform = jax.default_backend()
+    if platform == "tpu":  # leaves float64 to its host
+        return dataclasses.replace(CPU, simulated=GPU.simulated)
+    return GPU if platform == "gpu" else CPU
