@@ -72,7 +72,8 @@ def pytest_sessionfinish(session):
 def compiled_functions(request):
     """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
-    Screens in small batches, since tests judge few formulas at once and a batch costs the same whatever it holds.
+    Screens in small batches unless it is marked ``batches``, since tests judge few formulas at once and a batch costs
+    the same whatever it holds.
     Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
     """
     from cse_jax.screening import sizes  # not before its types are checked
@@ -81,8 +82,9 @@ def compiled_functions(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
-        small = dataclasses.replace(sizes.CPU, batch=1024, gradient_batch=128, simulated=16)
-        patch.setattr(sizes, "CPU", small)
+        if request.node.get_closest_marker("batches") is None:
+            small = dataclasses.replace(sizes.CPU, batch=1024, gradient_batch=128, simulated=16)
+            patch.setattr(sizes, "CPU", small)
         yield
     jax.clear_caches()
 

@@ -15,6 +15,7 @@ from micro import FLAGS
 from PIL import Image
 from scripts import run, start
 
+pytestmark = pytest.mark.batches
 SMALL = [
     "--config=configs/search/default.py",
     *FLAGS,
