@@ -6,14 +6,12 @@ the inverse of the probability that a loss that gets so far is good.
 """
 
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks import tables
 from benchmarks.report import Report
-from cse_jax import loss_table
-from cse_jax.errors import InputError
 from cse_jax.language.spaces import Space
 from cse_jax.loss_table import LossTable
 from cse_jax.loss_table.analysis import Complete, complete
@@ -37,7 +35,7 @@ def measure(report: Report, *, size: str, rounds: int, table: str | None = None)
     Raises:
       InputError: there is no table.
     """
-    for name, held in _tables(table):
+    for name, held in tables.chosen(table):
         for part in ("cls", "box"):
             losses = held.of(part)
             if not {_kind(loss.origin) for loss in losses} >= _KINDS:
@@ -129,12 +127,3 @@ def _shares(space: Space, count: int) -> tuple[float, float]:
     counts = screened.counts()
     distinct = counts["distinct"]
     return counts["verification"] / counts["generated"], counts["simulation"] / distinct if distinct else math.nan
-
-
-def _tables(table: str | None) -> list[tuple[str, LossTable]]:
-    if table:
-        return [(pathlib.Path(table).stem, loss_table.read(pathlib.Path(table)))]
-    names = loss_table.available()
-    if not names:
-        raise InputError("no table of trained losses comes with this version; --table=FILE names one")
-    return [(name, loss_table.load(name)) for name in names]

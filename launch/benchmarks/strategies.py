@@ -6,9 +6,9 @@ import pathlib
 
 import numpy as np
 
+from benchmarks import tables
 from benchmarks.report import Report
 from cse_jax import loss_table
-from cse_jax.errors import InputError
 from cse_jax.loss_table import LossTable, replay
 from cse_jax.search.strategies import STRATEGIES, named
 
@@ -29,15 +29,11 @@ def measure(report: Report, *, size: str, rounds: int, table: str | None = None,
     Raises:
       InputError: there is no table.
     """
-    names = [table] if table else loss_table.available()
-    if not names:
-        raise InputError("no table of trained losses comes with this version; --table=FILE names one")
     other = loss_table.read(pathlib.Path(prior)) if prior else None
-    for name in names:
-        held = loss_table.read(pathlib.Path(name)) if table else loss_table.load(name)
+    for name, held in tables.chosen(table):
         for part in ("cls", "box"):
             if len(held.of(part)) > 1:
-                _part(report, pathlib.Path(name).stem, held, part, other, size)
+                _part(report, name, held, part, other, size)
             else:
                 report.say(f"{name} holds no trained losses of {part}")
 
