@@ -29,7 +29,7 @@ from detectors.losses import DetectionLosses, resolve_pair, term
 from detectors.models import build_detector, resnet
 from detectors.models.detector import Detector
 from detectors.models.fcos import FCOS
-from detectors.training import batched, loop, search_trainer
+from detectors.training import batched, loop, pausing, search_trainer
 from detectors.training.batched import jit_many, stack_losses
 from detectors.training.run_config import training_in_seconds
 from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
@@ -219,8 +219,8 @@ def on_devices(folder) -> None:
             many.gradient.lower(state, batch, losses, jnp.int32(0)),
         ):
             assert ("manual_computation" in program.as_text()) == (len(devices) > 1), "each with its own rows"
-        search_trainer._pause(state, 5, folder / "paused.npz")
-        again = search_trainer._resumed(many.init(model, 16), [folder / "paused.npz"])
+        pausing.pause(state, 5, folder / "paused.npz")
+        again = pausing.resumed(many.init(model, 16), [folder / "paused.npz"])
         for ours, theirs in zip(jax.tree.leaves(again.own), jax.tree.leaves(state.own), strict=True):
             np.testing.assert_array_equal(ours[9], theirs[5])
             assert ours.sharding == theirs.sharding

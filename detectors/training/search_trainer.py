@@ -10,7 +10,6 @@ import json
 import math
 import pathlib
 import threading
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -42,6 +41,7 @@ from detectors.training.batched import (
     stack_losses,
 )
 from detectors.training.loop import fit, placed_batches
+from detectors.training.pausing import filled, pause, resumed
 from detectors.training.remembered import remembered
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
@@ -326,7 +326,7 @@ class DetectorTrainer:
         """Trains side by side; an interruption between two horizons loses the steps since the earlier one."""
         count, steps = self.at_once(purpose), self.horizons(purpose)[-1]
         paused = [self._paused(pair, purpose, seed) for pair in losses]
-        state = _resumed(start(count), paused)
+        state = resumed(start(count), paused)
         chunk, failures = self._padded(losses, count), [""] * len(losses)
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
         first = int(state.step)
@@ -368,7 +368,7 @@ class DetectorTrainer:
             self._save_models(state, losses, seed, failures)
         for k, path in enumerate(paused):
             if horizon < steps and not failures[k]:
-                _pause(state, k, path)
+                pause(state, k, path)
             else:
                 path.unlink(missing_ok=True)
         return [
@@ -438,7 +438,7 @@ class DetectorTrainer:
         )
 
     def _padded(self, losses: Sequence[LossPair], count: int) -> DetectionLosses:
-        return stack_losses([self._terms(pair) for pair in _filled(losses, count)])
+        return stack_losses([self._terms(pair) for pair in filled(losses, count)])
 
     def _partial(self, losses: LossPair, purpose: _Purpose, seed: int) -> pathlib.Path:
         digest = hashlib.blake2b(json.dumps(losses.key).encode(), digest_size=6).hexdigest()
@@ -449,44 +449,9 @@ class DetectorTrainer:
         return self._partial(losses, purpose, seed).with_suffix(".paused.npz")
 
 
-def _pause(state: ManyState, candidate: int, path: pathlib.Path) -> None:
-    """Keeps one candidate's share of a state; a checkpoint of each would take as long as dozens of steps."""
-    leaves = [np.asarray(row(leaf, candidate)) for leaf in jax.tree.leaves((state.own, state.opt_state))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with workdir.writing(path) as file:
-        np.savez(file, np.asarray(state.step), *leaves)
-
-
-def _resumed(state: ManyState, paused: Sequence[pathlib.Path]) -> ManyState:
-    """The state with what the candidates have learned, if all were paused at the same step, and undamaged."""
-    try:
-        found = []
-        for path in paused:
-            with path.open("rb") as file, np.load(file) as arrays:
-                found.append([arrays[name] for name in arrays.files])
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return state
-    steps = {int(step) for step, *_ in found}
-    if len(steps) > 1:
-        return state
-    old, tree = jax.tree.flatten((state.own, state.opt_state))
-    each = zip(*(leaves for _, *leaves in found), strict=True)
-    new = [
-        jax.device_put(np.stack(_filled(leaves, len(like))), like.sharding)
-        for leaves, like in zip(each, old, strict=True)
-    ]
-    own, opt_state = jax.tree.unflatten(tree, new)
-    return state._replace(own=own, opt_state=opt_state, step=jnp.int32(steps.pop()))
-
-
 def _rule(is_output: Callable[[tuple], bool]) -> Callable[[tuple, Any], bool]:
     """As Flax wants it."""
     return lambda path, value: is_output(tuple(path))
-
-
-def _filled(items: Sequence, count: int) -> list:
-    """As many as ``count``, the last one repeated."""
-    return [*items, *[items[-1]] * (count - len(items))]
 
 
 def _plain(metrics: Metrics) -> dict:
