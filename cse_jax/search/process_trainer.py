@@ -63,7 +63,7 @@ def _to_others(host: str, threads: int) -> Sequence["Link"]:
         while len(links) < others * threads:
             with contextlib.suppress(AuthenticationError):  # of who is none of them
                 connection = listener.accept()
-                links.append(Link(connection, connection.recv()))
+                links.append(Link(connection, int(connection.recv_bytes())))
     return links
 
 
@@ -76,7 +76,7 @@ def _to_first() -> Sequence["Link"]:
             connection = Client((host, int(port)), authkey=key)
         except OSError as error:
             raise ProcessLost(f"process 0 can't be reached at {host}:{port}: {error}") from error
-        connection.send(jax.process_index())
+        connection.send_bytes(str(jax.process_index()).encode())
         links.append(Link(connection, 0))
     return links
 
@@ -105,12 +105,15 @@ class Link:
         self.connection, self.process = connection, process
 
     def send(self, *message: Any) -> None:
+        # Of what ``Connection.send`` pickles, a buffer outlives an error, of which Python 3.13 complains.
+        content = pickle.dumps(message)
         with self._or_lost():
-            self.connection.send(message)
+            self.connection.send_bytes(content)
 
     def receive(self) -> Any:
         with self._or_lost():
-            return self.connection.recv()
+            content = self.connection.recv_bytes()
+        return pickle.loads(content)
 
     def waits(self, seconds: float = 0.0) -> bool:
         """Whether a message is there, or the process has ended."""
