@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cse_jax.reporting import confirmation_report, forest_plot
-from cse_jax.reporting.final_table import comparison_as_data
+from cse_jax.reporting.final_table import cells_of, comparison_as_data, markdown_table
 from cse_jax.reporting.forest_plot import Interval
 from cse_jax.search.comparison import gains
 from cse_jax.search.confirmation import Confirmation
@@ -30,13 +30,28 @@ def write(folder: pathlib.Path, found: Confirmation, *, about: dict[str, Any]) -
     """
     data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
     data["gains"] = [gain and comparison_as_data(gain) for gain in gains(found.table)]
-    confirmation_report.write(folder, data, name="compare")
+    confirmation_report.write(folder, data, name="compare", further=_beside_default(data))
     write_whole(folder / "compare.csv", _csv(data))
     lines = [Interval(row["name"], *_ends(gain)) for row, gain in _pairs(data) if gain]
     title = f"{about['title']}: difference to {data['table'][0]['name']}"
     axis = f"AP, {about['split']} split, {len(data['seeds'])} seeds, 95 % intervals that hold together"
     forest_plot.save(folder / "compare.svg", lines, title=title, axis=axis)
     return data
+
+
+def _beside_default(data: Mapping[str, Any]) -> list[str]:
+    """The lines on each row's difference to the first one."""
+    cells = [(row["name"], *cells_of(row | {"against": gain})[1:5]) for row, gain in _pairs(data)]
+    return [
+        f"## Each pair beside {data['table'][0]['name']}",
+        "",
+        "A difference is that of the row to the first one, paired by seed; the intervals hold together.",
+        "",
+        *markdown_table(("losses", "AP", "difference", "95 % interval", "verdict"), cells),
+        "",
+        "![Each pair's difference to the default, with intervals](compare.svg)",
+        "",
+    ]
 
 
 def _pairs(data: Mapping[str, Any]) -> Sequence[tuple[dict[str, Any], dict[str, Any] | None]]:

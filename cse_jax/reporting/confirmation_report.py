@@ -11,7 +11,6 @@ from rich.console import Console
 from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
-    cells_of,
     markdown_rows,
     markdown_table,
     number,
@@ -49,14 +48,14 @@ def confirmation_dict(
     } | about
 
 
-def write(folder: pathlib.Path, data: dict[str, Any], *, name: str = "confirm") -> None:
-    """Writes a JSON and a Markdown file of a name, each complete or not at all."""
+def write(folder: pathlib.Path, data: dict[str, Any], *, name: str = "confirm", further: Sequence[str] = ()) -> None:
+    """Writes a JSON and a Markdown file of a name, each complete or not at all; ``further`` as of ``markdown``."""
     write_whole(folder / f"{name}.json", json.dumps(data, indent=2))
-    write_whole(folder / f"{name}.md", markdown(data))
+    write_whole(folder / f"{name}.md", markdown(data, further))
 
 
-def markdown(data: dict[str, Any]) -> str:
-    """The report."""
+def markdown(data: dict[str, Any], further: Sequence[str] = ()) -> str:
+    """The report, with further lines before the note on the seeds."""
     seeds = data["seeds"]
     return "\n".join(
         [
@@ -73,7 +72,7 @@ def markdown(data: dict[str, Any]) -> str:
             *markdown_rows(data["table"]),
             "",
             *_over_images(data["table"]),
-            *_beside_default(data),
+            *further,
             data["note"],
             "",
             "## How it was run",
@@ -86,26 +85,6 @@ def markdown(data: dict[str, Any]) -> str:
             "```",
         ]
     )
-
-
-def _beside_default(data: Mapping[str, Any]) -> list[str]:
-    """The lines on each pair's difference to the default, if they are known."""
-    if "gains" not in data:
-        return []
-    cells = [
-        (row["name"], *cells_of(row | {"against": gain})[1:5])
-        for row, gain in zip(data["table"], data["gains"], strict=True)
-    ]
-    return [
-        f"## Each pair beside {data['table'][0]['name']}",
-        "",
-        "A difference is that of the row to the first one, paired by seed; the intervals hold together.",
-        "",
-        *markdown_table(("losses", "AP", "difference", "95 % interval", "verdict"), cells),
-        "",
-        "![Each pair's difference to the default, with intervals](compare.svg)",
-        "",
-    ]
 
 
 def _over_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
