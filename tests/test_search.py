@@ -668,3 +668,27 @@ def test_thresholds_are_used(tmp_path):
     result = run(tmp_path, config=strict)
     assert all(counts["overfit"] == 0 for branch in result.branches for counts in branch.funnel)
     assert "Nothing was discovered" in conclusion(result.table)
+
+
+def test_filters_that_are_skipped_reject_nothing(tmp_path):
+    """Which is what tells the worth of a filter; all else of a search, its report among it, goes on as ever."""
+    kept = screened(["1 - i / u", "i / e", "i / e + 1", "sqrt(-u)"], skip=("verification", "simulation")).candidates
+    assert [(str(c.formula), c.stage, c.flipped) for c in kept] == [
+        ("1 - i / u", "simulation", False),  # which is verified
+        ("-(i / e)", "simulation", True),
+        ("-1 - i / e", "verification", True),
+        ("sqrt(-u)", "simulation", False),  # which is not a number anywhere
+    ]
+    blind = FilterConfig(skip=("verification", "simulation", "probe", "overfit"))
+    few = {"population": 50, "strategy": "random", "seed_known": False}
+    branch = dataclasses.replace(ONE, max_overfit=4, max_proxy=4, proxy_seeds=1, **few)
+    config = dataclasses.replace(SHORT, filters=blind, classification=branch, final=FinalConfig(1, (), False))
+    result = run(tmp_path, config=config)
+    (counts,) = result.branches[0].funnel
+    assert counts["generated"] == counts["verification"] == 50 and counts["probe"] == counts["distinct"] > 40
+    assert counts["proxy"] == 2, "the better half of 4"
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+        assert {purpose for (purpose,) in ledger.execute("select purpose from trainings")} == {"proxy", "final"}
+    assert [row.role for row in result.table] == [Role.DEFAULT, Role.PUBLISHED, Role.DISCOVERED], "no fitted weights"
+    data = report.result_dict(result, about={})
+    json.dumps(data, allow_nan=False)

@@ -118,16 +118,17 @@ def _against_cells(found: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ("",) * 6
     low, high = found["interval"]
     return (
-        _shown(found["difference"], "+.3f"),
+        shown(found["difference"], "+.3f"),
         "" if low is None else f"{low:+.3f} to {high:+.3f}",
         found["verdict"],
-        _shown(found["p"], ".3f"),
-        _shown(found["shrunk"], "+.3f"),
-        _shown(found["probability"], ".2f"),
+        shown(found["p"], ".3f"),
+        shown(found["shrunk"], "+.3f"),
+        shown(found["probability"], ".2f"),
     )
 
 
-def _shown(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
+    """A number, or nothing for one that is not known."""
     return "" if value is None else format(value, form)
 
 

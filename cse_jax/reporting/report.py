@@ -16,6 +16,7 @@ from cse_jax.reporting.final_table import (
     number,
     pair_as_data,
     rows_as_data,
+    shown,
     terminal_table,
 )
 from cse_jax.reporting.monitor import funnel_tables, hall_of_fame_table
@@ -70,6 +71,7 @@ def hall_as_data(entries: Sequence[Entry], standard_error: float, *, control: bo
 def _entry(entry: Entry) -> dict[str, Any]:
     scores = vars(entry) | {"ap": entry.ap}
     del scores["formula"]
+    scores |= {stage: number(scores[stage]) for stage in ("simulation", "probe", "overfit")}  # of skipped filters
     return loss_as_data(entry.formula) | scores
 
 
@@ -127,7 +129,7 @@ def markdown(data: dict[str, Any]) -> str:
                 f"{f['ap']:.3f}",
                 " ".join(f"{ap:.3f}" for ap in f["aps"]),
                 " ".join(f"{ap:.3f}" for _, ap in f["curve"]),
-                f"{f['overfit']:.3f}",
+                shown(f["overfit"], ".3f"),
                 f"{f['weight']:.3g}",
                 str(f["generation"]),
                 f"`{f['text']}`",

@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from cse_jax.language.expression import Expression
 
 # What a candidate passes, in this order.  From the simulation on, a stage gives a score, and its name is also that of
 # the score, of the purpose of its trainings, of its threshold in the config and of its column in the ledger.
 STAGES = ("generated", "valid", "verification", "distinct", "simulation", "probe", "overfit", "proxy")
+Filter = Literal["verification", "simulation", "probe", "overfit"]  # the stages that a search may do without
 
 
 @dataclasses.dataclass(eq=False)
 class Candidate:
-    """A formula that passed the verification.
+    """A formula that passed the verification, or that was not verified.
 
     Attributes:
       formula: what is trained: in canonical form, with the sign flipped if only the negation converges.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from cse_jax.language.expression import Expression
 from cse_jax.language.spaces import Space
 from cse_jax.sampling.random_trees import Shape, random_population
 from cse_jax.screening import verification
-from cse_jax.screening.candidate import STAGES, Candidate
+from cse_jax.screening.candidate import STAGES, Candidate, Filter
 from cse_jax.screening.simulation import Simulation, simulate
 from cse_jax.screening.verification import Property
 
@@ -61,6 +61,7 @@ def screen_population(
     simulation_tolerance: float = 0.5,
     units: str = "pixels",
     seed: int = 0,
+    skip: Collection[Filter] = (),
 ) -> Screened:
     """Screens a population.
 
@@ -74,6 +75,7 @@ def screen_population(
       simulation_tolerance: share of the reference's gain that a simulated candidate must reach.
       units: of boxes, ``"pixels"`` or ``"strides"``.
       seed: of the simulated predictions.
+      skip: filters that reject nothing.  Formulas that are not verified keep their sign.
 
     Returns:
       The population; candidates that passed everything have stage ``simulation`` and no reason.
@@ -84,21 +86,27 @@ def screen_population(
     order = np.argsort(first)
     first, copies = first[order], copies[order]
     judged = verification.judge(tokens[first], space, units=units)
-    good = judged.passed(sign_flip=sign_flip)
+    verified = judged.passed(sign_flip=sign_flip)
+    good = np.ones_like(verified) if "verification" in skip else verified
     failed = Counter[str]()
     for code, count in zip(judged.failed[~good, 0].tolist(), copies[~good].tolist(), strict=True):
         failed[Property(code).name.lower()] += count
     candidates = []
     for k, formula in zip(np.flatnonzero(good).tolist(), population.decode(tokens[first[good]], space), strict=True):
-        flipped = bool(judged.failed[k, 0] != Property.NONE)
+        flipped = bool(verified[k] and judged.failed[k, 0] != Property.NONE)
         formula = canonical(Expression(("Neg", *formula.tokens), space) if flipped else formula)
-        name = verification.fingerprint(judged, k, flipped=flipped)
+        name = verification.fingerprint(judged, k, flipped=flipped) if verified[k] else f"not verified: {formula}"
         about = {"flipped": flipped, "fingerprint": name, "row": int(first[k]), "copies": int(copies[k])}
         candidates.append(Candidate(formula, **about))
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
-        _apply_simulation(candidate, simulation, simulations[0], simulation_tolerance, match_gradient)
+        reason = "" if "simulation" in skip else _rejection(simulation, simulations[0], simulation_tolerance)
+        candidate.simulation, candidate.reason = relative_gain(simulation, simulations[0]), reason
+        if not reason:
+            candidate.stage = "simulation"
+            if match_gradient and _moves(simulation):
+                candidate.weight = float(f"{simulations[0].gradient / simulation.gradient:.4g}")
     return Screened(len(tokens), dict(failed), candidates)
 
 
@@ -142,22 +150,15 @@ def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candid
     return [candidate for candidate in verified if candidate.stage == "distinct"]
 
 
-def _apply_simulation(
-    candidate: Candidate,
-    simulation: Simulation,
-    reference: Simulation,
-    simulation_tolerance: float,
-    match_gradient: bool,
-) -> None:
+def _rejection(simulation: Simulation, reference: Simulation, tolerance: float) -> str:
+    """Why a candidate does not pass the simulation; empty if it does."""
     gain = relative_gain(simulation, reference)
-    if not math.isfinite(simulation.gradient) or simulation.gradient == 0.0:
-        candidate.reason = f"simulation: the gradient's root mean square is {simulation.gradient:g}"
-    elif not math.isfinite(gain):
-        candidate.reason = "simulation: the descent diverged"
-    elif gain < simulation_tolerance:
-        candidate.reason = f"simulation: gain {gain:.2f} of the default loss's, below {simulation_tolerance:g}"
-    else:
-        candidate.stage = "simulation"
-    candidate.simulation = gain
-    if match_gradient and candidate.stage == "simulation":
-        candidate.weight = float(f"{reference.gradient / simulation.gradient:.4g}")
+    if not _moves(simulation):
+        return f"simulation: the gradient's root mean square is {simulation.gradient:g}"
+    if not math.isfinite(gain):
+        return "simulation: the descent diverged"
+    return f"simulation: gain {gain:.2f} of the default loss's, below {tolerance:g}" if gain < tolerance else ""
+
+
+def _moves(simulation: Simulation) -> bool:
+    return math.isfinite(simulation.gradient) and simulation.gradient != 0.0

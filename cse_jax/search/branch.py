@@ -200,6 +200,7 @@ class Branch:
             simulation_tolerance=self.filters.simulation_tolerance,
             units=self.units,
             seed=self.seed,
+            skip=self.filters.skip,
         )
         each = (time.monotonic() - started) / len(tokens)
         for candidate in screened.candidates:

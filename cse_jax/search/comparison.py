@@ -64,7 +64,8 @@ class Row:
 
 def most_rows(config: FinalConfig, task: Task) -> int:
     """How many rows the final table can have."""
-    return 3 + len(zoo.published(task.cls_space)) + config.random_search + config.tuned + (3 if config.branches else 1)
+    rivals = len(zoo.published(task.cls_space)) + config.random_search + config.tuned
+    return 1 + (len(PARTS) if config.fit_weights else 0) + rivals + (3 if config.branches else 1)
 
 
 def controls(config: FinalConfig, *, trials: Trials, seed: int) -> list[Contestant]:
@@ -78,7 +79,7 @@ def controls(config: FinalConfig, *, trials: Trials, seed: int) -> list[Contesta
     task = trials.trainer.task
     names: dict[Part, str] = {part: zoo.default_name(task.space(part)) for part in PARTS}
     rows = [Contestant(f"{names['cls']} + {names['box']} (default)", Role.DEFAULT, task.default)]
-    for part in PARTS:
+    for part in PARTS if config.fit_weights else ():
         factor, losses = _fitted(part, config, trials=trials, seed=seed)
         shown = {p: name + (f" x{factor:g}" if p == part else "") for p, name in names.items()}
         rows.append(Contestant(f"{shown['cls']} + {shown['box']} (fitted)", Role.FITTED, losses))

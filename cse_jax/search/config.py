@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cse_jax.errors import InputError
 from cse_jax.ranges import Amount, Count, Items, Positive, PositiveAmount, Range, Seed, Share, Threads
+from cse_jax.screening.candidate import Filter
 from cse_jax.search.strategies import named
 
 # Where their seeds begin, above a search's own; those of tables of losses begin at 1,000.
@@ -84,6 +85,7 @@ class FilterConfig:
       overfit_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
       later_overfit_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
       max_nodes: largest formula.
+      skip: filters that reject nothing, to see what they are worth.  Neither probe nor overfit is trained then.
     """
 
     sign_flip: bool = True
@@ -95,6 +97,7 @@ class FilterConfig:
     overfit_tolerance: Amount = 0.8
     later_overfit_tolerance: Amount = 1.0
     max_nodes: Annotated[int, Range(least=1, most=64)] = 40
+    skip: Annotated[tuple[Filter, ...], Items(0)] = ()
 
 
 @dataclasses.dataclass
@@ -104,6 +107,7 @@ class FinalConfig:
     Attributes:
       seeds: trainings of each row, with fresh seeds.
       fit_weights: weights tried for each of the default losses on the proxy task; the best of each is a control.
+        Without any there is no such row.
       branches: whether what the branches' winners make together and alone is all shown, not only the best.
       random_search: whether as many random formulas, neither bred nor made of known losses, go through the same filters
         and at most as many trainings, and the best of them is a control.  It may double the cost of both branches.

@@ -135,8 +135,7 @@ def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) 
         progress.activity("default losses, the start of all trainings")
         trainer.prepare()
     aps: dict[Purpose, list[float]] = {}
-    purposes: tuple[Purpose, ...] = ("proxy", "probe", "overfit")
-    for purpose in purposes:
+    for purpose in ("proxy", *_filtering(config)):
         jobs = [(default, seed) for seed in (config.proxy_seeds if purpose == "proxy" else [config.seed])]
         horizons = trainer.horizons(purpose)
         for horizon in horizons:
@@ -200,12 +199,12 @@ def _trainings(
 ) -> dict[str, Trainings]:
     """The most trainings that each part of the search can need."""
     seeds = len(config.proxy_seeds)
-    parts: dict[str, Trainings] = {"default losses": {"probe": 1, "overfit": 1, "proxy": seeds}}
+    parts: dict[str, Trainings] = {"default losses": dict.fromkeys(_filtering(config), 1) | {"proxy": seeds}}
     for plan in plans:
         for generation in range(plan.sizes.generations):
-            parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes)
+            parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes, config)
         if proposals.get(plan.part) and not plan.control:
-            parts[_part_of_budget(plan, None)] = _of_generation(plan.sizes)
+            parts[_part_of_budget(plan, None)] = _of_generation(plan.sizes, config)
     combinations = 3 * seeds * (1 + config.final.random_search)
     settings = _tuning_budget(config, trainer) if config.final.tuned else 0
     parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations + settings}
@@ -213,21 +212,25 @@ def _trainings(
     return parts
 
 
-def _of_generation(sizes: BranchConfig) -> Trainings:
+def _filtering(config: SearchConfig) -> list[Purpose]:
+    """The purposes of the trainings that filter."""
+    purposes: tuple[Purpose, ...] = ("probe", "overfit")
+    return [purpose for purpose in purposes if purpose not in config.filters.skip]
+
+
+def _of_generation(sizes: BranchConfig, config: SearchConfig) -> Trainings:
     """The most trainings that a generation can need."""
-    return {
-        "probe": sizes.max_probe,
-        "overfit": sizes.max_overfit,
-        "proxy": sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1),
-    }
+    most: dict[Purpose, int] = {"probe": sizes.max_probe, "overfit": sizes.max_overfit}
+    proxy = sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1)
+    return {purpose: most[purpose] for purpose in _filtering(config)} | {"proxy": proxy}
 
 
 def _tuning_budget(config: SearchConfig, trainer: Trainer) -> int:
     """Trainings on the proxy task that take as many steps as whole detectors may take in both branches."""
-    purposes: tuple[Purpose, ...] = ("overfit", "proxy")
     steps = sum(
-        sizes.generations * _of_generation(sizes)[purpose] * trainer.horizons(purpose)[-1]
+        sizes.generations * count * trainer.horizons(purpose)[-1]
         for sizes in (config.classification, config.regression)
-        for purpose in purposes
+        for purpose, count in _of_generation(sizes, config).items()
+        if purpose != "probe"
     )
     return max(1, steps // trainer.horizons("proxy")[-1])

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from cse_jax.language.expression import to_authors
-from cse_jax.screening.candidate import Candidate
+from cse_jax.screening.candidate import Candidate, Filter
 from cse_jax.screening.funnel import Screened
 from cse_jax.search.choosing import Tried, choose, generator
 from cse_jax.search.config import BranchConfig, SearchConfig
@@ -105,6 +105,8 @@ class Race:
         (docs/benchmarks.md), so they are ranked by the product.
         """
         waiting = [c for c in screened.candidates if c.stage == "simulation" and not c.reason]
+        if "probe" in self.filters.skip:
+            return self._unjudged(sorted(waiting, key=_by_promise), "probe")
         self._draw(generation, sorted(waiting, key=_by_promise), entries, self.sizes.max_probe, "for the heads")
         going = [c for c in waiting if not c.reason]
         tried = [(c, float(f"{c.weight * factor:.4g}")) for c in going for factor in self.filters.weights]
@@ -166,6 +168,8 @@ class Race:
         self, generation: int, drawn: list[Candidate], screened: Screened, best_overfit: float | None
     ) -> list[Candidate]:
         """Model optimisation simulation: trains on one image per category; returns who beats the bar, best first."""
+        if "overfit" in self.filters.skip:
+            return self._unjudged(drawn, "overfit")
         if best_overfit is None:
             tolerance, whose = self.filters.overfit_tolerance, "the default loss"
             best_overfit = self.default("overfit")[0].ap
@@ -184,6 +188,12 @@ class Race:
             self.progress.counts(self.name, generation, screened.counts())
         passed = [c for c in drawn if c.stage == "overfit"]
         return sorted(passed, key=_by_promise)
+
+    def _unjudged(self, candidates: list[Candidate], stage: Filter) -> list[Candidate]:
+        """Passes all candidates through a stage that the search does without; they stay in their order."""
+        for candidate in candidates:
+            candidate.stage = stage
+        return candidates
 
     def _proxy(self, generation: int, overfitted: list[Candidate], screened: Screened) -> None:
         """Proxy task, by successive halving; who reaches its end is trained with further seeds.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cse_jax.reporting.final_table import shown
 from cse_jax.reporting.page import formulas
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.reporting.page.markup import Markup, escaped, part, table, tag
@@ -23,7 +24,7 @@ def section(facts: Facts) -> Markup:
                 " ".join(f"{ap:.3f}" for ap in entry["aps"]),
                 size,
                 f"{entry['weight']:.3g}",
-                f"{entry['overfit']:.3f}",
+                shown(entry["overfit"], ".3f"),
                 entry["generation"],
             ]
             for rank, (entry, size) in enumerate(zip(entries, nodes, strict=True), start=1)
