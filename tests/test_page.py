@@ -158,6 +158,7 @@ def test_sections_hold_any_text(said):
         rejected={said: {said: 1}},
         reasons=[Reason(said, said, said, 1)],
         trained=[],
+        begun=(),
         written=said,
     )
     known.result["funnel"] = [dict.fromkeys(recorded_searches.STAGES, 1) | {"branch": said, "generation": 0}]

@@ -135,7 +135,10 @@ def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) 
         progress.activity("default losses, the start of all trainings")
         trainer.prepare()
     aps: dict[Purpose, list[float]] = {}
-    for purpose in ("proxy", *_filtering(config)):
+    purposes: tuple[Purpose, ...] = ("proxy", "probe", "overfit")
+    for purpose in purposes:
+        if purpose in config.filters.skip:
+            continue
         jobs = [(default, seed) for seed in (config.proxy_seeds if purpose == "proxy" else [config.seed])]
         horizons = trainer.horizons(purpose)
         for horizon in horizons:
@@ -199,7 +202,7 @@ def _trainings(
 ) -> dict[str, Trainings]:
     """The most trainings that each part of the search can need."""
     seeds = len(config.proxy_seeds)
-    parts: dict[str, Trainings] = {"default losses": dict.fromkeys(_filtering(config), 1) | {"proxy": seeds}}
+    parts: dict[str, Trainings] = {"default losses": _needed({"probe": 1, "overfit": 1, "proxy": seeds}, config)}
     for plan in plans:
         for generation in range(plan.sizes.generations):
             parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes, config)
@@ -212,17 +215,15 @@ def _trainings(
     return parts
 
 
-def _filtering(config: SearchConfig) -> list[Purpose]:
-    """The purposes of the trainings that filter."""
-    purposes: tuple[Purpose, ...] = ("probe", "overfit")
-    return [purpose for purpose in purposes if purpose not in config.filters.skip]
-
-
 def _of_generation(sizes: BranchConfig, config: SearchConfig) -> Trainings:
     """The most trainings that a generation can need."""
-    most: dict[Purpose, int] = {"probe": sizes.max_probe, "overfit": sizes.max_overfit}
     proxy = sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1)
-    return {purpose: most[purpose] for purpose in _filtering(config)} | {"proxy": proxy}
+    return _needed({"probe": sizes.max_probe, "overfit": sizes.max_overfit, "proxy": proxy}, config)
+
+
+def _needed(trainings: Trainings, config: SearchConfig) -> Trainings:
+    """The trainings without those of filters that are skipped."""
+    return {purpose: count for purpose, count in trainings.items() if purpose not in config.filters.skip}
 
 
 def _tuning_budget(config: SearchConfig, trainer: Trainer) -> int:

@@ -76,6 +76,19 @@ def chart(
       x_label, y_label: of the axes, with units.
       y_limits: of the vertical axis; as far as the series reach by default.
     """
+    figure = drawing(title, series, x_label=x_label, y_label=y_label, y_limits=y_limits)
+    return tag("figure", tag("figcaption", title), figure, _legend(series))
+
+
+def drawing(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    y_limits: tuple[float, float] | None = None,
+) -> Markup:
+    """What ``chart`` draws, without caption and legend."""
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     x = _Axis(*_ends([v for s in series for v in s.x]), _LEFT, right)
     y = _Axis(*(y_limits or _ends([v for s in series for v in s.y])), bottom, _TOP)
@@ -86,7 +99,7 @@ def chart(
         **inside,
         viewBox=f"{_LEFT:g} {_TOP:g} {right - _LEFT:g} {bottom - _TOP:g}",
     )
-    drawing = tag(
+    return tag(
         "svg",
         tag("title", title),
         *_grid(x, y, whole=all(float(v).is_integer() for s in series for v in s.x)),
@@ -98,7 +111,6 @@ def chart(
         role="img",
         aria_label=f"{title}. Horizontal: {x_label}. Vertical: {y_label}. {_spoken(series)}",
     )
-    return tag("figure", tag("figcaption", title), drawing, _legend(series))
 
 
 def heat_map(
@@ -219,15 +231,17 @@ def _spoken(series: Sequence[Series]) -> str:
     return "; ".join(s.label for s in series if s.label)
 
 
+def swatch(series: Series) -> Markup:
+    """A mark, or a piece of the line, of 24 by 12."""
+    if series.marks:
+        return tag("circle", cx="12", cy="6", r="4", class_=_class(series))
+    return tag("path", d="M1 6 L23 6", class_=_class(series))
+
+
 def _legend(series: Sequence[Series]) -> Markup:
     items = []
     for s in series:
         if s.label:
-            sample = (
-                tag("circle", cx="12", cy="6", r="4", class_=_class(s))
-                if s.marks
-                else tag("path", d="M1 6 L23 6", class_=_class(s))
-            )
-            swatch = tag("svg", sample, viewBox="0 0 24 12", class_="swatch", aria_hidden="true")
-            items.append(tag("li", swatch, " ", s.label))
+            sample = tag("svg", swatch(s), viewBox="0 0 24 12", class_="swatch", aria_hidden="true")
+            items.append(tag("li", sample, " ", s.label))
     return tag("ul", *items, class_="legend")

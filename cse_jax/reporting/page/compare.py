@@ -1,6 +1,6 @@
 """Searches side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cse_jax import workdir
 from cse_jax.reporting.final_table import cells_of
@@ -20,10 +20,7 @@ def sections(searches: Sequence[Facts]) -> Markup:
     """
     names = [str(facts.folder) for facts in searches]
     first, *others = searches
-    changed = {
-        str(facts.folder): workdir.differences(first.result["config"], facts.result["config"], free={"name"})
-        for facts in others
-    }
+    changed = {str(facts.folder): _differences(first, facts) for facts in others}
     return joined(
         [
             part(
@@ -38,9 +35,21 @@ def sections(searches: Sequence[Facts]) -> Markup:
     )
 
 
+def setup_differences(one: Facts, other: Facts) -> list[str]:
+    """The fields of two searches' configs that differ and change what an AP means, with both values."""
+    return _of_setup(_differences(one, other))
+
+
+def _differences(one: Facts, other: Facts) -> list[str]:
+    return workdir.differences(one.result["config"], other.result["config"], free={"name"})
+
+
+def _of_setup(lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if line.split(".")[1].split(":")[0] in _SETUP]
+
+
 def _warning(changed: dict[str, list[str]]) -> Markup | None:
-    fields = [field for lines in changed.values() for field in lines if field.split(".")[1].split(":")[0] in _SETUP]
-    if not fields:
+    if not any(map(_of_setup, changed.values())):
         return None
     return tag(
         "p",

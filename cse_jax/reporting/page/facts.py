@@ -7,6 +7,7 @@ import itertools
 import math
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from cse_jax import workdir
@@ -51,6 +52,7 @@ class Facts:
       rejected: of each branch, how many formulas failed each property of the verification first.
       reasons: why the others went no further.
       trained: on the proxy task, in the order in which they ended.
+      begun: places of the losses that the search itself has begun to train in whole detectors, in order.
       written: when the page was.
       proposed: of each branch, what became of the formulas that were proposed, in the authors' notation.
     """
@@ -63,6 +65,7 @@ class Facts:
     rejected: dict[str, dict[str, int]]
     reasons: list[Reason]
     trained: list[Trained]
+    begun: Sequence[int]
     written: str
     proposed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
@@ -106,6 +109,7 @@ def read(folder: pathlib.Path, task: Task, *, running: bool = False, status: str
     with LedgerReader(folder / "ledger.sqlite") as ledger:
         generations = ledger.generations()
         result = workdir.read_result(folder) if finished else _unfinished(folder, ledger, task, generations)
+        trained, begun = _trained(ledger, task)
         return Facts(
             folder=folder,
             task=task,
@@ -117,7 +121,8 @@ def read(folder: pathlib.Path, task: Task, *, running: bool = False, status: str
                 for branch, rows in generations.items()
             },
             reasons=ledger.reasons(),
-            trained=_trained(ledger, task),
+            trained=trained,
+            begun=begun,
             proposed={
                 branch: {text: said for _, result in rows for text, said in result.get("proposed", {}).items()}
                 for branch, rows in generations.items()
@@ -159,14 +164,20 @@ def _default_aps(ledger: LedgerReader, task: Task) -> list[float]:
     return [row["ap"] for row in sorted(of_default, key=lambda row: row["seed"]) if row["steps"] == last]
 
 
-def _trained(ledger: LedgerReader, task: Task) -> list[Trained]:
-    """The losses that reached the end of the proxy task; those of winners together are no new losses."""
+def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]]:
+    """The losses that reached the end of the proxy task, and the places of the search's own that began to train.
+
+    Those of winners together are no new losses.
+    """
     default = _default(task)
     kinds = {
         (part, row["formula"]): branch
         for branch, (part, _) in branches(task).items()
-        for row in ledger.rows("select formula from candidates where stage = 'proxy' and branch = ?", branch)
+        for row in ledger.rows(
+            "select formula from candidates where stage in ('probe', 'overfit', 'proxy') and branch = ?", branch
+        )
     }
+    own = {branch for branch, (_, control) in branches(task).items() if not control}
     places: dict[tuple, int] = {}
     ended: dict[tuple, tuple[list[float], float]] = {}
     rows = ledger.trainings("overfit", "proxy")
@@ -180,14 +191,19 @@ def _trained(ledger: LedgerReader, task: Task) -> list[Trained]:
         if row["purpose"] == "proxy" and row["steps"] == last and row["ap"] is not None:
             aps, _ = ended.get(pair, ([], 0.0))
             ended[pair] = ([*aps, row["ap"]], minutes)
+
+    def kind_of(pair: tuple) -> str:
+        changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(PARTS) if pair[k] != default[k]]
+        if len(changed) == 1:
+            return kinds.get(changed[0], "")
+        return "" if changed else "default" if pair == default else "control"
+
     found = []
     for pair, (aps, minutes) in ended.items():
-        changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(PARTS) if pair[k] != default[k]]
-        kind = "default" if pair == default else "control" if not changed else kinds.get(changed[0], "")
-        if kind and len(changed) < 2:
+        if kind := kind_of(pair):
             name = f"{pair[2]:.3g} * ({pair[0]}) | {pair[3]:.3g} * ({pair[1]})"
             found.append(Trained(places.get(pair, 0), minutes, math.fsum(aps) / len(aps), name, kind))
-    return found
+    return found, [place for pair, place in places.items() if kind_of(pair) in own]
 
 
 def _pair(row: Any) -> tuple[str, str, float, float]:

@@ -1,0 +1,178 @@
+"""How fast searches find good losses: the best found so far against the losses trained, by kind of search.
+
+Searches of one name that differ in their seeds are one kind.  Written as Markdown, CSV and SVG.
+"""
+
+import csv
+import dataclasses
+import io
+import itertools
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from cse_jax.errors import InputError
+from cse_jax.reporting import curves_plot
+from cse_jax.reporting.final_table import markdown_table
+from cse_jax.reporting.page.chart import Series, stair
+from cse_jax.reporting.page.facts import Facts
+from cse_jax.search.comparison import Role
+from cse_jax.workdir import write_whole
+
+WITHIN = (0.005, 0.0)  # AP below the default losses, at most, that makes a loss a good one
+_SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+_FAILED = 0.0  # AP of a loss whose training came to nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What one search had found after each loss that it trained.
+
+    Attributes:
+      folder: of the search.
+      gains: AP on the select split beyond the default losses', in the order in which the losses began to train; that of
+        a failure is ``-default``.
+      minutes: of training until each had ended.
+      test: AP of the discovered pair beyond the default's, on the test split with fresh seeds; NaN if there is none.
+    """
+
+    folder: str
+    gains: tuple[float, ...]
+    minutes: tuple[float, ...]
+    test: float
+
+    @property
+    def best(self) -> tuple[float, ...]:
+        """The best gain so far, after each loss."""
+        return tuple(itertools.accumulate(self.gains, max))
+
+    def until(self, gain: float) -> int | None:
+        """Losses trained until one has this gain; None if none has."""
+        return next((k for k, reached in enumerate(self.gains, start=1) if reached >= gain), None)
+
+
+def curve(facts: Facts) -> Curve:
+    """The curve of a search, finished or not.
+
+    Raises:
+      InputError: it has trained no losses yet.
+    """
+    default = facts.result["default_proxy_ap"]
+    if default is None or not facts.begun:
+        raise InputError(f"the search in {facts.folder} has trained no losses yet")
+    ended = {loss.place: loss for loss in facts.trained if loss.kind in facts.parts}
+    gains, minutes, so_far = [], [], 0.0
+    for place in facts.begun:
+        loss = ended.get(place)
+        so_far = max(so_far, loss.minutes if loss else 0.0)
+        gains.append((loss.ap if loss else _FAILED) - default)
+        minutes.append(so_far)
+    return Curve(str(facts.folder), tuple(gains), tuple(minutes), _test_gain(facts))
+
+
+def _test_gain(facts: Facts) -> float:
+    table = facts.result["table"]
+    if not table or table[-1]["role"] != Role.DISCOVERED or None in (table[0]["mean"], table[-1]["mean"]):
+        return math.nan
+    return table[-1]["mean"] - table[0]["mean"]
+
+
+def write(folder: pathlib.Path, kinds: Mapping[str, Sequence[Curve]]) -> None:
+    """Writes ``searches.md``, ``searches.csv`` and ``searches.svg``; each is complete or not there.
+
+    Args:
+      folder: for the files.
+      kinds: the searches of each kind, by its name.
+    """
+    write_whole(folder / "searches.md", "\n".join(markdown(kinds)))
+    write_whole(folder / "searches.csv", _csv(kinds))
+    curves_plot.save(
+        folder / "searches.svg",
+        [line for colour, (kind, curves) in enumerate(kinds.items()) for line in _lines(kind, curves, colour)],
+        title="AP beyond the default losses of the best found so far",
+        x_label="losses trained",
+        y_label="AP, select split",
+    )
+
+
+def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """The lines of ``searches.md``."""
+    longest = max(len(each.gains) for curves in kinds.values() for each in curves)
+    trained = sorted({*(count for count in _SHOWN if count < longest), longest})
+    found = [
+        [
+            str(count),
+            *(
+                _spread([each.best[count - 1] for each in curves if len(each.best) >= count])
+                for curves in kinds.values()
+            ),
+        ]
+        for count in trained
+    ]
+    summary = [
+        [
+            kind,
+            str(len(curves)),
+            str(sum(len(each.gains) for each in curves)),
+            *(_hits(curves, -below) for below in WITHIN),
+            _spread([each.test for each in curves if math.isfinite(each.test)]),
+            f"{statistics.fmean(each.minutes[-1] for each in curves):.1f}",
+        ]
+        for kind, curves in kinds.items()
+    ]
+    header = ["searches", "how many", "losses trained", *(_bar(below) for below in WITHIN), "test AP", "minutes"]
+    return [
+        "# Searches",
+        "",
+        "AP (COCO, IoU .50:.95) beyond the default losses. *So far*: on the select split at the end of the proxy task, "
+        "of the best loss so far, whose choice makes it partly luck; mean over the searches, with the least and the "
+        "most. *Good*: losses among those trained that reach the default's AP there, or nearly so, and after how many "
+        "losses each search had the first. *Test AP*: of what was discovered, with fresh seeds. *Minutes*: of all "
+        "trainings until the last loss.",
+        "",
+        *markdown_table(["so far, losses trained", *kinds], found),
+        "",
+        *markdown_table(header, summary),
+        "",
+        "![The best found so far against losses trained](searches.svg)",
+        "",
+    ]
+
+
+def _bar(below: float) -> str:
+    return f"good: within {100.0 * below:g} AP" if below else "good: the default's AP"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def _hits(curves: Sequence[Curve], gain: float) -> str:
+    good = sum(value >= gain for each in curves for value in each.gains)
+    first = ", ".join("never" if (k := each.until(gain)) is None else str(k) for each in curves)
+    return f"{good} (first: {first})"
+
+
+def _lines(kind: str, curves: Sequence[Curve], colour: int) -> list[Series]:
+    """The mean of a kind, as far as all its searches go, and faintly each search."""
+    length = min(len(each.best) for each in curves)
+    mean = [statistics.fmean(each.best[k] for each in curves) for k in range(length)]
+    whole = Series(kind, *stair(range(1, length + 1), mean, length), colour)
+    return [Series("", *stair(range(1, len(c.best) + 1), c.best, len(c.best)), colour, dashed=True) for c in curves] + [
+        whole
+    ]
+
+
+def _csv(kinds: Mapping[str, Sequence[Curve]]) -> str:
+    """A line for each loss that was trained."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["kind", "folder", "losses_trained", "minutes", "gain", "best_so_far"])
+    for kind, curves in kinds.items():
+        for each in curves:
+            for k, row in enumerate(zip(each.minutes, each.gains, each.best, strict=True), start=1):
+                table.writerow([kind, each.folder, k, *(f"{value:.5f}" for value in row)])
+    return text.getvalue()
