@@ -10,16 +10,20 @@ import pytest
 import torchvision_oracle  # noqa: F401  (registers torchvision's operators)
 from clients import engine, exported, torch, train
 from extras import need
+from PIL import Image
 
 from cse_jax.language import spaces
 
 warnings.filterwarnings("ignore")  # of the packages that Ultralytics imports
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+open_image = Image.open
 need("ultralytics")
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 from ultralytics.utils.metrics import bbox_iou  # noqa: E402
+
+Image.open = open_image  # which Ultralytics replaces for the whole process, and with it for other tests
 
 
 @functools.cache
