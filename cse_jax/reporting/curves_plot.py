@@ -10,7 +10,8 @@ from cse_jax.workdir import write_whole
 _WIDTH, _HEIGHT, _TITLE, _LINE, _MARGIN = 640.0, 400.0, 28.0, 20.0, 14.0
 _STYLE = Markup(
     "svg{font:11px sans-serif;fill:#222}.paper{fill:#fff}.grid{stroke:#ddd;stroke-width:.6}"
-    ".frame{fill:none;stroke:#999}.curve{fill:none;stroke-width:2}.dashed{stroke-dasharray:5 4}.legend{font-size:12px}"
+    ".frame{fill:none;stroke:#999}.curve{fill:none;stroke-width:2}.legend{font-size:12px}"
+    ".dashed{stroke-dasharray:5 4;stroke-width:1;opacity:.6}"
     + "".join(
         f".curve.c{k}{{stroke:{colour}}}.mark.c{k}{{fill:{colour}}}"
         for k, colour in enumerate(("#0b62c4", "#c2410c", "#15803d", "#7e22ce", "#4b5563", "#a16207"))
