@@ -38,7 +38,7 @@ def get_config(strategy: str = "surrogate") -> SearchRun:
             ),
             regression=BranchConfig(generations=0),
             filters=FilterConfig(skip=("overfit",)),
-            final=FinalConfig(seeds=2, fit_weights=(), branches=False),
+            final=FinalConfig(seeds=1, fit_weights=(), branches=False),
         ),
         train=training_in_seconds(learning_rate=0.002),
         schedule=ScheduleConfig(proxy=(400,), final=400, start=2000),
