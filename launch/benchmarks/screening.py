@@ -7,8 +7,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from benchmarks import screening_peers as peers
 from benchmarks.report import Report
+from benchmarks.screening_peers.deap_torch import authors_generate, authors_route
+from benchmarks.screening_peers.kozax import kozax
+from benchmarks.screening_peers.stack_machine import vmapped_switch
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.language import graph as graphs
 from cse_jax.language.float64 import float64
@@ -65,12 +67,12 @@ def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
         "ours: full grid for everyone": (full, None, ""),
         "ours: end to end, coarse to fine": (statistics.median(streams), None, "generation included"),
     }
-    authors = peers.authors_route(expressions, space)
+    authors = authors_route(expressions, space)
     found["DEAP + PyTorch, one at a time"] = _peer(authors, verdicts)
-    generated = peers.authors_generate(one_by_one, space)
+    generated = authors_generate(one_by_one, space)
     if generated.seconds:
         found["DEAP: generation"] = (len(generated.expressions) / generated.seconds, None, generated.note)
-    for name, peer in (("vmapped lax.switch", peers.vmapped_switch), ("kozax", peers.kozax)):
+    for name, peer in (("vmapped lax.switch", vmapped_switch), ("kozax", kozax)):
         found[name] = _peer(peer(expressions[:few], space), verdicts)
     base = found["DEAP + PyTorch, one at a time"][0]
     table = [
