@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cse_jax
-from cse_jax.atlas import enumeration
+from cse_jax.atlas import levels
 from cse_jax.atlas.enumeration import count_formulas, enumerate_losses
 from cse_jax.language.expression import Expression
 from cse_jax.language.population import encode
@@ -19,7 +19,7 @@ from cse_jax.screening.verification import Property, fingerprint, judge, verify
 def small_chunks():
     """Of which these few formulas fill several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(enumeration, "CHUNK", 512)
+        patch.setattr(levels, "CHUNK", 512)
         yield
 
 
