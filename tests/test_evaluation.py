@@ -352,6 +352,21 @@ def pycocotools_mask_metrics(found: Found, truth: GroundTruth):
     return defined, [precision[:, :, label].mean() for label in range(3)]
 
 
+def test_areas_that_are_not_annotated_are_those_of_what_is_scored():
+    """A box of medium size with a small mask."""
+    mask = np.zeros((64, 64), np.uint8, order="F")
+    mask[8:48, 8:20] = 1
+    runs = (maskUtils.encode(mask)["counts"],)
+    one = Annotation(1, (64, 64), np.array([[8.0, 8, 48, 48]]), np.array([0]), masks=runs)
+    truth = ground_truth([one])
+    found = Found(truth.image_of, truth.boxes, np.ones(1), truth.labels, truth.masks)
+    boxes, masks = evaluate(found, truth, ("thing",)), evaluate_masks(found, truth, ("thing",))
+    assert (boxes.ap_medium, masks.ap_small) == pytest.approx((1, 1))
+    assert math.isnan(boxes.ap_small) and math.isnan(masks.ap_medium)
+    annotated = ground_truth([one._replace(area=np.array([40.0 * 40]))])
+    assert evaluate_masks(found, annotated, ("thing",)).ap_medium == pytest.approx(1)
+
+
 def test_masks_are_needed_on_both_sides():
     found, truth = mask_case(0)
     with pytest.raises(ValueError, match="The detections have not a mask for each object"):

@@ -29,7 +29,7 @@ class GroundTruth(NamedTuple):
     image_of: Int[np.ndarray, " n"]  # the image's id of each object
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"]  # of the mask where there is one; tells small, medium and large objects apart
+    area: Float[np.ndarray, " n"] | None  # tells small and large objects apart; None: that of what is scored
     crowd: Bool[np.ndarray, " n"]  # crowds are neither found nor missed
     difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules do not know them
     masks: Sequence[dict] | None = None  # COCO's compressed run lengths
@@ -87,7 +87,7 @@ def matched(found: Found, truth: GroundTruth, categories: Sequence[str]) -> list
 
 def _box_evaluator(found: Found, truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCOeval:
     _check(found, truth)
-    reference = _reference(truth, categories)
+    reference = _reference(truth, categories, _areas(truth.boxes))
     places = _places(found.image_of, truth)
     columns = (places[:, None], _xywh(found.boxes), found.scores[:, None], found.labels[:, None])
     results = reference.load_res(np.concatenate(columns, axis=1, dtype=np.float64))
@@ -104,8 +104,8 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
         return _undefined(categories)
     _check(found, truth)
     masks = _all_masks(found, "detections")
-    _all_masks(truth, "ground truth")
-    reference = _reference(truth, categories)
+    own_areas = np.asarray(rle.area(list(_all_masks(truth, "ground truth"))), np.float64)
+    reference = _reference(truth, categories, own_areas)
     # Without boxes, so that the masks' own areas tell small, medium and large ones apart.
     rows = zip(
         _places(found.image_of, truth).tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True
@@ -184,7 +184,7 @@ def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int,
 
 
 def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
-    """The objects of annotated images in columns; an object's area is that of its box unless it is annotated."""
+    """The objects of annotated images in columns; areas are None unless they are annotated."""
     counts = [len(annotation.labels) for annotation in annotations]
     image_ids = np.array([annotation.image_id for annotation in annotations], np.int64)
     masks = None
@@ -193,6 +193,10 @@ def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
 
     def joined(columns) -> np.ndarray:
         return np.concatenate(list(columns))
+
+    area = None
+    if any(annotation.area is not None for annotation in annotations):
+        area = joined(_areas(a.boxes) if a.area is None else a.area for a in annotations)
 
     def flags(name: str) -> np.ndarray:
         values = ((getattr(annotation, name), len(annotation.labels)) for annotation in annotations)
@@ -203,7 +207,7 @@ def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
         image_of=np.repeat(image_ids, counts),
         boxes=joined(a.boxes for a in annotations).astype(np.float64),
         labels=joined(a.labels for a in annotations).astype(np.int64),
-        area=joined(_areas(a.boxes) if a.area is None else a.area for a in annotations),
+        area=area,
         crowd=flags("crowd"),
         difficult=flags("difficult"),
         masks=masks,
@@ -215,7 +219,8 @@ def _places(image_of: Int[np.ndarray, " n"], truth: GroundTruth) -> Int[np.ndarr
     return np.searchsorted(np.sort(truth.image_ids), image_of)
 
 
-def _reference(truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCO:
+def _reference(truth: GroundTruth, categories: Sequence[str], own_areas: Float[np.ndarray, " n"]) -> hotcoco.COCO:
+    """What hotcoco compares with; objects whose area is not annotated have their own."""
     places = _places(truth.image_of, truth)
     images = [{"id": place} for place in range(len(truth.image_ids))]
     if truth.masks is not None:
@@ -229,7 +234,7 @@ def _reference(truth: GroundTruth, categories: Sequence[str]) -> hotcoco.COCO:
         places,
         truth.labels,
         _xywh(truth.boxes),
-        area=truth.area.astype(np.float64),
+        area=(own_areas if truth.area is None else truth.area).astype(np.float64),
         iscrowd=truth.crowd.astype(np.int64),
         segmentation=None if truth.masks is None else list(truth.masks),
     )
