@@ -270,6 +270,8 @@ def test_boxes_and_masks_are_scored_in_original_pixels():
         assert pixels[4:16, 8:14].all() and pixels.sum() == 72
     assert evaluate(found, truth, ("thing",)).ap50 == evaluate_masks(found, truth, ("thing",)).ap50 == 1.0
     assert evaluate_masks(found, truth, ("thing",)).ap == pytest.approx(0.1)  # IoU is one half
+    boxes_alone = detect(predict, source, batch_size=2, masks=False)
+    assert boxes_alone.masks is None and np.array_equal(boxes_alone.boxes, found.boxes)
 
 
 # --- masks ---

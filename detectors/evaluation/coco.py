@@ -118,7 +118,8 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
 
 def evaluate_detector(predict: Predict, source: Source, *, batch_size: int) -> Metrics:
     """Runs a detector over all images of a source and scores its boxes. Arguments as for ``detect``."""
-    return evaluate(detect(predict, source, batch_size=batch_size), ground_truth(source.annotations), source.categories)
+    found = detect(predict, source, batch_size=batch_size, masks=False)
+    return evaluate(found, ground_truth(source.annotations), source.categories)
 
 
 def detect(
@@ -126,6 +127,7 @@ def detect(
     source: Source,
     *,
     batch_size: int,
+    masks: bool = True,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Found:
     """Everything that a detector finds on the images of a source, in pixels of the original images.
@@ -135,12 +137,14 @@ def detect(
         with two if the source has two.
       source: the images and their ground truth.
       batch_size: images per call.
+      masks: whether to keep the detections' masks, where it gives any; encoding them takes longer than finding them.
       progress: called with the number of images done, after each batch.
     """
     sizes = {annotation.image_id: annotation.size for annotation in source.annotations}
     parts, done = [], 0
     for batch in eval_batches(source, batch_size):
-        parts.append(collect(jax.device_get(predict(batch.image, batch.image_size)), batch, sizes))
+        detections = predict(batch.image, batch.image_size)
+        parts.append(collect(jax.device_get(detections if masks else detections._replace(masks=None)), batch, sizes))
         done += int(np.sum(batch.real))
         progress(done)
     return joined(parts)

@@ -314,7 +314,7 @@ def evaluate_many(predict: Callable[..., Detections], source: Source, batch_size
     sizes = {annotation.image_id: annotation.size for annotation in source.annotations}
     parts = []
     for batch in eval_batches(source, batch_size):
-        found = jax.device_get(predict(batch.image, batch.image_size))
+        found = jax.device_get(predict(batch.image, batch.image_size)._replace(masks=None))
         each = range(len(found.scores))
         parts.append([collect(jax.tree.map(lambda a, k=k: a[k], found), batch, sizes) for k in each])
     truth = ground_truth(source.annotations)

@@ -242,7 +242,7 @@ class DetectorTrainer:
         stored = checkpoint.restore(self._partial(losses, "final", seed).with_suffix(""), state.model)
         params, rest = jax.device_put(stored)
         predict = functools.partial(self._compiled.predict, state._replace(params=params, rest=rest, ema=None))
-        found = detect(predict, source, batch_size=self._config.batch_size)
+        found = detect(predict, source, batch_size=self._config.batch_size, masks=False)
         return all_matches(found, ground_truth(source.annotations), source.categories)
 
     def _first(self, purpose: _Purpose, seed: int) -> TrainState:
