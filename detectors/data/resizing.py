@@ -62,10 +62,14 @@ def mask_grid(
       mirrored: whether the image was flipped left to right.
     """
     mask = rle.decode({"size": list(size), "counts": runs})
+    if mirrored:
+        mask = mask[:, ::-1]
+    if stride == 1 and target == size:
+        return mask.astype(bool)
     rows, columns = (-(-side // stride) for side in target)
     # The last cells reach beyond the image, so the grid covers a little more than the image.
     box = (0.0, 0.0, size[1] * columns * stride / target[1], size[0] * rows * stride / target[0])
     right, bottom = int(np.ceil(box[2])) - size[1], int(np.ceil(box[3])) - size[0]
-    grey = np.pad(mask[:, ::-1] if mirrored else mask, ((0, bottom), (0, right))) * np.uint8(255)
+    grey = np.pad(mask, ((0, bottom), (0, right))) * np.uint8(255)
     small = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BOX, box=box)
     return np.asarray(small) >= 128
