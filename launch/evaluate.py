@@ -27,7 +27,6 @@ from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import open_dataset
 from detectors.data.doubts import doubts_of_boxes
-from detectors.data.on_disk import DiskData
 from detectors.data.voc import VocData
 from detectors.evaluation import inference
 from detectors.evaluation.coco import Found, GroundTruth, detect, ground_truth
@@ -139,10 +138,7 @@ def _score_detector(config) -> None:
 
 def _opened(config, *, masks: bool):
     """The data set, without what only a training needs."""
-    changes = {"cache": False}
-    if isinstance(config, DiskData):
-        changes["mask_stride"] = _MASK_STRIDE if masks else 0
-    return open_dataset(dataclasses.replace(config, **changes))
+    return open_dataset(dataclasses.replace(config, cache=False, mask_stride=_MASK_STRIDE if masks else 0))
 
 
 def _write_detections(path: pathlib.Path, found: Found, config, categories: tuple[str, ...]) -> None:

@@ -11,11 +11,15 @@ import time
 
 import numpy as np
 import pytest
+from hotcoco import mask as rle
 from PIL import Image
 
 from detectors.data import digit_scenes, scene_rendering
+from detectors.data.datasets import DataConfig, open_dataset
 from detectors.data.digit_scenes import SPLITS, DigitScenesConfig, build_digit_scenes, split_glyphs
+from detectors.data.pipeline import make_batch
 from detectors.data.scene_rendering import SceneConfig, render_scene
+from detectors.evaluation.coco import Found, evaluate, evaluate_masks, ground_truth
 
 SMALL = DigitScenesConfig(train_images=12, select_images=5, test_images=4, seed=3)
 PRELUDE = "import sys\nfrom detectors.data.digit_scenes import *\n"
@@ -96,6 +100,44 @@ def test_boxes_are_tight_around_the_ink(glyphs, seed, monkeypatch):
     assert painted.max() >= config.contrast
 
 
+def tight_box(mask):
+    rows, columns = np.nonzero(mask)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def test_masks_fill_their_boxes_where_nothing_covers_them(glyphs):
+    covered = 0
+    for index in range(100):
+        scene = render_scene(np.random.default_rng(index), *glyphs["train"], SceneConfig())
+        assert scene.masks.shape == (len(scene.boxes), 96, 96)
+        assert (scene.masks.sum(0) <= 1).all()
+        for place, (mask, box) in enumerate(zip(scene.masks, scene.boxes, strict=True)):
+            tight, later = np.array(tight_box(mask)), scene.boxes[place + 1 :]
+            assert (tight[:2] >= box[:2]).all() and (tight[2:] <= box[2:]).all()
+            if ((later[:, :2] < box[2:]) & (later[:, 2:] > box[:2])).all(1).any():
+                covered += (tight != box).any()
+            else:
+                np.testing.assert_array_equal(tight, box)
+    assert covered
+
+
+def test_later_digits_take_pixels_from_earlier_ones(glyphs, monkeypatch):
+    """Of two digits in colours that no ground has, each shows its own where its ink is full."""
+    config = SceneConfig(max_objects=2, max_overlap=0.6, noise=0.0, clutter=0)
+    colours = np.array([[255, 0, 0], [0, 255, 0]], np.float32)
+    cut = 0
+    for index in range(60):
+        shown = iter(colours)
+        monkeypatch.setattr(scene_rendering, "_ink_colour", lambda *_, shown=shown: next(shown))
+        scene = render_scene(np.random.default_rng(index), *glyphs["train"], config)
+        for place in range(len(scene.masks)):
+            painted = (scene.image == colours[place]).all(-1)
+            assert painted.any()
+            assert (scene.masks[:, painted].argmax(0) == place).all() and (scene.masks[:, painted].sum(0) == 1).all()
+        cut += tight_box(scene.masks[0]) != scene.boxes[0].tolist()
+    assert cut
+
+
 def test_records_hold_what_was_rendered(built, glyphs):
     images, labels = split_glyphs(SMALL.seed)["select"]
     for index, record in enumerate(built.as_data_source(split="select")):
@@ -103,7 +145,32 @@ def test_records_hold_what_was_rendered(built, glyphs):
         np.testing.assert_array_equal(record["image"], scene.image)
         np.testing.assert_array_equal(np.reshape(record["objects"]["box"], (-1, 4)), scene.boxes)
         np.testing.assert_array_equal(record["objects"]["label"], scene.labels)
+        masks = [rle.decode({"size": [96, 96], "counts": runs}) for runs in record["objects"]["mask"]]
+        np.testing.assert_array_equal(masks, scene.masks)
         assert record["image_id"] == SMALL.train_images + index
+
+
+def test_batches_have_masks_if_they_are_asked_for(built, glyphs):
+    config = DataConfig(digit_scenes=SMALL, data_dir=str(pathlib.Path(built.data_path).parents[2]))
+    without = open_dataset(config).select
+    assert without.annotations[0].masks is None and make_batch([without[0]], without.layout).masks is None
+    images, labels = split_glyphs(SMALL.seed)["select"]
+    scene = render_scene(np.random.default_rng([SMALL.seed, 1, 0]), images, labels, SMALL.scene)
+    for stride in (1, 2):
+        source = open_dataset(dataclasses.replace(config, mask_stride=stride)).select
+        masks = make_batch([source[0]], source.layout).masks[0]
+        share = scene.masks.reshape(-1, 96 // stride, stride, 96 // stride, stride).mean((2, 4))
+        np.testing.assert_array_equal(masks[: len(share)], share >= 0.5)
+        assert masks.any((1, 2)).sum() == len(share)
+
+
+def test_boxes_and_masks_that_are_found_score_one(built):
+    config = DataConfig(digit_scenes=SMALL, data_dir=str(pathlib.Path(built.data_path).parents[2]), mask_stride=1)
+    source = open_dataset(config).train
+    truth = ground_truth(source.annotations)
+    found = Found(truth.image_of, truth.boxes, np.ones(len(truth.labels)), truth.labels, truth.masks)
+    for metrics in (evaluate(found, truth, source.categories), evaluate_masks(found, truth, source.categories)):
+        assert metrics.ap == pytest.approx(1)
 
 
 def test_same_seed_same_bytes(built, tmp_path):
@@ -167,7 +234,7 @@ def test_failed_build_leaves_nothing_half_valid(tmp_path, monkeypatch):
         patch.setattr(digit_scenes, "render_scene", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_digit_scenes(SMALL, tmp_path)
-    assert not list(tmp_path.rglob("1.0.0"))
+    assert not list(tmp_path.rglob(str(digit_scenes.DigitScenes.VERSION)))
     assert len(build_digit_scenes(SMALL, tmp_path).as_data_source(split="train")) == SMALL.train_images
 
 

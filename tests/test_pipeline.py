@@ -94,6 +94,14 @@ def test_bad_box_is_dropped_and_reported(box, reason):
     assert str(report).startswith(f"1 x box dropped, {reason}: image 7 (50x40), box (")
 
 
+def test_masks_go_with_their_boxes():
+    without_area, short = record(1, ((10, 20, 10, 30), GOOD_BOX), (2, 1)), record(2)
+    without_area["objects"]["mask"], short["objects"]["mask"] = [b"dropped", b"kept"], []
+    train, report = open_train([without_area, short], mask_stride=4)
+    assert [annotation.masks for annotation in train.annotations] == [(b"kept",)]
+    assert "masks and labels differ in number: image 2: 0 and 1" in str(report)
+
+
 def test_box_across_the_border_is_clipped():
     train, report = open_train([record(7, ((-5, -1, 60, 45), GOOD_BOX), (2, 1))])
     np.testing.assert_array_equal(train.annotations[0].boxes, [(0, 0, 50, 40), GOOD_BOX])

@@ -126,12 +126,12 @@ def open_records(
     annotations, images, reports = {}, {}, {}
     for split in SPLITS:
         report = reports[split] = BadRecords()
-        found, decoded, indices = [], [], []
+        found, decoded, indices, masks = [], [], [], bool(config.mask_stride)
         for index in range(len(records[split])):
             record = records[split][index]
             try:
                 image = decode_image(record["image"], int(record["image_id"]))
-                found.append(read_annotation(record, image_size(image), categories, report))
+                found.append(read_annotation(record, image_size(image), categories, report, masks=masks))
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
                 continue

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import zlib
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,6 +24,7 @@ from tensorflow_datasets.core import writer
 from cse_jax.ranges import Positive, Seed, validate
 from cse_jax.workdir import default_data_dir
 from detectors.data.building import BuildError, StableWriter, build_once
+from detectors.data.masks import encoded
 from detectors.data.scene_rendering import SceneConfig, render_scene
 
 SPLITS = ("train", "select", "test")
@@ -61,20 +63,25 @@ class DigitScenesBuilderConfig(tfds.core.BuilderConfig):
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder. A record: PNG ``image``, ``image_id`` unique over the splits, ``objects`` of ``box`` and ``label``.
+    """TFDS builder. A record: PNG ``image``, ``image_id`` unique over the splits, ``objects``.
 
-    Boxes are ``(x1, y1, x2, y2)`` in pixels, far edges exclusive. Raise ``VERSION`` when a change alters the bytes.
+    An object has ``box`` (x1, y1, x2, y2, pixels, far edges exclusive), ``label`` and ``mask`` (its visible ink, as
+    COCO's compressed run lengths). Raise ``VERSION`` when a change alters the bytes.
     """
 
     builder_config: DigitScenesBuilderConfig  # a property of TFDS, typed
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.1.0": "Objects have masks; images, boxes and labels are those of 1.0.0.",
+        "1.0.0": "First version.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self.builder_config.scenes.scene.image_size
         objects = {
             "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
             "label": tfds.features.ClassLabel(names=list(CATEGORIES)),
+            "mask": tfds.features.Text(),
         }
         features = {
             "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
@@ -103,7 +110,10 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         for index in range(config.images(split)):
             rng = np.random.default_rng([config.seed, number, index])
             scene = render_scene(rng, glyphs, labels, config.scene)
-            objects = [{"box": box, "label": int(label)} for box, label in zip(scene.boxes, scene.labels, strict=True)]
+            objects = [
+                {"box": box, "label": int(label), "mask": encoded(mask)}
+                for box, label, mask in zip(scene.boxes, scene.labels, scene.masks, strict=True)
+            ]
             yield index, {"image": _encode_png(scene.image), "image_id": first_id + index, "objects": objects}
 
 

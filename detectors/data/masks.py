@@ -1,8 +1,9 @@
-"""Masks as COCO's format gives them, polygons or run lengths, checked before they are rasterised."""
+"""Masks as COCO's compressed run lengths: of what COCO's format gives, polygons or runs, checked; and of pixels."""
 
 import msgspec
 import numpy as np
 from hotcoco import mask as rle
+from jaxtyping import Bool
 
 from cse_jax.errors import UserError
 from detectors.data.json_rows import Side, shown
@@ -50,6 +51,11 @@ def run_lengths(segmentation: msgspec.Raw | bytes, size: tuple[int, int]) -> byt
         if not np.isfinite(points).all() or points.min() < -limit or points.max() > 2 * limit:
             raise MaskError(f"a polygon far outside its image of {size[1]}x{size[0]}, {shown(polygon)}")
     return bytes(rle.merge(rle.frPyObjects(polygons, *size))["counts"])
+
+
+def encoded(mask: Bool[np.ndarray, "h w"]) -> bytes:
+    """The pixels of a mask as COCO's compressed run lengths."""
+    return bytes(rle.encode(np.asfortranarray(mask, np.uint8))["counts"])
 
 
 def _decoded(segmentation: msgspec.Raw | bytes):

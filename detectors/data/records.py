@@ -1,7 +1,7 @@
 """Turns the records of a detection data set into valid examples, and reports what was wrong with the others.
 
-A record is a mapping with ``image`` (encoded bytes), ``image_id`` and ``objects`` (``box`` and ``label`` of each
-object), as TFDS gives it. A bad record never stops a run: it is counted, reported and left out.
+A record is a mapping with ``image`` (encoded bytes), ``image_id`` and ``objects`` (``box``, ``label`` and possibly
+``mask`` of each object), as TFDS gives it. A bad record never stops a run: it is counted, reported and left out.
 """
 
 import collections
@@ -115,7 +115,7 @@ def decode_image(encoded: bytes, image_id: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_annotation(
-    record: Mapping, size: tuple[int, int], categories: tuple[str, ...], report: BadRecords
+    record: Mapping, size: tuple[int, int], categories: tuple[str, ...], report: BadRecords, *, masks: bool = False
 ) -> Annotation:
     """Checks the objects of a record against its image.
 
@@ -127,6 +127,7 @@ def read_annotation(
       size: (height, width) of the decoded image, pixels.
       categories: the declared names; labels index them.
       report: receives what is dropped or repaired.
+      masks: whether to read the objects' masks, where the record has them.
 
     Raises:
       BadRecord: an object's category is not declared. The whole image is left out, because without the object it
@@ -137,6 +138,9 @@ def read_annotation(
     labels = np.asarray(record["objects"]["label"]).reshape(-1).astype(np.int64)
     if len(boxes) != len(labels):
         raise BadRecord("boxes and labels differ in number", f"image {image_id}: {len(boxes)} and {len(labels)}")
+    runs = record["objects"].get("mask") if masks else None
+    if runs is not None and len(runs) != len(labels):
+        raise BadRecord("masks and labels differ in number", f"image {image_id}: {len(runs)} and {len(labels)}")
     undeclared = labels[(labels < 0) | (labels >= len(categories))]
     if undeclared.size:
         raise BadRecord(
@@ -164,4 +168,5 @@ def read_annotation(
                 "box clipped to the image",
                 f"image {image_id} ({width}x{height}), box {tuple(float(edge) for edge in boxes[index])}",
             )
-    return Annotation(image_id, (height, width), clipped, labels[kept].astype(np.int32))
+    chosen = None if runs is None else tuple(bytes(runs[index]) for index in kept)
+    return Annotation(image_id, (height, width), clipped, labels[kept].astype(np.int32), masks=chosen)

@@ -1,20 +1,21 @@
 """Draws one scene: handwritten digits of several scales and colours on a cluttered background.
 
 All randomness comes from the generator that is passed in, so equal seeds give equal pixels. Boxes are tight
-around the ink, in pixels, as ``(x1, y1, x2, y2)`` with the far edge exclusive.
+around the ink, in pixels, as ``(x1, y1, x2, y2)`` with the far edge exclusive. A mask is the ink that is seen, so a
+digit's box may be larger than its mask where later digits cover it.
 """
 
 import dataclasses
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from cse_jax.errors import InputError
 from cse_jax.ranges import Count, Positive, Range
 
-INK_LEVEL = 0.3  # coverage from which a pixel counts as ink when a box is fitted
+INK_LEVEL = 0.3  # coverage above which a pixel counts as ink, for boxes and masks
 PLACEMENT_TRIES = 40
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -56,6 +57,7 @@ class Scene(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
+    masks: Bool[np.ndarray, "n h w"]  # the ink that no later object covers
 
 
 def render_scene(
@@ -70,7 +72,7 @@ def render_scene(
     for _ in range(rng.integers(0, config.clutter + 1)):
         _draw_distractor(rng, canvas, glyphs, config)
 
-    boxes, labels = [], []
+    boxes, labels, masks = [], [], []
     for _ in range(rng.integers(1, config.max_objects + 1)):
         chosen = rng.integers(len(glyphs))
         height = np.exp(rng.uniform(np.log(config.min_height), np.log(config.max_height)))
@@ -82,14 +84,19 @@ def render_scene(
             continue
         box = tight + np.tile(position, 2)
         _paint(canvas, ink, position, _ink_colour(rng, canvas, box, config.contrast))
+        covered = _covered(ink, position, size)
+        for earlier in masks:
+            earlier &= ~covered
         boxes.append(box)
         labels.append(glyph_labels[chosen])
+        masks.append(covered)
 
     canvas += rng.uniform(0.0, config.noise) * rng.standard_normal(canvas.shape, np.float32)
     return Scene(
         image=np.clip(np.rint(canvas), 0, 255).astype(np.uint8),
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         labels=np.array(labels, np.int32),
+        masks=np.array(masks, bool).reshape(-1, size, size),
     )
 
 
@@ -152,6 +159,14 @@ def _enlarge(glyph: Float[np.ndarray, "r c"], cell: float, aspect: float) -> Flo
 def _ink_box(ink: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "4"]:
     rows, columns = np.flatnonzero(ink.max(1) > INK_LEVEL), np.flatnonzero(ink.max(0) > INK_LEVEL)
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def _covered(ink: Float[np.ndarray, "h w"], position: Int[np.ndarray, "2"], size: int) -> Bool[np.ndarray, "s s"]:
+    """Marks the pixels of a scene that ink at a position covers; none of them lies beyond the border."""
+    rows, columns = np.nonzero(ink > INK_LEVEL)
+    covered = np.zeros((size, size), bool)
+    covered[rows + position[1], columns + position[0]] = True
+    return covered
 
 
 def _free_position(rng, tight, boxes: list, size: int, max_overlap: float) -> Int[np.ndarray, "2"] | None:

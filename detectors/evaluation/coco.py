@@ -14,6 +14,7 @@ from hotcoco import mask as rle
 from jaxtyping import Bool, Float, Int
 
 from cse_jax.errors import InputError
+from detectors.data.masks import encoded
 from detectors.data.pipeline import Source, eval_batches
 from detectors.data.records import Annotation
 from detectors.ops.masks import paste_masks
@@ -271,7 +272,7 @@ def _undefined(categories: Sequence[str]) -> Metrics:
 def _pasted(mask: Float[np.ndarray, "s s"], box: Float[np.ndarray, "4"], size: tuple[int, int]) -> dict:
     """One detection's mask over its whole image, as run lengths."""
     inside = paste_masks(mask[None], box[None], size)[0] >= 0.5
-    return rle.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {"size": list(size), "counts": encoded(inside)}
 
 
 def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
