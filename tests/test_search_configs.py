@@ -1,4 +1,4 @@
-"""Each detector has a search config that runs, a few steps of it.
+"""Each detector has a search config on digit scenes that runs, a few steps of it.
 
 That of FCOS is the default one, which test_launch runs.
 """
@@ -11,9 +11,7 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 from scripts import ROOT
 from test_configs import SEARCHES, read
@@ -42,7 +40,7 @@ CONFIGS = {
     "atss": ATSSConfig,
     "faster_rcnn": FasterRCNNConfig,
     "cascade_rcnn": CascadeRCNNConfig,
-    "mask_rcnn_coco": MaskRCNNConfig,
+    "mask_rcnn": MaskRCNNConfig,
 }
 
 
@@ -62,6 +60,7 @@ def test_a_prior_needs_a_strategy_that_learns():
         "combinations:faster_rcnn",
         "architectures:atss",
         "architectures:cascade_rcnn",
+        "architectures:mask_rcnn",
         "data_sets:fcos",
         "data_sets:faster_rcnn",
         "loss_scale:fcos",
@@ -101,30 +100,6 @@ def test_every_training_of_full_size_has_a_table(name):
     assert len({tuple(pair.key) for pair in [task.default, *losses]}) == len(losses) + 1
 
 
-def write_photographs(root, count=16):
-    """A set in COCO's format: noise with a bright square of one of two categories, and its mask."""
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir(parents=True)
-    (root / "annotations").mkdir()
-    images, objects = [], []
-    for number in range(count):
-        x, y, side = (int(n) for n in rng.integers((0, 0, 24), (90, 60, 60)))
-        pixels = rng.integers(0, 90, (128, 160, 3), dtype=np.uint8)
-        pixels[y : y + side, x : x + side, number % 2] = 255
-        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": 128, "width": 160})
-        corners = [x, y, x + side, y, x + side, y + side, x, y + side]
-        about = {"bbox": [x, y, side, side], "area": side * side, "segmentation": [corners], "iscrowd": 0}
-        objects.append({"id": number, "image_id": number, "category_id": 1 + number % 2} | about)
-    content = {
-        "images": images,
-        "annotations": objects,
-        "categories": [{"id": k, "name": f"square {k}"} for k in (1, 2)],
-    }
-    for split in ("train", "val"):
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-
-
 def small(config, tmp_path):
     """The config with the fewest layers, images and steps that make a search."""
     features = {name: part for name, part in FEATURES.items() if hasattr(config.detector, name)}
@@ -142,12 +117,8 @@ def small(config, tmp_path):
     config.search.regression.max_probe = config.search.regression.max_overfit = 1
     config.search.final = dataclasses.replace(config.search.final, seeds=1, fit_weights=())
     config.data.data_dir = str(tmp_path / "data")
-    if isinstance(config.detector, MaskRCNNConfig):
-        write_photographs(tmp_path / "photographs")
-        config.detector.classes, config.data.root, config.data.select_images = 2, str(tmp_path / "photographs"), 4
-    else:
-        scenes = config.data.digit_scenes
-        scenes.train_images, scenes.select_images, scenes.test_images = 20, 4, 4
+    scenes = config.data.digit_scenes
+    scenes.train_images, scenes.select_images, scenes.test_images = 20, 4, 4
     return config
 
 
@@ -160,7 +131,7 @@ def opened(name, folder):
 
 @pytest.mark.slow
 def test_a_search_runs_to_its_final_table(tmp_path):
-    config, trainer = opened("mask_rcnn_coco", tmp_path)
+    config, trainer = opened("mask_rcnn", tmp_path)
     with (
         search.Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 1, "overfit": 2, "proxy": 2, "final": 2}) as monitor,
