@@ -18,7 +18,7 @@ from detectors.data.coco import CocoData
 from detectors.data.datasets import open_dataset, read_built
 from detectors.data.json_rows import FileError
 from detectors.data.masks import MaskError, run_lengths
-from detectors.data.on_disk import LayoutError, build_detection_set
+from detectors.data.on_disk import DetectionSet, LayoutError, build_detection_set
 from detectors.data.pipeline import Example, eval_batches, flipped, make_batch, train_batches
 from detectors.data.resizing import fitted_size, mask_grid, resized
 from detectors.data.voc import VocData
@@ -259,7 +259,7 @@ def test_nothing_usable_is_an_error(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(LayoutError, match="No image of train in .* can be used:(.|\n)*cannot be decoded"):
         build_detection_set(CocoData(str(root), data_dir=str(tmp_path / "built")))
-    assert not list((tmp_path / "built" / "coco").glob("*/1.0.0"))
+    assert not list((tmp_path / "built" / "coco").glob(f"*/{DetectionSet.VERSION}"))
 
 
 @pytest.mark.parametrize(
