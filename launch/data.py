@@ -181,7 +181,7 @@ The search sees the images at 160 x 120 pixels, as that of configs/search/fcos_b
 from {module} import {kind}
 from detectors.models.fcos import fcos_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun, search_in_minutes
 
 

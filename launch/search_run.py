@@ -14,7 +14,8 @@ from detectors.data.voc import VocData
 from detectors.models import DetectorConfig, build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.training.initial_weights import WeightsConfig, starting_from
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.schedule import ScheduleConfig
+from detectors.training.search_trainer import DetectorTrainer, task_of
 from detectors.training.step import TrainConfig, jit_detector
 
 

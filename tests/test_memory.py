@@ -8,7 +8,7 @@ import pytest
 from benchmarks import analysis
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig
-from detectors.training.batched import bytes_needed
+from detectors.training.fitting import bytes_needed
 
 
 def with_four_blocks(config):

@@ -33,7 +33,8 @@ from detectors.models.atss import ATSSConfig
 from detectors.models.cascade_rcnn import CascadeRCNNConfig
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.mask_rcnn import MaskRCNNConfig
-from detectors.training.search_trainer import ScheduleConfig, task_of
+from detectors.training.schedule import ScheduleConfig
+from detectors.training.search_trainer import task_of
 from search_run import trainer_of
 
 CONFIGS = {

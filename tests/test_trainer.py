@@ -29,10 +29,11 @@ from detectors.losses import DetectionLosses, resolve_pair, term
 from detectors.models import build_detector, resnet
 from detectors.models.detector import Detector
 from detectors.models.fcos import FCOS
-from detectors.training import batched, loop, pausing, search_trainer
+from detectors.training import batched, fitting, loop, pausing, search_trainer
 from detectors.training.batched import jit_many, stack_losses
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.schedule import ScheduleConfig
+from detectors.training.search_trainer import DetectorTrainer, task_of
 from detectors.training.step import TrainConfig, jit_detector, learning_rate, optimiser_for
 
 TASK = task_of(FCOS)
@@ -153,9 +154,9 @@ def test_the_number_to_train_at_once_is_measured_once(compiled, data, tmp_path, 
         trainer = make(compiled, data, tmp_path / folder, **schedule)
         trainer._whole = trainer._whole._replace(lower=lambda *_: types.SimpleNamespace(as_text=lambda: program))
         with monkeypatch.context() as patch:
-            patch.setattr(search_trainer, "fitting_count", lambda *_: measures)
+            patch.setattr(fitting, "fitting_count", lambda *_: measures)
             patch.setattr(search_trainer.jax, "local_devices", lambda: devices)
-            patch.setattr(search_trainer, "device_memory", lambda: memory[0])
+            patch.setattr(fitting, "device_memory", lambda: memory[0])
             return trainer.at_once("proxy")
 
     assert asked("one", 4) == 4
@@ -473,10 +474,10 @@ def test_a_step_of_many_is_compiled_once(data, caplog):
 def test_memory_and_time_are_those_of_the_compiled_step(prober):
     about = next(prober._batches("proxy", 0, 0)), prober._terms(DEFAULT)
     model, said = prober._compiled.init(0).model, []
-    three, six = (batched._compiled_step(prober._heads, model, *about, said.append, count) for count in (3, 6))
+    three, six = (fitting._compiled_step(prober._heads, model, *about, said.append, count) for count in (3, 6))
     assert 0 < three.memory < six.memory < 2 * three.memory
     assert [line.split(":")[0] for line in said] == ["3 at once", "6 at once"]
-    assert 0.0 < batched._seconds(three, prober._heads, model, *about) < 60.0
+    assert 0.0 < fitting._seconds(three, prober._heads, model, *about) < 60.0
 
 
 @pytest.mark.parametrize(
@@ -503,12 +504,12 @@ def test_as_many_side_by_side_as_fit_and_pay(monkeypatch, limit, overhead, expec
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return 100 + 80 * count + 1000 * (count > 30)
 
-    monkeypatch.setattr(batched, "bytes_needed", lambda size: size)
-    monkeypatch.setattr(batched, "_seconds", lambda step, *_: overhead + step.count)
+    monkeypatch.setattr(fitting, "bytes_needed", lambda size: size)
+    monkeypatch.setattr(fitting, "_seconds", lambda step, *_: overhead + step.count)
     many = jit_many(BUILD, TRAIN)._replace(
         lower=lambda model, count, *_: types.SimpleNamespace(compile=functools.partial(compile_step, count))
     )
     step = (nnx.State({}), nnx.State({})), batch_of(1, 32, 32), resolve_pair(DEFAULT.cls.space)
-    assert batched.fitting_count(many, *step, limit=limit, say=said.append) == expected
+    assert fitting.fitting_count(many, *step, limit=limit, say=said.append) == expected
     assert tried == counts and len(said) == len(counts) and said[0].startswith("2 at once: 0.00 GiB")
-    assert batched.fitting_count(many, *step) == 1, "on a CPU one after the other"
+    assert fitting.fitting_count(many, *step) == 1, "on a CPU one after the other"

@@ -12,7 +12,7 @@ and AP are in docs/results.md.
 
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun
 
 _A_GENERATION = 3

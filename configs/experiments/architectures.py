@@ -13,7 +13,7 @@ from detectors.models.atss import atss_tiny
 from detectors.models.cascade_rcnn import cascade_rcnn_tiny
 from detectors.models.mask_rcnn import mask_rcnn_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import ComparisonRun
 
 _TWO_STAGE = ("CEI |", "A_cls |", "| A_reg", "A_cls | A_reg")

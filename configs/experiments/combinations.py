@@ -9,7 +9,7 @@ The published pair is the last row.  Cost and AP are in docs/results.md.
 from cse_jax.errors import InputError
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import ComparisonRun
 
 _BOXES = (

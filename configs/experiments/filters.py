@@ -12,7 +12,7 @@ from cse_jax.errors import InputError
 from cse_jax.screening.candidate import Filter
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun
 
 _TRAINED = 12

@@ -14,7 +14,7 @@ import config_file
 from cse_jax.errors import InputError
 from cse_jax.language.spaces import BINARY_CLASS
 from detectors.models import build_detector
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import ComparisonRun
 
 _STEPS = {

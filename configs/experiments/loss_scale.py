@@ -13,7 +13,7 @@ from cse_jax.errors import InputError
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.models.fcos import fcos_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import ComparisonRun
 
 

@@ -9,7 +9,7 @@ from cse_jax.loss_table import written
 from cse_jax.loss_table.config import LossTableConfig
 from detectors.models.fcos import fcos_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import LossTableRun, bccd_at_120
 
 

@@ -8,7 +8,7 @@ What came out is in docs/benchmarks.md.
 from cse_jax.loss_table import written
 from cse_jax.loss_table.config import LossTableConfig
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import LossTableRun
 
 

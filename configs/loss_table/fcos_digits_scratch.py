@@ -9,7 +9,7 @@ Only the known and the hand-made losses, without the scores of the stages.
 from cse_jax.loss_table import written
 from cse_jax.loss_table.config import LossTableConfig
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import LossTableRun
 
 

@@ -7,7 +7,7 @@ Cost and AP were not measured.
 
 from detectors.models.cascade_rcnn import cascade_rcnn_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun, search_in_minutes
 
 

@@ -6,7 +6,7 @@ Cost and AP are in docs/benchmarks.md.
 """
 
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun, search_in_minutes
 
 

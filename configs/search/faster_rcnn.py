@@ -5,7 +5,7 @@ python launch/search.py --config=configs/search/faster_rcnn.py
 
 from detectors.models.faster_rcnn import faster_rcnn_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun, search_in_minutes
 
 

@@ -13,7 +13,7 @@ and --config.data.images if its folders have other names (configs/data/coco_form
 
 from detectors.data.coco import CocoData
 from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from detectors.training.step import TrainConfig
 from search_run import SearchRun, search_in_minutes
 

@@ -10,7 +10,7 @@ Cost and AP are in docs/benchmarks.md.
 
 from detectors.models.fcos import fcos_tiny
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun, bccd_at_120, search_in_minutes
 
 

@@ -12,7 +12,7 @@ from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, Searc
 from detectors.data.datasets import DataConfig
 from detectors.data.digit_scenes import DigitScenesConfig
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import ScheduleConfig
+from detectors.training.schedule import ScheduleConfig
 from search_run import SearchRun
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -15,12 +14,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 from flax import nnx
 
-from cse_jax import workdir
-from cse_jax.ranges import Count, Horizons, Positive
 from cse_jax.search.task import LossPair, Task
 from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
 from detectors import checkpoint
@@ -31,59 +27,17 @@ from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, as_term
 from detectors.models.detector import Detector
 from detectors.parallel import row
-from detectors.training.batched import (
-    JittedMany,
-    ManyState,
-    device_memory,
-    evaluate_many,
-    fitting_count,
-    jit_many,
-    stack_losses,
-)
+from detectors.training.batched import JittedMany, ManyState, evaluate_many, jit_many, stack_losses
+from detectors.training.fitting import remembered_count
 from detectors.training.loop import fit, placed_batches
 from detectors.training.pausing import filled, pause, resumed
 from detectors.training.remembered import remembered
+from detectors.training.schedule import ScheduleConfig
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
-_MEASURING = (
-    "Measuring, once for this detector and device, how many detectors to train at once: three programs are compiled, "
-    "which takes minutes; --config.schedule.at_once=8 would train 8 without that."
-)
 _AHEAD = 8  # steps that are given to the device before their figures are looked at
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
-
-
-@dataclasses.dataclass
-class ScheduleConfig:
-    """Length of the trainings of a search, in steps.
-
-    Attributes:
-      probe: steps at which heads on fixed features, trained on one image per category, are scored; the last is the end.
-      probe_images: of the select split, on which they are scored.
-      probe_at_once: heads trained side by side, spread over the devices; rounded up to a multiple of these.
-      overfit: of whole detectors on one image per category (model optimization simulation).
-      proxy: steps at which trainings on the train split are scored on the select split; the last is the end.
-      final: on the train split, scored on the test split.
-      table: steps at which trainings for the table of trained losses are scored on both other splits; the last is the
-        end.
-      start: steps for which the default losses train one detector, with which all trainings on the train split then
-        begin, output layers excepted; 0 for none: they begin from scratch.
-      at_once: whole detectors trained side by side, spread likewise; 1 for one whose batches all devices share; 0 for
-        one on a CPU, and elsewhere for as many as fit the memory and make it faster.
-      save_every: steps between checkpoints from which an interrupted training resumes; 0 for none.
-    """
-
-    probe: Horizons = (30, 60)
-    probe_images: Positive = 64
-    probe_at_once: Positive = 32
-    overfit: Positive = 60
-    proxy: Horizons = (120, 300)
-    final: Positive = 300
-    table: Horizons = (300,)
-    start: Count = 0
-    at_once: Count = 0
-    save_every: Count = 0
 
 
 def task_of(detector: type[Detector]) -> Task:
@@ -397,19 +351,11 @@ class DetectorTrainer:
         return each * len(devices)
 
     def _measured_at_once(self) -> int:
-        """On one device; once on a machine for a program, which holds detector, shapes and optimisation."""
+        """On one device."""
         device, *others = jax.local_devices()
         many = jit_many(self._build, self._config, devices=[device]) if others else self._whole
         batch, model = next(self._batches("proxy", self._seed, 0)), self._compiled.init(self._seed).model
-        step = many, model, batch, self._terms(self.task.default)
-        program = hashlib.blake2b(many.lower(model, 2, *step[2:]).as_text().encode(), digest_size=16).hexdigest()
-        key = f"{workdir.device()}, {device_memory()} bytes, jaxlib {jaxlib.version.__version__}, program {program}"
-
-        def measure() -> int:
-            print(_MEASURING, flush=True)
-            return fitting_count(*step)
-
-        return remembered(workdir.default_data_dir() / "at_once.json", key, measure)
+        return remembered_count(many, model, batch, self._terms(self.task.default))
 
     def _batches(self, purpose: Purpose, seed: int, start: int):
         source = self._splits[purpose][0]

@@ -29,7 +29,8 @@ from detectors.models import DetectorConfig, build_detector
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.structures import Batch
-from detectors.training.batched import bytes_needed, jit_many
+from detectors.training.batched import jit_many
+from detectors.training.fitting import bytes_needed
 from detectors.training.step import TrainConfig, jit_detector
 
 NUMBER = jax.ShapeDtypeStruct((), jnp.int32)

@@ -23,7 +23,7 @@ from benchmarks.report import Report
 from benchmarks.timing import alternate, milliseconds, ratio
 from detectors.models import build_detector, torchvision_settings
 from detectors.structures import Batch
-from detectors.training.batched import bytes_needed
+from detectors.training.fitting import bytes_needed
 from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.step import TrainConfig, jit_detector
 

@@ -32,10 +32,12 @@ from detectors.data.pipeline import eval_batches
 from detectors.evaluation.coco import evaluate_detector
 from detectors.models import build_detector
 from detectors.models.fcos import FCOS, fcos_tiny
-from detectors.training.batched import bytes_needed, evaluate_many, jit_many, stack_losses
+from detectors.training.batched import evaluate_many, jit_many, stack_losses
+from detectors.training.fitting import bytes_needed
 from detectors.training.loop import fit
 from detectors.training.run_config import training_in_seconds
-from detectors.training.search_trainer import DetectorTrainer, ScheduleConfig, task_of
+from detectors.training.schedule import ScheduleConfig
+from detectors.training.search_trainer import DetectorTrainer, task_of
 from detectors.training.step import JittedDetector, jit_detector
 
 NEVER = threading.Event()
