@@ -1,7 +1,7 @@
 """Compares how fast searches find good losses, by kind; those of one name that differ in their seeds are one kind.
 
     python launch/compare_searches.py --searches='runs/algorithms_*'
-    python launch/compare_searches.py --searches=runs/a_0,runs/a_1,runs/b_0,runs/b_1 --out=runs/a_and_b
+    python launch/compare_searches.py --searches=runs/a_0,runs/a_1,runs/b_0,runs/b_1 --workdir=runs/a_and_b
 
 Writes searches.md, searches.csv and searches.svg: the AP beyond the default losses of the best loss so far against the
 losses trained, after how many losses each search had a good one, and what the test split says of its result.  Searches
@@ -16,20 +16,21 @@ import pathlib
 from absl import flags
 
 import recorded
+from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.reporting import searches_report
 from cse_jax.reporting.page import facts
 from cse_jax.reporting.page.compare import setup_differences
 
 _SEARCHES = flags.DEFINE_list("searches", None, "Folders of searches, or patterns of such, with commas between them.")
-_OUT = flags.DEFINE_string("out", "runs/searches", "Folder for the files.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/searches", "Folder for the files.")
 
 
 def main(argv: list[str]) -> None:
     script.start(argv)
     if not _SEARCHES.value:
         raise InputError("--searches is missing; give it folders of searches")
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(_WORKDIR.value)
     with script.ending("The comparison", interrupted="Nothing was written."):
         kinds: dict[str, list[searches_report.Curve]] = {}
         first = None
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> None:
             if differing := setup_differences(first, found):
                 raise InputError(f"{first.folder} and {folder} differ in {differing[0]}: their APs can't be compared")
             kinds.setdefault(found.name, []).append(searches_report.curve(found))
-        out.mkdir(parents=True, exist_ok=True)
-        searches_report.write(out, kinds)
+        with workdir.opened(out):
+            searches_report.write(out, kinds)
         print("\n".join(searches_report.markdown(kinds)))
         print(out / "searches.md")
 
