@@ -2,7 +2,7 @@
 
 python launch/search.py --config=configs/search/mask_rcnn.py
 
-Cost and AP were not measured.
+Cost and AP of the search were not measured; a training's noise is in docs/benchmarks.md.
 """
 
 from detectors.data.datasets import DataConfig
