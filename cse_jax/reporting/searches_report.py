@@ -31,8 +31,8 @@ class Curve:
 
     Attributes:
       folder: of the search.
-      gains: AP on the select split beyond the default losses', in the order in which the losses began to train; that of
-        a failure is ``-default``.
+      gains: AP on the select split beyond the default losses', in the order in which the losses began to train; of one
+        that did not come to the end, ``-default``.
       minutes: of training until each had ended.
       test: AP of the discovered pair beyond the default's, on the test split with fresh seeds; NaN if there is none.
     """
