@@ -51,7 +51,8 @@ def test_the_script_groups_by_name_and_refuses_other_tasks(tmp_path):
     for name in ("run_0", "run_1"):
         recorded_searches.write(tmp_path / name)
     recorded_searches.write(tmp_path / "other", text=" two")
-    code, output = run("compare_searches", f"--searches={tmp_path}/run_*,{tmp_path}/other", f"--workdir={tmp_path / 'out'}")
+    found = f"--searches={tmp_path}/run_*,{tmp_path}/other"
+    code, output = run("compare_searches", found, f"--workdir={tmp_path / 'out'}")
     assert code == 0 and "| trial | 2 |" in output and "| trial two | 1 |" in output
     assert (tmp_path / "out" / "searches.svg").is_file()
     code, output = run("compare_searches", f"--searches={tmp_path}/nothing*")
