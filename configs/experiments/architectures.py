@@ -17,32 +17,22 @@ from detectors.training.schedule import ScheduleConfig
 from search_run import ComparisonRun
 
 _TWO_STAGE = ("CEI |", "A_cls |", "| A_reg", "A_cls | A_reg")
+_TABLES = {  # detector, pairs, learning rate
+    "atss": (atss_tiny, ("CE |", "B_cls |", "| B_reg", "B_cls | B_reg"), 0.002),
+    "cascade_rcnn": (cascade_rcnn_tiny, _TWO_STAGE, 0.0015),
+    "mask_rcnn": (mask_rcnn_tiny, _TWO_STAGE, 0.0015),
+}
 
 
 def get_config(detector: str = "atss") -> ComparisonRun:
-    if detector == "atss":
-        return ComparisonRun(
-            name="architectures_atss",
-            pairs=("CE |", "B_cls |", "| B_reg", "B_cls | B_reg"),
-            detector=atss_tiny(),
-            train=training_in_seconds(learning_rate=0.002),
-            schedule=ScheduleConfig(final=400, start=2000),
-        )
-    if detector == "cascade_rcnn":
-        return ComparisonRun(
-            name="architectures_cascade_rcnn",
-            pairs=_TWO_STAGE,
-            detector=cascade_rcnn_tiny(),
-            train=training_in_seconds(learning_rate=0.0015),
-            schedule=ScheduleConfig(final=400, start=2000),
-        )
-    if detector == "mask_rcnn":
-        return ComparisonRun(
-            name="architectures_mask_rcnn",
-            pairs=_TWO_STAGE,
-            detector=mask_rcnn_tiny(),
-            train=training_in_seconds(learning_rate=0.0015),
-            schedule=ScheduleConfig(final=400, start=2000),
-            data=DataConfig(mask_stride=1),
-        )
-    raise InputError(f"{detector!r} has no such table; use atss, cascade_rcnn or mask_rcnn")
+    if detector not in _TABLES:
+        raise InputError(f"{detector!r} has no such table; use one of {', '.join(_TABLES)}")
+    make, pairs, learning_rate = _TABLES[detector]
+    return ComparisonRun(
+        name=f"architectures_{detector}",
+        pairs=pairs,
+        detector=make(),
+        train=training_in_seconds(learning_rate=learning_rate),
+        schedule=ScheduleConfig(final=400, start=2000),
+        data=DataConfig(mask_stride=1 if detector == "mask_rcnn" else 0),
+    )
