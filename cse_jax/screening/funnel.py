@@ -101,9 +101,10 @@ def screen_population(
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
-        reason = "" if "simulation" in skip else _rejection(simulation, simulations[0], simulation_tolerance)
-        candidate.simulation, candidate.reason = relative_gain(simulation, simulations[0]), reason
-        if not reason:
+        candidate.simulation = relative_gain(simulation, simulations[0])
+        if "simulation" not in skip:
+            candidate.reason = _rejection(simulation, candidate.simulation, simulation_tolerance)
+        if not candidate.reason:
             candidate.stage = "simulation"
             if match_gradient and _moves(simulation):
                 candidate.weight = float(f"{simulations[0].gradient / simulation.gradient:.4g}")
@@ -150,9 +151,8 @@ def _distinct(verified: list[Candidate], seen: Mapping[str, str]) -> list[Candid
     return [candidate for candidate in verified if candidate.stage == "distinct"]
 
 
-def _rejection(simulation: Simulation, reference: Simulation, tolerance: float) -> str:
+def _rejection(simulation: Simulation, gain: float, tolerance: float) -> str:
     """Why a candidate does not pass the simulation; empty if it does."""
-    gain = relative_gain(simulation, reference)
     if not _moves(simulation):
         return f"simulation: the gradient's root mean square is {simulation.gradient:g}"
     if not math.isfinite(gain):
