@@ -5,6 +5,7 @@ Searches of one name that differ in their seeds are one kind.  Written as Markdo
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -42,7 +43,7 @@ class Curve:
     minutes: tuple[float, ...]
     test: float
 
-    @property
+    @functools.cached_property
     def best(self) -> tuple[float, ...]:
         """The best gain so far, after each loss."""
         return tuple(itertools.accumulate(self.gains, max))
@@ -158,12 +159,12 @@ def _hits(curves: Sequence[Curve], gain: float) -> str:
 
 def _lines(kind: str, curves: Sequence[Curve], colour: int) -> list[Series]:
     """The mean of a kind, as far as all its searches go, and faintly each search."""
-    length = min(len(each.best) for each in curves)
-    mean = [statistics.fmean(each.best[k] for each in curves) for k in range(length)]
-    whole = Series(kind, *stair(range(1, length + 1), mean, length), colour)
-    return [Series("", *stair(range(1, len(c.best) + 1), c.best, len(c.best)), colour, dashed=True) for c in curves] + [
-        whole
-    ]
+    mean = [statistics.fmean(reached) for reached in zip(*(each.best for each in curves), strict=False)]
+    return [*(_line("", each.best, colour, dashed=True) for each in curves), _line(kind, mean, colour)]
+
+
+def _line(label: str, best: Sequence[float], colour: int, *, dashed: bool = False) -> Series:
+    return Series(label, *stair(range(1, len(best) + 1), best, len(best)), colour, dashed=dashed)
 
 
 def _csv(kinds: Mapping[str, Sequence[Curve]]) -> str:
