@@ -13,7 +13,7 @@ from cse_jax.loss_table import LossTable, replay
 from cse_jax.search.strategies import STRATEGIES, named
 
 _UNITS = "strides"  # of tables that do not say it, which are FCOS's
-_SIZES = {"smallest": (20, 1.0, 20), "small": (2_000, 60.0, 400), "full": (10_000, 300.0, 400)}  # replays, s, trained
+_SIZES = {"smallest": (3, 60.0, 400), "small": (2_000, 60.0, 400), "full": (10_000, 300.0, 400)}  # replays, s, trained
 
 
 def measure(report: Report, *, size: str, rounds: int, table: str | None = None, prior: str | None = None) -> None:
