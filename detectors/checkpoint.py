@@ -76,6 +76,9 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
       path: the checkpoint.
       like: a tree (of arrays or of shapes) with the structure, shapes and types to expect.
 
+    Returns:
+      the tree, each array on the devices of the one in ``like``: a compiled function takes both and is traced once.
+
     Raises:
       CheckpointError: there is no checkpoint, it is damaged, or its arrays differ from ``like``; all differences are
         named.
@@ -103,7 +106,7 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
     if problems:
         listed = "\n  ".join(sorted(problems))
         raise CheckpointError(f"the checkpoint {path} is of another model or configuration:\n  {listed}")
-    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+    return jax.tree.unflatten(jax.tree.structure(like), [_placed(stored[name], expected[name]) for name in expected])
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -203,6 +206,12 @@ def _help(asked: Connection) -> None:
             except Exception as error:
                 answer = None, error
             asked.send(answer)
+
+
+def _placed(array: np.ndarray, like: Any) -> AnyArray:
+    if not isinstance(like, jax.Array):
+        return array
+    return jax.make_array_from_callback(array.shape, like.sharding, array.__getitem__)
 
 
 def _named(tree: PyTree) -> dict[str, AnyArray | jax.ShapeDtypeStruct]:

@@ -415,6 +415,20 @@ def test_a_paused_probe_goes_on_and_neighbours_don_t_matter(prober, compiled, da
     assert [path.exists() for path in paused] == [False, True]
 
 
+def test_what_was_paused_goes_on_without_being_traced_again(compiled, data, tmp_path):
+    trainer, traced = make(compiled, data, tmp_path), []
+    for purpose, horizon in (("proxy", 3), ("probe", 2)):
+        train(trainer, [DEFAULT], purpose, horizon=horizon)
+    jax.monitoring.register_event_duration_secs_listener(lambda *_, fun_name="", **__: traced.append(fun_name))
+    try:
+        jax.jit(lambda x: x * 1.7)(jnp.float32(1.0))
+        for purpose in ("proxy", "probe"):
+            train(trainer, [DEFAULT], purpose)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert "<lambda>" in traced and not {"step", "advance", "found"} & set(traced)
+
+
 def test_gradient_norms_scale_with_the_weights(prober):
     doubled = dataclasses.replace(DEFAULT, cls_weight=2.0)
     norms = prober.gradient_norms([DEFAULT, doubled, dataclasses.replace(DEFAULT, box_weight=3.0), DEFAULT])

@@ -5,7 +5,6 @@ import zipfile
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cse_jax import workdir
@@ -40,7 +39,7 @@ def resumed(state: ManyState, paused: Sequence[pathlib.Path]) -> ManyState:
         for leaves, like in zip(each, old, strict=True)
     ]
     own, opt_state = jax.tree.unflatten(tree, new)
-    return state._replace(own=own, opt_state=opt_state, step=jnp.int32(steps.pop()))
+    return state._replace(own=own, opt_state=opt_state, step=jax.device_put(np.int32(steps.pop()), state.step.sharding))
 
 
 def filled(items: Sequence, count: int) -> list:

@@ -193,8 +193,7 @@ class DetectorTrainer:
           CheckpointError: it has no model.
         """
         state, source = self._compiled.init(self._seed), self._splits["final"][1]
-        stored = checkpoint.restore(self._partial(losses, "final", seed).with_suffix(""), state.model)
-        params, rest = jax.device_put(stored)
+        params, rest = checkpoint.restore(self._partial(losses, "final", seed).with_suffix(""), state.model)
         predict = functools.partial(self._compiled.predict, state._replace(params=params, rest=rest, ema=None))
         found = detect(predict, source, batch_size=self._config.batch_size, masks=False)
         return all_matches(found, ground_truth(source.annotations), source.categories)
@@ -369,7 +368,7 @@ class DetectorTrainer:
     def _features(self) -> tuple[nnx.State, nnx.State]:
         """The prepared detector."""
         self.prepare()
-        return jax.device_put(checkpoint.restore(self._features_folder, self._compiled.init(self._seed).model))
+        return checkpoint.restore(self._features_folder, self._compiled.init(self._seed).model)
 
     def _evaluate(self, state: TrainState, source: Source) -> Metrics:
         def predict(image, image_size):
