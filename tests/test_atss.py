@@ -49,26 +49,29 @@ def assigned_with_loops(anchors, boxes, valid, inside, candidates):
     return found
 
 
+ANCHORS = pyramid_anchors((96, 128), (8, 16, 32), scale=4.0, ratios=(1.0,))
+assign = jax.jit(functools.partial(assign_adaptively, ANCHORS, candidates=9))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_assignment_equals_loops(seed):
     """In float64, and with boxes off the grid, so that no distance or threshold is a tie."""
     rng = np.random.default_rng(seed)
-    anchors = pyramid_anchors((96, 128), (8, 16, 32), scale=4.0, ratios=(1.0,))
     corner = rng.uniform(0.0, 80.0, (6, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(5.0, 60.0, (6, 2))], 1)
     boxes[1] = boxes[0] + 0.37  # nearly the same
     boxes[2, 2:] = boxes[2, :2]  # no area
     valid = np.array([True, True, True, True, True, False])
-    inside = anchors.centre[:, 0] < (128 if seed % 2 else 96)
+    inside = ANCHORS.centre[:, 0] < (128 if seed % 2 else 96)
     with jax.enable_x64(True):
-        found = assign_adaptively(anchors, jnp.asarray(boxes), jnp.arange(6), valid, jnp.asarray(inside), candidates=9)
-    expected = assigned_with_loops(anchors, boxes, valid, inside, 9)
+        found = assign(boxes, np.arange(6), valid, inside)
+    expected = assigned_with_loops(ANCHORS, boxes, valid, inside, 9)
     np.testing.assert_array_equal(found.positive, expected >= 0)
     taken = expected >= 0
     assert taken.sum() > 5
     np.testing.assert_array_equal(np.asarray(found.labels)[taken], expected[taken])
     np.testing.assert_allclose(np.asarray(found.boxes)[taken], boxes[expected[taken]])
-    np.testing.assert_allclose(np.asarray(found.boxes)[~taken], anchors.boxes[~taken])
+    np.testing.assert_allclose(np.asarray(found.boxes)[~taken], ANCHORS.boxes[~taken])
 
 
 def batch_of(boxes, *, size=(SIZE, SIZE)) -> Batch:
@@ -120,7 +123,9 @@ def test_padding_of_boxes_and_images_has_no_influence():
     run = loss_and_gradient()
     other = batch._replace(boxes=batch.boxes + np.float32([[[0] * 4, [7, 7, 30, 30], [1, 1, 2, 2]]]))
     assert run(parts_of()[1], batch)[0][0] == run(parts_of()[1], other)[0][0]
-    anchors, *heads = ATSS(atss_tiny(3), rngs=nnx.Rngs(0))._heads(batch.image, batch.image_size)
+    model = ATSS(atss_tiny(3), rngs=nnx.Rngs(0))
+    anchors = pyramid_anchors((SIZE, SIZE), model.strides, scale=model.config.scale, ratios=(1.0,))
+    heads = jax.jit(lambda: model._heads(batch.image, batch.image_size)[1:])()
     beyond = anchors.centre[:, 0] >= 32
     assert 0 < beyond.sum() < beyond.size
 
@@ -128,7 +133,7 @@ def test_padding_of_boxes_and_images_has_no_influence():
         given = types.SimpleNamespace(config=atss_tiny(3), _heads=lambda *_: (anchors, *heads))
         return ATSS.loss(given, batch, LOSSES, key=jax.random.key(0))[0]
 
-    for gradient in jax.grad(loss)(heads):
+    for gradient in jax.jit(jax.grad(loss))(heads):
         assert not gradient[:, beyond].any() and gradient[:, ~beyond].any()
 
 

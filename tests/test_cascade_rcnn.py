@@ -153,19 +153,25 @@ def test_one_stage_is_faster_rcnn():
 
 
 def test_scores_are_those_of_the_mean_of_the_logits():
-    model = nnx.merge(*parts_of())
     batch = batch_of([[5, 8, 40, 50]])
-    features = model.features(batch.image, batch.image_size)
     rois = np.float32([[[4, 4, 30, 40], [10, 20, 50, 60]]])
-    logits, boxes = model._refine(features, rois, batch.image_size)
-    total, moved = 0.0, rois
-    for head, config in zip(model.heads, TINY.stages(), strict=True):
-        assert head.config == config
-        stage, deltas = head(features, moved, model.strides)
-        total, moved = total + stage, _refined(config, moved, deltas, batch.image_size)
-    np.testing.assert_allclose(logits, total / 3, atol=1e-6)
+
+    @jax.jit
+    def run(parts):
+        model = nnx.merge(graph, *parts)
+        features = model.features(batch.image, batch.image_size)
+        total, moved = 0.0, rois
+        for head, config in zip(model.heads, TINY.stages(), strict=True):
+            assert head.config == config
+            stage, deltas = head(features, moved, model.strides)
+            total, moved = total + stage, _refined(config, moved, deltas, batch.image_size)
+        refined = model._refine(features, rois, batch.image_size)
+        return refined, (total / 3, moved), model.predict(batch.image, batch.image_size)
+
+    graph, *parts = parts_of()
+    (logits, boxes), (mean, moved), found = run(parts)
+    np.testing.assert_allclose(logits, mean, atol=1e-6)
     np.testing.assert_allclose(boxes[:, :, 0], moved, atol=1e-4)
-    found = model.predict(batch.image, batch.image_size)
     assert found.boxes.shape == (1, TINY.max_detections, 4)
     scores = np.asarray(found.scores[0])
     assert (np.diff(scores) <= 0).all() and (np.asarray(found.boxes) <= SIZE).all()
