@@ -30,6 +30,8 @@ import processes
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.language import spaces, zoo
+from cse_jax.language.expression import to_authors
+from cse_jax.search import confirmation
 from cse_jax.search.trainer import TrainingDiverged
 from detectors import checkpoint, parallel
 from detectors.data.datasets import open_dataset
@@ -42,11 +44,14 @@ from detectors.training.initial_weights import starting_from
 from detectors.training.log import TrainingLog
 from detectors.training.loop import fit
 from detectors.training.run_config import LossConfig, TrainRun
+from detectors.training.search_trainer import task_of
 from detectors.training.step import jit_detector
 
 _CONFIG = config_file.define("configs/train/fcos_digits.py", "What to train.", TrainRun)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training; runs/<config.name> by default.")
-_SEARCH = flags.DEFINE_string("search", None, "Folder of a finished search, whose losses become config.loss.")
+_SEARCH = flags.DEFINE_string(
+    "search", None, "Folder of a finished search, whose losses become config.loss; weights are factors on usual ones."
+)
 _RESUME = flags.DEFINE_bool("resume", True, "Resume from the last checkpoint; --noresume deletes it and restarts.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for TensorBoard (needs tensorboardX).")
 
@@ -74,24 +79,18 @@ def main(argv: list[str]) -> None:
 
 
 def _discovered(search: pathlib.Path, given: LossConfig, detector) -> LossConfig:
-    """The pair of losses that a search ended with, weights included."""
+    """The pair of losses that a search ended with; weights are factors on the detector's usual ones."""
     if given != LossConfig():
         raise InputError("give either --search or fields of --config.loss")
-    found = workdir.read_result(search)["discovered"]
-    if not found:
-        raise InputError(f"the search in {search} discovered no losses")
-    cls, box = found["cls"], found["box"]
-    if cls["space"] != detector.cls_space.name:
-        raise InputError(
-            f"the search in {search} was for the space {cls['space']}; this detector takes {detector.cls_space.name}"
-        )
-    return LossConfig(cls["authors"], box["authors"], cls["weight"], box["weight"])
+    found = confirmation.discovered(workdir.read_result(search), task_of(detector))
+    return LossConfig(to_authors(found.cls), to_authors(found.box), found.cls_weight, found.box_weight)
 
 
 def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     about = workdir.describe(config)
     if _RESUME.value:
-        workdir.check_same_config(folder, about["config"])
+        remedy = "choose another folder, --workdir, or name, --config.name, or delete that folder"
+        workdir.check_same_config(folder, about["config"], remedy=remedy)
         if (folder / "result.json").exists():
             print(f"This training is finished: {folder / 'result.json'}")
             return

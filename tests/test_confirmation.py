@@ -102,11 +102,14 @@ def test_weights_are_factors_on_the_usual_ones_of_the_detector(finished):
         assert contestant.losses.box_weight == pytest.approx(2.0 * row.losses.box_weight)
         assert contestant.losses.cls_weight == row.losses.cls_weight
     assert confirmation.contestants(data, task)[0].losses == task.default
+    found, own = (confirmation.discovered(data, each) for each in (task, FakeTrainer.task))
+    assert found.box_weight == pytest.approx(2.0 * own.box_weight) and found.cls_weight == own.cls_weight
+    assert (found.cls, found.box) == (own.cls, own.box) == (result.discovered.cls, result.discovered.box)
 
 
 def test_what_cannot_be_confirmed_is_refused(finished):
     _, _, data = finished
     with pytest.raises(InputError, match="was for the space binary_class; this detector takes multi_class"):
         confirmation.contestants(data, Task(spaces.MULTI_CLASS))
-    with pytest.raises(InputError, match="discovered no losses: there is nothing to confirm"):
+    with pytest.raises(InputError, match="discovered no losses"):
         confirmation.contestants(data | {"discovered": None}, FakeTrainer.task)

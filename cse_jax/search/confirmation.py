@@ -44,25 +44,35 @@ def contestants(result: Mapping[str, Any], task: Task) -> list[Contestant]:
     Raises:
       InputError: nothing was discovered, or the detector takes losses of another space.
     """
+    discovered(result, task)  # there is one
+    return [Contestant(row["name"], Role(row["role"]), _losses(row, result, task)) for row in result["table"]]
+
+
+def discovered(result: Mapping[str, Any], task: Task) -> LossPair:
+    """The pair of losses that a search ended with, for a detector; weights as of ``contestants``.
+
+    Args:
+      result, task: as of ``contestants``.
+
+    Raises:
+      InputError: as ``contestants``.
+    """
     if not result["discovered"]:
-        raise InputError("the search discovered no losses: there is nothing to confirm")
+        raise InputError("the search discovered no losses")
     own = result["discovered"]["cls"]["space"]
     if own != task.cls_space.name:
         raise InputError(f"the search was for the space {own}; this detector takes {task.cls_space.name}")
+    return _losses(result["discovered"], result, task)
+
+
+def _losses(row: Mapping[str, Any], result: Mapping[str, Any], task: Task) -> LossPair:
     usual = {part: result["table"][0][part]["weight"] for part in PARTS}
-    return [
-        Contestant(
-            row["name"],
-            Role(row["role"]),
-            LossPair(
-                parse(row["cls"]["authors"], task.cls_space),
-                parse(row["box"]["authors"], BOX),
-                task.default.cls_weight * (row["cls"]["weight"] / usual["cls"]),
-                task.default.box_weight * (row["box"]["weight"] / usual["box"]),
-            ),
-        )
-        for row in result["table"]
-    ]
+    return LossPair(
+        parse(row["cls"]["authors"], task.cls_space),
+        parse(row["box"]["authors"], BOX),
+        task.default.cls_weight * (row["cls"]["weight"] / usual["cls"]),
+        task.default.box_weight * (row["box"]["weight"] / usual["box"]),
+    )
 
 
 def run(
