@@ -11,12 +11,12 @@ import pathlib
 import platform
 import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import IO, Any, Literal
 
 import jax
 
-from cse_jax.errors import MissingPackageError, UserError
+from cse_jax.errors import InputError, MissingPackageError, UserError
 
 _LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
@@ -197,22 +197,28 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def check_same_config(path: pathlib.Path, config: dict) -> None:
-    """Refuses a folder that holds the training of another config, but for its ``FREE`` fields.
+def check_same_config(
+    path: pathlib.Path, config: dict, *, remedy: str, relevant: Callable[[dict], dict] = dict
+) -> None:
+    """Refuses a folder that holds the trainings of another config, but for its ``FREE`` fields.
+
+    Args:
+      path: the folder.
+      config: the present one.
+      remedy: what the message advises.
+      relevant: the part of a config on which the trainings depend.
 
     Raises:
-      WorkdirError: ``config.json`` is there and differs; names the fields.
+      InputError: ``config.json`` is there and differs; names the fields.
+      WorkdirError: it is damaged.
     """
     stored = path / "config.json"
     if not stored.exists():
         return
     before = read_json(stored, "remove it if the folder was made with the present config")
-    changed = differences(before, config, free=FREE)
+    changed = differences(relevant(before), relevant(config), free=FREE)
     if changed:
-        raise WorkdirError(
-            f"{path} holds a training with other settings ({'; '.join(changed[:5])}). Choose another work folder or "
-            "name, or delete that folder."
-        )
+        raise InputError(f"{path} holds trainings with other settings ({'; '.join(changed[:5])}): {remedy}")
 
 
 def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:

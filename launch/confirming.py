@@ -30,6 +30,13 @@ def folder_of(config: SearchRun, search: pathlib.Path) -> pathlib.Path:
     return search / "confirm" / config.name
 
 
+def _of_trainings(config: dict) -> dict:
+    """The part of a search's config on which its trainings depend; the rest is how it searched."""
+    return {name: value for name, value in config.items() if name != "prior"} | {
+        "search": {"seed": config["search"]["seed"]}
+    }
+
+
 def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Console) -> None:
     """Retrains the rows of a search's final table with fresh seeds and says what they show.
 
@@ -40,16 +47,19 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
       console: where to show the work and the table.
 
     Raises:
-      InputError: nothing was discovered, or the detector takes other losses.
-      WorkdirError: there is no finished search, or the folder holds a confirmation by another config of this name.
+      InputError: nothing was discovered, the detector takes other losses, or the folder holds a confirmation by another
+        config of this name.
+      WorkdirError: there is no finished search.
     """
     result = workdir.read_result(search)
     confirmation.contestants(result, task_of(build_detector(config.detector)[0]))  # before any work
     with workdir.opened(folder_of(config, search)) as folder, contextlib.ExitStack() as stack:
-        workdir.check_same_config(folder, dataclasses.asdict(config))
+        remedy = "give this confirmation a name of its own, such as --config.name=scratch, or delete that folder"
+        workdir.check_same_config(folder, dataclasses.asdict(config), remedy=remedy, relevant=_of_trainings)
         opened = stack.enter_context(workers.opened(config, folder, selects=False))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
-        with Ledger(folder / "ledger.sqlite", identity=about) as ledger:
+        identity = about | {"config": _of_trainings(about["config"])}
+        with Ledger(folder / "ledger.sqlite", identity=identity) as ledger:
             workdir.write_description(folder, about)
             with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:
                 found = confirmation.run(

@@ -5,20 +5,23 @@ import os
 import pytest
 
 from cse_jax import workdir
+from cse_jax.errors import InputError
 
 
 def test_a_damaged_config_is_named_with_the_remedy(tmp_path):
     for content in (b"", b'{"a": 1', b"[]", b"\xff\xfe"):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(workdir.WorkdirError, match=r"config.json is damaged .*; remove it if"):
-            workdir.check_same_config(tmp_path, {"a": 1})
+            workdir.check_same_config(tmp_path, {"a": 1}, remedy="")
 
 
 def test_settings_that_change_no_result_may_change(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 0, "save_every": 10, "data": {"workers": 0}}')
-    workdir.check_same_config(tmp_path, {"seed": 0, "save_every": 0, "data": {"workers": 8}})
-    with pytest.raises(workdir.WorkdirError, match=r"other settings \(config.seed: 0 -> 1\)"):
-        workdir.check_same_config(tmp_path, {"seed": 1, "save_every": 0, "data": {"workers": 8}})
+    workdir.check_same_config(tmp_path, {"seed": 0, "save_every": 0, "data": {"workers": 8}}, remedy="")
+    other = {"seed": 1, "save_every": 0, "data": {"workers": 8}}
+    with pytest.raises(InputError, match=r"other settings \(config.seed: 0 -> 1\): name it$"):
+        workdir.check_same_config(tmp_path, other, remedy="name it")
+    workdir.check_same_config(tmp_path, other, remedy="", relevant=lambda config: {"data": config["data"]})
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
