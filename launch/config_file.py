@@ -55,7 +55,7 @@ class _ConfigFile(flags.ArgumentParser):
         if not isinstance(config, self._kinds):
             wanted = " or ".join(kind.__name__ for kind in self._kinds)
             raise InputError(f"it makes a {type(config).__name__}; this script takes a {wanted}")
-        for name in _changed():
+        for name in changed():
             _check_name(config, name)
         _register_types(config)
         return config
@@ -87,7 +87,7 @@ def load(path: str) -> Any:
         raise InputError(f"the file can't be read, {where}{type(error).__name__}: {error}") from error
 
 
-def _changed() -> Iterator[str]:
+def changed() -> Iterator[str]:
     """The fields that flags of the command line change."""
     for argument in flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False):
         if argument == "--":

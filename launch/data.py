@@ -8,7 +8,7 @@
     python launch/data.py --config=configs/data/coco.py --config.root=/data/coco --benchmark=50 --config.workers=8
 
 The first recognises the layout (COCO, VOC, YOLO or BDD100K, as annotation tools write them), and writes a config to
-search on the data set.
+search on the data set and one to train on it.
 A data set is built once; the same command then only reads it, unless bad images have been repaired. Every record is
 decoded again when it is verified. --rebuild builds it again.
 """
@@ -18,7 +18,6 @@ import script
 import collections
 import dataclasses
 import pathlib
-import re
 import time
 from collections.abc import Iterator
 
@@ -26,13 +25,13 @@ import numpy as np
 from absl import flags, logging
 
 import config_file
-from cse_jax import workdir
+import own_configs
 from cse_jax.errors import InputError
-from detectors.data.datasets import BuiltSplit, open_dataset, read_built
+from detectors.data.datasets import open_dataset, read_built
 from detectors.data.decoding import mode_of
 from detectors.data.doubts import doubts_of_annotations
 from detectors.data.drawing import draw_objects
-from detectors.data.layouts import differing, recognise
+from detectors.data.layouts import recognise
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
 from detectors.data.pipeline import train_batches
 
@@ -46,7 +45,11 @@ _LIST_BAD = flags.DEFINE_integer(
     "list_bad", 20, "Bad records that are named for each reason.", lower_bound=0, upper_bound=10**9
 )
 _ROOT = flags.DEFINE_string("root", None, "Folder of a data set whose layout is recognised, instead of --config.")
-_SEARCH_CONFIG = flags.DEFINE_string("search_config", None, "With --root: the config to write; in runs/ by default.")
+_SEARCH_CONFIG = flags.DEFINE_string(
+    "search_config",
+    None,
+    "With --root: the config to search with, which is written; in runs/ by default, and one to train with beside it.",
+)
 _REBUILD = flags.DEFINE_bool("rebuild", False, "Build the data set again, from all its files as they are now.")
 _BENCHMARK = flags.DEFINE_integer(
     "benchmark",
@@ -68,15 +71,26 @@ def main(argv: list[str]) -> None:
     with script.ending("The check of the data set", interrupted="A data set that was built stays."):
         config = _CONFIG.value
         if _ROOT.value is not None:
-            said, config = recognise(pathlib.Path(_ROOT.value).expanduser().absolute())
+            said, found = recognise(pathlib.Path(_ROOT.value).expanduser().absolute())
+            config = _with_changed_fields(found, config)
             print(f"{_ROOT.value} has {said}.")
         builder = _built(dataclasses.replace(config, mask_stride=1))  # masks are counted and drawn
         for role in ROLES:
             _verify(builder, role)
         if _ROOT.value is not None:
-            _write_search_config(config, read_built(builder, "train", masks=False))
+            own_configs.write(config, read_built(builder, "train", masks=False), _SEARCH_CONFIG.value)
         if _BENCHMARK.value:
             _benchmark(config, _BENCHMARK.value)
+
+
+def _with_changed_fields(recognised: DiskData, given: DiskData) -> DiskData:
+    """The config of a layout, with the fields that flags change; only those that all layouts have."""
+    shared = [field.name for field in dataclasses.fields(DiskData) if field.name != "root"]
+    changed = list(config_file.changed())
+    for name in changed:
+        if name not in shared:
+            raise InputError(f"--config.{name} does not go with --root, which takes {', '.join(shared)}")
+    return dataclasses.replace(recognised, **{name: getattr(given, name) for name in changed})
 
 
 def _built(config: DiskData):
@@ -143,60 +157,6 @@ def _verify(builder, role: str) -> None:
         drawn.save(out / f"{role}-{pathlib.PurePath(split.names[index]).stem}.png")
     if len(chosen):
         print(f"drawn: {len(chosen)} images in {out}")
-
-
-def _write_search_config(config: DiskData, train: BuiltSplit) -> None:
-    """Writes a config to search on the data set with, unless one is there."""
-    name = re.sub(r"\W+", "_", config.folder().name).strip("_") or "data"
-    path = pathlib.Path(_SEARCH_CONFIG.value or f"runs/{name}_search.py")
-    data = differing(config) | {
-        "select_images": max(1, len(train.annotations) // 10),
-        "max_boxes": max(1, *(int(annotation.trained.sum()) for annotation in train.annotations)),
-        "short_side": 120,
-        "long_side": 160,
-        "cache": True,
-    }
-    fields = "".join(f"            {field}={value!r},\n" for field, value in data.items())
-    text = _SEARCH.format(
-        module=type(config).__module__,
-        kind=type(config).__name__,
-        name=name,
-        classes=len(train.categories),
-        root=str(config.folder()),
-        fields=fields,
-    )
-    if path.exists() and path.read_text() != text:
-        print(f"\nconfig to search with: {path} is there already and was left as it is")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_whole(path, text)
-    print(f"\nconfig to search with: python launch/search.py --config={path}")
-
-
-_SEARCH = '''"""Search on a data set of one's own, written by launch/data.py.
-
-The search sees the images at 160 x 120 pixels, as that of configs/search/fcos_bccd.py does.
-"""
-
-from {module} import {kind}
-from detectors.models.fcos import fcos_tiny
-from detectors.training.run_config import training_in_seconds
-from detectors.training.schedule import ScheduleConfig
-from search_run import SearchRun, search_in_minutes
-
-
-def get_config() -> SearchRun:
-    return SearchRun(
-        name={name!r},
-        search=search_in_minutes(),
-        detector=fcos_tiny(classes={classes}),
-        train=training_in_seconds(learning_rate=0.002),
-        schedule=ScheduleConfig(overfit=80, proxy=(150, 400), final=400),
-        data={kind}(
-            {root!r},
-{fields}        ),
-    )
-'''
 
 
 def _benchmark(config, count: int) -> None:

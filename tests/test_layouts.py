@@ -5,17 +5,21 @@ import pathlib
 
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scripts import run
+from scripts import ROOT, run
 from test_data_sets import bdd_tree, coco_tree, voc_tree, voc_xml
 
+import config_file
+from cse_jax.ranges import validate
 from detectors.data.datasets import open_dataset, read_built
 from detectors.data.layouts import recognise
 from detectors.data.on_disk import LayoutError, build_detection_set
 from detectors.data.records import BadRecords
 from detectors.data.yolo import YoloData
+from detectors.models import build_detector
 
 BOX = (10, 12, 40, 48)  # corners, pixels
 POLYGON = [10, 12, 40, 12, 40, 48, 10, 48]
@@ -186,19 +190,26 @@ def test_layouts_of_tools_are_recognised_and_read(tmp_path, make):
     assert bool(split.annotations[0].masks[0]) == ("coco" in make.__name__ or make is ultralytics)
 
 
-def test_the_config_that_is_written_is_one_of_a_search(tmp_path, monkeypatch):
+def test_the_configs_that_are_written_search_and_train(tmp_path, monkeypatch):
     root = tmp_path / "my set"
     root.mkdir()
     label_img_voc(root)
     path = tmp_path / "search.py"
-    assert run("data", f"--root={root}", f"--search_config={path}", data_dir=tmp_path / "built")[0] == 0
+    flags = [f"--root={root}", f"--search_config={path}", "--config.outside=True", "--config.flip=0.25"]
+    assert run("data", *flags, data_dir=tmp_path / "built")[0] == 0
     monkeypatch.setenv("CSE_JAX_DATA_DIR", str(tmp_path / "built"))
-    scope: dict = {}
-    exec(compile(path.read_text(), str(path), "exec"), scope)
-    written = scope["get_config"]()
-    assert written.name == "my_set" and written.detector.classes == 1
+    written, training = config_file.load(str(path)), config_file.load(str(tmp_path / "search_train.py"))
+    assert written.name == "my_set" and written.detector.classes == training.detector.classes == 1
+    assert written.schedule == config_file.load(str(ROOT / "configs/search/fcos_bccd.py")).schedule
+    for data in (written.data, training.data):
+        assert data.outside and data.flip == 0.25 and data.select_images == 1
+    assert training.length(7)[0] > 2_000 and (written.data.short_side, training.data.short_side) == (120, 800)
+    validate(training)
+    nnx.eval_shape(lambda: build_detector(training.detector)[1](nnx.Rngs(0)))
     dataset = open_dataset(written.data)
     assert [len(source) for source in (dataset.train, dataset.select, dataset.test)] == [7, 1, 2]
+    output = run("data", *flags, "--config.train=trainval", data_dir=tmp_path / "built")[1]
+    assert "--config.train does not go with --root" in output
     path.write_text("mine")
     output = run("data", f"--root={root}", f"--search_config={path}", data_dir=tmp_path / "built")[1]
     assert "was left as it is" in output and path.read_text() == "mine"

@@ -1,4 +1,4 @@
-r"""Search for Mask R-CNN from scratch, on a data set in COCO's format with masks, at 128 x 160 pixels.
+r"""Search for Mask R-CNN on a data set in COCO's format with masks, at 128 x 160 pixels.
 
 python launch/search.py --config=configs/search/mask_rcnn_coco.py --config.data.root=/data/mine \
     --config.detector.classes=80
@@ -20,7 +20,7 @@ def get_config() -> SearchRun:
         search=search_in_minutes(),
         detector=mask_rcnn_tiny(classes=80),
         train=training_in_seconds(learning_rate=0.0015),
-        schedule=ScheduleConfig(overfit=80, proxy=(250, 700), final=700),
+        schedule=ScheduleConfig(overfit=80, proxy=(200, 400), final=400, start=1000),
         data=CocoData(
             annotations="annotations/instances_{split}.json",
             images="images",
