@@ -41,11 +41,13 @@ def scripts() -> dict[str, list[flags.Flag]]:
     for path in sorted((ROOT / "launch").glob("*.py")):
         if "script.run(main)" in path.read_text():
             before = set(flags.FLAGS)
-            runpy.run_path(str(path))
+            names = runpy.run_path(str(path))
             new = sorted(set(flags.FLAGS) - before)
             own = [name for name in new if flags.FLAGS.find_module_defining_flag(name) == "<run_path>"]
             mine = {name: flags.FLAGS[name] for name in own}
-            found[path.stem] = list(mine.values())
+            beside = [m for m in ("workers", "processes") if m in names or (m == "processes" and "workers" in names)]
+            shared = [flag for module in beside for flag in flags.FLAGS.flags_by_module_dict()[module]]
+            found[path.stem] = [*mine.values(), *shared]
             for name in [*mine, *(name for name in new if name.startswith("config"))]:
                 delattr(flags.FLAGS, name)
     return found

@@ -150,3 +150,8 @@ def test_an_interruption_of_the_imports_is_no_traceback(number, delay):
     os.killpg(process.pid, number)
     code, output = process.finish(timeout=20)
     assert (code, output) == (130, "\nInterrupted.\n")
+
+
+def test_help_lists_the_flags_that_scripts_share():
+    code, output = start("screen", "--help").finish()
+    assert code == 1 and "--coordinator" in output and "--enumerate" in output  # absl's code
