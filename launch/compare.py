@@ -27,6 +27,7 @@ import compilation
 import config_file
 import workers
 from cse_jax import workdir
+from cse_jax.errors import InputError
 from cse_jax.reporting import comparison_report, confirmation_report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.comparison import Contestant, Role, compare
@@ -89,6 +90,8 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
     tuning = experiment.tuned if _TUNED.value is None else _TUNED.value
+    if not pairs and not tuning:
+        raise InputError("there is nothing to compare with the default losses: give a --pair, or --tuned")
     selects = bool(tuning) or purpose == "proxy"
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(workers.opened(config, folder, selects=selects))

@@ -98,10 +98,9 @@ def _explain(ledger: LedgerReader, folder: pathlib.Path, wanted: str) -> None:
         formula = zoo.find(wanted, space)
         row = ledger.candidate(branch, authors=to_authors(formula))
     weight = row["weight"] if row else 1.0
-    if _PLOT.value is not None:
-        loss_plot.save(pathlib.Path(_PLOT.value), formula, weight, units=task.box_units)
     print("\n".join(explanation.explain(formula, weight, row, units=task.box_units)))
     if _PLOT.value is not None:
+        loss_plot.save(pathlib.Path(_PLOT.value), formula, weight, units=task.box_units)
         print(f"\nPlot: {_PLOT.value}")
 
 

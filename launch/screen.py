@@ -80,6 +80,8 @@ def main(argv: list[str]) -> None:
         console.print(message, style="red", markup=False, soft_wrap=True)
 
     interrupted = "What is on disk is kept: the same command resumes the screening."
+    if _ENUMERATE.value:
+        interrupted = "Files of finished sizes are kept; the same command enumerates all sizes again."
     with script.ending("The screening", interrupted=interrupted, say=say):
         space = spaces.find(_SPACE.value)
         processes.join()

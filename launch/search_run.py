@@ -20,7 +20,7 @@ from detectors.training.step import TrainConfig, jit_detector
 
 
 def search_in_minutes() -> SearchConfig:
-    """Sizes of a search in minutes where trainings take seconds: both branches, three seeds in the final comparison."""
+    """Sizes of a search in minutes where trainings take seconds: both branches, five seeds in the final comparison."""
     return SearchConfig(
         classification=BranchConfig(generations=2, population=20_000, offspring=5_000, max_overfit=8, max_proxy=4),
         regression=BranchConfig(generations=2, population=10_000, offspring=3_000, max_overfit=6, max_proxy=4),
