@@ -17,7 +17,7 @@ from ledgers import with_a_loss
 
 from cse_jax.search import ledger, ledger_reader
 from cse_jax.search.ledger import Ledger, LedgerError
-from cse_jax.search.ledger_reader import read_hall_of_fame
+from cse_jax.search.ledger_reader import LedgerReader, read_hall_of_fame
 
 NAME = "ledger.sqlite"
 TRAINING = {"purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1, "box_weight": 0.1, "seed": 0, "steps": 9}
@@ -254,6 +254,8 @@ def test_a_ledger_of_the_format_before_is_read_and_upgraded(tmp_path):
         Ledger(path, identity={"config": 2})
     assert asked(path, "select value from meta where key = 'format'") == "4", "what was refused is as it was"
     assert content(path) == before
+    with LedgerReader(path) as upgraded:
+        assert len(upgraded.candidates(limit=200)) == 100, "what explore.py lists is whole, too"
     assert asked(path, "select value from meta where key = 'format'") == "5"
     assert "index finished" in asked(path, "select group_concat(lower(sql)) from sqlite_master where type = 'index'")
     test_a_changed_number_is_named_with_the_remedy(tmp_path, path)

@@ -168,7 +168,7 @@ class Ledger:
         with self._writing():
             for rows in (CANDIDATES, TRAININGS, GENERATIONS, HALL_OF_FAME):
                 self._db.execute(f"alter table {rows.table} add column checksum integer")
-                rows.seal(self._db, "stage = 'proxy'" if rows == CANDIDATES else "true")
+                rows.seal(self._db)
             self._db.execute("drop index if exists by_stage")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._db.execute(statement)

@@ -159,9 +159,9 @@ class Rows(NamedTuple):
         marks = ", ".join("?" * len(columns))
         db.executemany(f"{verb} into {self.table} ({', '.join(columns)}) values ({marks})", map(self._with_sum(), rows))
 
-    def seal(self, db: sqlite3.Connection, where: str = "true") -> None:
+    def seal(self, db: sqlite3.Connection) -> None:
         """Gives rows that have none their checksums."""
-        rows, with_sum = db.execute(f"select rowid, * from {self.table} where {where}").fetchall(), self._with_sum()
+        rows, with_sum = db.execute(f"select rowid, * from {self.table}").fetchall(), self._with_sum()
         sums = [(with_sum(row)[-1], row["rowid"]) for row in rows]
         db.executemany(f"update {self.table} set checksum = ? where rowid = ?", sums)
 
