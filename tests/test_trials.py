@@ -126,7 +126,7 @@ class Hanging(FakeTrainer):
 
     def train(self, losses, *, stop, **options):
         if GUILTY in losses:
-            (self.released if self.deaf else stop).wait()
+            (self.released if self.deaf else stop).wait(60.0)  # and not for ever, so that a test ends
             raise Stopped
         return super().train(losses, stop=stop, **options)
 
@@ -155,6 +155,14 @@ def test_a_training_that_takes_too_long_is_tried_again_alone_and_given_up(tmp_pa
     failure = f"took longer than 0 seconds, {MOST_ATTEMPTS} times"
     assert [outcome.failure for outcome in outcomes] == [failure if pair == GUILTY else "" for pair in PAIRS]
     assert trainer.count == len(PAIRS) - 1 and count(tmp_path, "attempts") == 0
+
+
+def test_what_hangs_among_the_first_of_its_kind_is_given_up(tmp_path, impatient, monkeypatch):
+    """Nothing of its kind was recorded when they began: those that end first say how long one may take."""
+    monkeypatch.setattr("cse_jax.search.trials.LEAST_LIMIT", 0.3)
+    outcomes = train(tmp_path, Hanging(deaf=False), purpose="proxy")
+    failure = f"took longer than 0 seconds, {MOST_ATTEMPTS} times"
+    assert [outcome.failure for outcome in outcomes] == [failure if pair == GUILTY else "" for pair in PAIRS]
 
 
 def test_the_script_says_which_training_hangs(tmp_path):

@@ -33,6 +33,7 @@ class Group:
       attempt: its number.
       stop: asks the trainings to stop.
       started: when they began, seconds of the monotonic clock; infinite before.
+      limit: seconds that they may take, as was known when they were last looked at or asked to stop.
       seconds: how long they took.
     """
 
@@ -40,14 +41,15 @@ class Group:
     attempt: int = 1
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     started: float = math.inf
+    limit: float = math.inf
     seconds: float = 0.0
 
 
 class Crew(contextlib.AbstractContextManager):
     """Takes groups of trainings, as many at once as it has workers, and gives back those that have ended."""
 
-    def __init__(self, train: Callable[[Group], list[Training]], *, workers: int, limit: float) -> None:
-        """``train`` is called in the threads of so many workers; ``limit``: seconds that a group may take."""
+    def __init__(self, train: Callable[[Group], list[Training]], *, workers: int, limit: Callable[[], float]) -> None:
+        """``train`` is called in the threads of so many workers; ``limit`` gives the seconds that a group may take."""
         self._train, self._limit = train, limit
         self._pool = concurrent.futures.ThreadPoolExecutor(workers)
         self._groups: dict[concurrent.futures.Future[list[Training]], Group] = {}
@@ -74,8 +76,9 @@ class Crew(contextlib.AbstractContextManager):
             with contextlib.suppress(queue.Empty):
                 future = self._ended.get(timeout=LOOK_SECONDS)
                 return self._groups.pop(future), future
+            limit = self._limit()
             for group in self._groups.values():
-                self._look_at(group)
+                self._look_at(group, limit)
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for group in self._groups.values():
@@ -94,21 +97,23 @@ class Crew(contextlib.AbstractContextManager):
             return self._train(group)
         except Stopped as error:
             if self._late(group):
-                raise TrainingLost(f"took longer than {self._limit:,.0f} seconds") from error
+                raise TrainingLost(f"took longer than {group.limit:,.0f} seconds") from error
             raise
         finally:
             group.seconds = time.monotonic() - group.started
 
     def _late(self, group: Group) -> bool:
-        return time.monotonic() > group.started + self._limit
+        return time.monotonic() > group.started + group.limit
 
-    def _look_at(self, group: Group) -> None:
+    def _look_at(self, group: Group, limit: float) -> None:
+        if not group.stop.is_set():
+            group.limit = limit
         if self._late(group):
             group.stop.set()
-        if time.monotonic() > group.started + self._limit + GRACE_SECONDS:
+        if time.monotonic() > group.started + group.limit + GRACE_SECONDS:
             shown = "; ".join(f"{losses.cls} | {losses.box} with seed {seed}" for losses, seed in group.jobs.values())
             raise TrainingHangs(
-                f"a training hangs: it has not ended within {self._limit:,.0f} seconds, nor when it was asked to. It "
+                f"a training hangs: it has not ended within {group.limit:,.0f} seconds, nor when it was asked to. It "
                 f"is that of {shown}. The same command tries it again, and gives it up once it has ended the process "
                 "three times. If trainings may last so long, raise the time limit"
             )

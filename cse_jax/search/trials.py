@@ -119,11 +119,14 @@ class Trials:
             for key in group.jobs:
                 todo.pop(key, None)
 
+        def limit() -> float:
+            return self._limit(purpose, horizon, most)
+
         for key, count in suspects.items():
             if count >= MOST_ATTEMPTS:
                 ended = Training(None, failure=f"ended the process {count} times: it crashed, hung or was killed")
                 record(Group({key: todo[key]}), [ended])
-        with Crew(train, workers=self._workers, limit=self._limit(purpose, horizon, most)) as crew:
+        with Crew(train, workers=self._workers, limit=limit) as crew:
             try:
                 alone = [key for key in suspects if key in todo]
                 for key in alone:
@@ -151,7 +154,7 @@ class Trials:
                     record(group, trainings)
 
     def _limit(self, purpose: Purpose, horizon: int, most: int) -> float:
-        """Seconds that a group may take; none before any training of its kind is recorded."""
+        """Seconds that a group may take; no limit before any training of its kind is recorded."""
         usual = self._ledger.usual_seconds(purpose, horizon) * most
         return self._time_limit or (math.inf if math.isnan(usual) else max(LEAST_LIMIT, _USUAL * usual))
 
