@@ -18,6 +18,7 @@ from ledgers import with_a_loss
 from cse_jax.search import ledger, ledger_reader
 from cse_jax.search.ledger import Ledger, LedgerError
 from cse_jax.search.ledger_reader import LedgerReader, read_hall_of_fame
+from cse_jax.search.trainer import ProcessLost
 
 NAME = "ledger.sqlite"
 TRAINING = {"purpose": "proxy", "cls": "x", "box": "i", "cls_weight": 1, "box_weight": 0.1, "seed": 0, "steps": 9}
@@ -78,6 +79,15 @@ def test_settings_that_change_no_result_may_change(tmp_path):
         assert opened.training("a") and not opened.former_devices
     with pytest.raises(LedgerError, match=r"other settings \(config.search.seed: 0 -> 1\)"):
         Ledger(tmp_path / NAME, identity=identity(seed=1, workers=8))
+
+
+def test_a_ledger_without_results_forgets_whose_trainings_ended_the_process(tmp_path):
+    """Once it takes other settings, and not before: three such ends of the same training are its failure."""
+    for config, before in ((1, 0), (1, 1), (2, 0)):
+        with Ledger(tmp_path / NAME, identity={"config": config}) as made:
+            assert made.attempts().get("a", 0) == before
+            with contextlib.suppress(ProcessLost), made.attempt(["a"]):
+                raise ProcessLost("process 1 has ended")
 
 
 def test_another_device_must_be_allowed(tmp_path):

@@ -33,8 +33,8 @@ __all__ = ["Ledger", "LedgerError"]
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
 _UNSET = '""'  # of a setting that is new since the ledger was made, and not used
-_FORMER_DEVICES = "former devices"  # a key of meta
-_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMER_DEVICES}
+_FORMAT, _FORMER_DEVICES = "format", "former devices"  # keys of meta
+_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMAT, _FORMER_DEVICES}
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -117,26 +117,31 @@ class Ledger:
                 refuse_used(path)
             if found != _UPGRADED:
                 self._db.executescript(f"begin; {_SCHEMA} commit;")
-            self._check({"format": found or FORMAT} | dict(identity), extendable, allow_device_change)
+            flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
+            changed, begun = self._changes(flat), self._holds_results()
+            if begun:
+                self._refuse(changed, extendable, allow_device_change)
             if found == _UPGRADED:
                 self._upgrade()
+            if begun:
+                self._take(flat, changed, extendable)
+            else:
+                self._begin(flat, changed)
         except (*ERRORS, LedgerError) as error:
             self._db.close()
             raise failure(path, "open", error) from error
 
-    def _check(self, identity: dict[str, Any], extendable: Mapping[str, bool], allow_device_change: bool) -> None:
-        flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
-        stored = dict(map(tuple, self._db.execute("select key, value from meta")))
-        if not self._holds_results():
-            with self._writing():
-                self._db.execute("delete from meta")
-                self._db.executemany("insert into meta values (?, ?)", flat.items())
-            return
-        changed = {
+    def _changes(self, flat: Mapping[str, str]) -> dict[str, str]:
+        """What differs from what the ledger was made with, by key, as ``before -> now``."""
+        stored = self._stored()
+        return {
             key: f"{stored.get(key, 'absent')} -> {flat.get(key, 'absent')}"
             for key in sorted((flat.keys() | stored.keys()) - _FREE)
             if flat.get(key, _UNSET) != stored.get(key, _UNSET)
         }
+
+    def _refuse(self, changed: Mapping[str, str], extendable: Mapping[str, bool], allow_device_change: bool) -> None:
+        """Raises LedgerError for what must not differ."""
         refused = [key for key in changed if key not in extendable]
         if refused and not (allow_device_change and refused == ["device"]):
             differences = [f"{key}: {changed[key]}" for key in refused]
@@ -147,15 +152,29 @@ class Ledger:
                 "Resume with the settings it was made with, or choose another work folder."
                 + (" A change of device can be allowed (allow_device_change)." if refused == ["device"] else "")
             )
+
+    def _begin(self, flat: Mapping[str, str], changed: Mapping[str, str]) -> None:
+        """Takes any settings: there are no results of others."""
+        with self._writing():
+            self._db.execute("delete from meta")
+            self._db.executemany("insert into meta values (?, ?)", [*flat.items(), (_FORMAT, str(FORMAT))])
+            if changed:  # and the trainings that have ended the process were those of others
+                self._db.execute("delete from attempts")
+
+    def _take(self, flat: Mapping[str, str], changed: Mapping[str, str], extendable: Mapping[str, bool]) -> None:
+        """Takes settings that may differ, and drops what they make invalid."""
         rows = {key: flat[key] for key in changed}
         if "device" in changed:
-            rows[_FORMER_DEVICES] = json.dumps([*self.former_devices, json.loads(stored["device"])])
+            rows[_FORMER_DEVICES] = json.dumps([*self.former_devices, json.loads(self._stored()["device"])])
         if changed:
             with self._writing():
                 self._db.executemany("insert or replace into meta values (?, ?)", rows.items())
                 if not all(extendable.get(key, True) for key in changed):
                     self._forget_conclusions()
         self.changed = {key: change for key, change in changed.items() if key in extendable}
+
+    def _stored(self) -> dict[str, str]:
+        return dict(map(tuple, self._db.execute("select key, value from meta")))
 
     @property
     def former_devices(self) -> list[str]:
