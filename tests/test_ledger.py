@@ -284,6 +284,19 @@ def test_a_generation_that_is_forgotten_leaves_a_whole_ledger(tmp_path):
     assert read_hall_of_fame(folder / "ledger.sqlite") == {}
 
 
+def test_the_proposals_of_what_is_forgotten_are_kept(tmp_path):
+    with Ledger(tmp_path / NAME, identity={"seeds": 1}) as made:
+        for number, proposed in enumerate((["a"], [], ["b", "a"])):
+            result = {"proposed": dict.fromkeys(proposed, "said")} if proposed else {}
+            made.record_generation("box", number, [], {}, result)
+        assert made.proposed("box") == []
+        made.forget_generation("box", 2)
+        assert made.proposed("box") == ["b", "a"] and made.proposed("cls") == []
+    with Ledger(tmp_path / NAME, identity={"seeds": 2}, extendable={"seeds": False}) as made:
+        assert made.generation("box", 0) is None and made.proposed("box") == ["b", "a"]
+        assert list(made.changed) == ["seeds"]
+
+
 def test_the_hall_of_fame_is_found_by_an_index(tmp_path, monkeypatch):
     """So that it does not matter how many candidates there are."""
     queries, path = [], filled(tmp_path)

@@ -14,6 +14,7 @@ from cse_jax.language.spaces import BOX
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.ancestry import ORIGINS
 from cse_jax.search.config import BranchConfig, FinalConfig, SearchConfig
+from cse_jax.search.extension import EXTENDABLE
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.proposals import read
 
@@ -118,3 +119,26 @@ def test_proposals_pass_the_same_filters(tmp_path):
     assert [counts["generated"] for counts in later.funnel] == [400, 1] and len(said) == 1
     longer = dataclasses.replace(config, regression=dataclasses.replace(one, generations=2, offspring=200))
     assert [counts["generated"] for counts in run(tmp_path / "later", longer)[0].funnel] == [400, 1, 200]
+
+
+@pytest.mark.slow
+def test_generations_that_are_made_again_judge_them_again(tmp_path):
+    """The second call does not have the file."""
+    formulas = [parse(text, BOX) for text in ("exp(1 - i / u)", "i + u")]
+    none, funnels = BranchConfig(generations=0), []
+    for seeds, proposed in ((1, formulas), (2, [])):
+        config = SearchConfig(
+            classification=none,
+            regression=BranchConfig(generations=0, proxy_seeds=seeds),
+            final=FinalConfig(1, (), False),
+        )
+        identity = {"config": {"search": dataclasses.asdict(config)}}
+        with (
+            Ledger(tmp_path / "ledger.sqlite", identity=identity, extendable=EXTENDABLE) as ledger,
+            Monitor(Console(file=io.StringIO()), steps={"probe": 4, "overfit": 5, "proxy": 20, "final": 30}) as monitor,
+        ):
+            trainer = FakeTrainer()
+            result = search.run(config, trainer=trainer, ledger=ledger, progress=monitor, proposals={"box": proposed})
+        funnels.append([counts["generated"] for counts in result.branches[1].funnel])
+    assert funnels == [[2], [2]]
+    assert all(len(entry.aps) == 2 for entry in result.branches[1].entries)

@@ -33,8 +33,8 @@ __all__ = ["Ledger", "LedgerError"]
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
 _UNSET = '""'  # of a setting that is new since the ledger was made, and not used
-_FORMAT, _FORMER_DEVICES = "format", "former devices"  # keys of meta
-_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMAT, _FORMER_DEVICES}
+_FORMAT, _FORMER_DEVICES, _PROPOSED = "format", "former devices", "proposed"  # keys of meta
+_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMAT, _FORMER_DEVICES, _PROPOSED}
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -315,6 +315,7 @@ class Ledger:
         return count
 
     def _forget_conclusions(self) -> None:
+        self._keep_proposals(self._read("select * from generations"))
         for table in ("generations", "candidates", "hall_of_fame"):
             self._db.execute(f"delete from {table}")
 
@@ -341,10 +342,29 @@ class Ledger:
 
     def forget_generation(self, branch: str, generation: int) -> None:
         """Drops what was concluded of a generation, and the order of its branch's hall of fame; its trainings stay."""
+        which = "branch = ? and generation = ?"
         with self._writing():
+            self._keep_proposals(self._read(f"select * from generations where {which}", branch, generation))
             self._db.execute("delete from hall_of_fame where branch = ?", (branch,))
             for table in ("generations", "candidates"):
-                self._db.execute(f"delete from {table} where branch = ? and generation = ?", (branch, generation))
+                self._db.execute(f"delete from {table} where {which}", (branch, generation))
+
+    def proposed(self, branch: str) -> list[str]:
+        """The proposals that generations have judged that were dropped since, in the authors' notation."""
+        return self._proposed().get(branch, [])
+
+    def _proposed(self) -> dict[str, list[str]]:
+        rows = self._read("select value from meta where key = ?", _PROPOSED)
+        return json.loads(rows[0]["value"]) if rows else {}
+
+    def _keep_proposals(self, generations: Iterable[sqlite3.Row]) -> None:
+        """Remembers the proposals of generations that are to be dropped: nothing else may have them."""
+        kept = self._proposed()
+        for row in GENERATIONS.verified(self.path, generations):
+            if found := json.loads(row["result"]).get("proposed"):
+                kept[row["branch"]] = list(dict.fromkeys([*kept.get(row["branch"], []), *found]))
+        if kept:
+            self._db.execute("insert or replace into meta values (?, ?)", (_PROPOSED, json.dumps(kept)))
 
     def record_hall_of_fame(self, branch: str, formulas: Sequence[str]) -> None:
         """Stores the order of a branch's hall of fame, best first, in the authors' notation."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import InputError, UserError
 from cse_jax.language.expression import Expression
+from cse_jax.language.parsing import parse
 from cse_jax.ranges import validate
 from cse_jax.search.branch import Branch, BranchResult, Plan, branch_name
 from cse_jax.search.budget import Budget, Trainings
@@ -81,7 +82,7 @@ def run(
     validate(config, "search")
     trials = Trials(trainer, ledger, progress, workers=config.workers, time_limit=config.time_limit)
     plans, ends = _plans(config), ends or Ends()
-    proposed = dict(proposals or {})
+    proposed = _proposed(plans, proposals or {}, trainer=trainer, ledger=ledger)
     trainings = _trainings(config, plans, trainer, proposed)
     budget = Budget(trainings, progress)
     for plan in plans:
@@ -189,6 +190,19 @@ def _plans(config: SearchConfig) -> list[Plan]:
         alone = {"crossover": 0.0, "mutation": 0.0, "seed_known": False, "screened": ""}
         plans += [Plan(plan.part, dataclasses.replace(plan.sizes, **alone), control=True) for plan in plans]
     return plans
+
+
+def _proposed(
+    plans: Sequence[Plan], proposals: Mapping[Part, Sequence[Expression]], *, trainer: Trainer, ledger: Ledger
+) -> dict[Part, list[Expression]]:
+    """The proposals, with those of earlier calls whose generations are made again."""
+    found: dict[Part, list[Expression]] = {}
+    for plan in plans:
+        if not plan.control:
+            space = trainer.task.space(plan.part)
+            kept = [parse(text, space) for text in ledger.proposed(branch_name(space, control=False))]
+            found[plan.part] = list(dict.fromkeys([*kept, *proposals.get(plan.part, ())]))
+    return found
 
 
 def _part_of_budget(plan: Plan, bred: int | None) -> str:
