@@ -136,6 +136,22 @@ def test_what_was_recorded_is_soon_in_the_ledger_itself(tmp_path, monkeypatch):
         assert copy.training("a") == TRAINING | {"key": "a"}
 
 
+def test_an_interrupt_leaves_no_transaction_open(tmp_path):
+    """What has ended by then is recorded while the search shuts down."""
+
+    def interrupted():
+        yield next(rows(1))
+        raise KeyboardInterrupt
+
+    with Ledger(tmp_path / NAME, identity={}) as made:
+        with pytest.raises(KeyboardInterrupt):
+            made.record_generation("box", 0, interrupted(), {}, {})
+        made.record_training(TRAINING | {"key": "a"})
+    with Ledger(tmp_path / NAME, identity={}) as made:
+        assert made.training("a") and made.generation("box", 0) is None
+        made.record_generation("box", 0, rows(1), {}, {})
+
+
 # Damaged
 
 

@@ -216,10 +216,12 @@ class Ledger:
                 self._db.execute("begin immediate")
                 yield
                 self._db.execute("commit")
-            except sqlite3.Error as error:
+            except BaseException as error:  # an interrupt, too: what is written later begins another
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("rollback")
-                raise failure(self.path, "write to", error) from error
+                if isinstance(error, sqlite3.Error):
+                    raise failure(self.path, "write to", error) from error
+                raise
             if durable:
                 self._move()
 
