@@ -22,15 +22,17 @@ from cse_jax.language.expression import to_authors
 from cse_jax.language.population import encode
 from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
-from cse_jax.screening.candidate import STAGES
-from cse_jax.screening.funnel import screen_population
+from cse_jax.screening.candidate import STAGES, Candidate
+from cse_jax.screening.funnel import Screened, screen_population
 from cse_jax.screening.simulation import simulate
-from cse_jax.search import tuning
+from cse_jax.search import pipeline, tuning
 from cse_jax.search.comparison import Role, Row, judged, mean_std
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
+from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger, LedgerError
 from cse_jax.search.ledger_reader import read_hall_of_fame
+from cse_jax.search.racing import Race
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Stopped, Training
 from cse_jax.search.trials import Trials
@@ -397,6 +399,46 @@ def test_tuning_finds_the_best_setting_within_its_budget(tmp_path):
     tried = tuning._drawn(trainer.task, 20, 0)
     assert tried[name] == losses == min(tried.values(), key=lambda pair: 2.0 * pair.cls_weight + pair.box_weight)
     assert f"x{losses.cls_weight:g} + GIoU x{losses.box_weight:g}" in name
+
+
+@pytest.mark.parametrize(
+    ("sizes", "horizons", "trainings", "steps"),
+    [
+        (BranchConfig(max_proxy=4, max_overfit=8), (200, 400), 8, 2000),
+        (BranchConfig(max_proxy=5, max_overfit=8), (400,), 10, 4000),
+        (BranchConfig(max_proxy=5, max_overfit=3, proxy_seeds=3), (100, 200, 400), 8, 1500),
+    ],
+)
+def test_the_budget_is_what_the_search_trains_at_most(tmp_path, sizes, horizons, trainings, steps):
+    class Counting(FakeTrainer):
+        """Goes on from the horizon before."""
+
+        def __init__(self):
+            super().__init__()
+            self.reached = {}
+
+        def horizons(self, purpose):
+            return horizons if purpose == "proxy" else (80,)
+
+        def train_one(self, losses, purpose, seed, horizon):
+            self.reached[losses, seed] = horizon
+            return super().train_one(losses, purpose, seed, horizon)
+
+    trainer, config = Counting(), SearchConfig(classification=sizes, regression=sizes)
+    formula = zoo.default(spaces.BOX)
+    passed = [Candidate(formula, "overfit", weight=3.0 + number) for number in range(sizes.max_overfit)]
+    with (
+        Ledger(tmp_path / "ledger.sqlite", identity={}) as ledger,
+        Monitor(Console(file=io.StringIO()), steps={"proxy": 20}) as monitor,
+    ):
+        trials = Trials(trainer, ledger, monitor)
+        Race("box", "box", sizes, config, trials=trials, progress=monitor, ends=Ends())._proxy(
+            0, passed, Screened(len(passed), {}, passed)
+        )
+    assert (trainer.count, sum(trainer.reached.values())) == (trainings, steps)
+    assert pipeline._on_the_proxy_task(sizes, trainer) == (trainings, steps)
+    overfit = 80 * sizes.max_overfit
+    assert pipeline._tuning_budget(config, trainer) == 2 * sizes.generations * (overfit + steps) // 400
 
 
 @pytest.mark.parametrize("space", [spaces.MULTI_CLASS, spaces.BINARY_CLASS], ids=str)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -216,12 +217,17 @@ def _trainings(
 ) -> dict[str, Trainings]:
     """The most trainings that each part of the search can need."""
     seeds = len(config.proxy_seeds)
-    parts: dict[str, Trainings] = {"default losses": _needed({"probe": 1, "overfit": 1, "proxy": seeds}, config)}
+    default: Trainings = {
+        "probe": len(trainer.horizons("probe")),
+        "overfit": 1,
+        "proxy": seeds * len(trainer.horizons("proxy")),
+    }
+    parts: dict[str, Trainings] = {"default losses": _needed(default, config)}
     for plan in plans:
         for generation in range(plan.sizes.generations):
-            parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes, config)
+            parts[_part_of_budget(plan, generation)] = _of_generation(plan.sizes, config, trainer)
         if proposals.get(plan.part) and not plan.control:
-            parts[_part_of_budget(plan, None)] = _of_generation(plan.sizes, config)
+            parts[_part_of_budget(plan, None)] = _of_generation(plan.sizes, config, trainer)
     combinations = 3 * seeds * (1 + config.final.random_search)
     settings = _tuning_budget(config, trainer) if config.final.tuned else 0
     parts["controls"] = {"proxy": 2 * len(config.final.fit_weights) + combinations + settings}
@@ -229,10 +235,23 @@ def _trainings(
     return parts
 
 
-def _of_generation(sizes: BranchConfig, config: SearchConfig) -> Trainings:
-    """The most trainings that a generation can need."""
-    proxy = sizes.max_proxy + (sizes.max_proxy + 1) // 2 * (sizes.proxy_seeds - 1)
-    return _needed({"probe": sizes.max_probe, "overfit": sizes.max_overfit, "proxy": proxy}, config)
+def _of_generation(sizes: BranchConfig, config: SearchConfig, trainer: Trainer) -> Trainings:
+    """The most trainings that a generation can need, each from one horizon to the next."""
+    probe = sizes.max_probe * len(config.filters.weights) * len(trainer.horizons("probe"))
+    proxy, _ = _on_the_proxy_task(sizes, trainer)
+    return _needed({"probe": probe, "overfit": sizes.max_overfit, "proxy": proxy}, config)
+
+
+def _on_the_proxy_task(sizes: BranchConfig, trainer: Trainer) -> tuple[int, int]:
+    """The most trainings of a generation there, each from one horizon to the next, and the steps of all together."""
+    horizons, going = trainer.horizons("proxy"), min(sizes.max_overfit, sizes.max_proxy)
+    trainings = steps = 0
+    for before, horizon in itertools.pairwise((0, *horizons)):
+        if before:
+            going = (going + 1) // 2  # the better half of those that came so far
+        trainings, steps = trainings + going, steps + going * (horizon - before)
+    further = going * (sizes.proxy_seeds - 1)  # which train to the end at once
+    return trainings + further, steps + further * horizons[-1]
 
 
 def _needed(trainings: Trainings, config: SearchConfig) -> Trainings:
@@ -242,10 +261,9 @@ def _needed(trainings: Trainings, config: SearchConfig) -> Trainings:
 
 def _tuning_budget(config: SearchConfig, trainer: Trainer) -> int:
     """Trainings on the proxy task that take as many steps as whole detectors may take in both branches."""
+    overfit = 0 if "overfit" in config.filters.skip else trainer.horizons("overfit")[-1]
     steps = sum(
-        sizes.generations * count * trainer.horizons(purpose)[-1]
+        sizes.generations * (sizes.max_overfit * overfit + _on_the_proxy_task(sizes, trainer)[1])
         for sizes in (config.classification, config.regression)
-        for purpose, count in _of_generation(sizes, config).items()
-        if purpose != "probe"
     )
     return max(1, steps // trainer.horizons("proxy")[-1])
