@@ -9,24 +9,29 @@ from rich.console import Console
 
 from cse_jax import search
 from cse_jax.errors import InputError
+from cse_jax.language import spaces
+from cse_jax.language.expression import to_authors
+from cse_jax.language.parsing import parse
 from cse_jax.reporting import report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.config import BranchConfig, FinalConfig, SearchConfig
 from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger
-from cse_jax.search.ledger_reader import LedgerReader
+from cse_jax.search.ledger_reader import LedgerReader, read_hall_of_fame
 
 pytestmark = pytest.mark.computes
 SIZES = BranchConfig(strategy="cascade", generations=2, population=400, offspring=200, max_overfit=5, max_proxy=3)
 CONFIG = SearchConfig(classification=SIZES, regression=SIZES, final=FinalConfig(seeds=2), workers=1)
 
 
-def run(path, ends=None, trainer=None, config=CONFIG):
+def run(path, ends=None, trainer=None, config=CONFIG, proposals=None):
     with (
         Ledger(path / "ledger.sqlite", identity={}) as ledger,
         Monitor(Console(file=io.StringIO()), steps={"probe": 4, "overfit": 5, "proxy": 20, "final": 30}) as monitor,
     ):
-        return search.run(config, trainer=trainer or FakeTrainer(), ledger=ledger, progress=monitor, ends=ends)
+        return search.run(
+            config, trainer=trainer or FakeTrainer(), ledger=ledger, progress=monitor, ends=ends, proposals=proposals
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,26 @@ def test_a_search_that_is_asked_to_end_compares_what_it_has_and_goes_on_later(wh
     assert purpose in {reason.kind.split()[1] for reason in reasons}
     again = FakeTrainer()
     assert run(tmp_path, trainer=again) == whole, "the generation that was cut short is made again"
+
+
+@pytest.mark.slow
+def test_what_was_found_can_be_read_while_a_generation_is_made_again(tmp_path):
+    """Proposals are generations, too, and small ones."""
+    none = BranchConfig(generations=0)
+    config = SearchConfig(classification=none, regression=none, final=FinalConfig(1, (), False), workers=1)
+
+    def judge(text, ends=None, trainer=None):
+        proposals = {"box": [parse(text, spaces.BOX)]}
+        return run(tmp_path, ends, trainer, config, proposals)
+
+    found = judge("exp(1 - i / u)").branches[1].entries
+    ends = Ends()
+    cut = judge("sqrt(1 - i / u)", ends, Asking(ends, purpose="overfit", number=1)).branches[1]
+    assert cut.ended and len(found) == 1
+    with pytest.raises(KeyboardInterrupt):
+        judge("sqrt(1 - i / u)", trainer=FakeTrainer(interrupt_at=1))
+    fame = read_hall_of_fame(tmp_path / "ledger.sqlite")
+    assert [row["authors"] for row in fame["box"]] == [to_authors(entry.formula) for entry in found]
 
 
 @pytest.mark.slow

@@ -131,6 +131,8 @@ class Branch:
             recorded = self.ledger.generation(self.name, generation)
             if recorded is not None and recorded[1].get("ended") and not self.ends.come:
                 self.ledger.forget_generation(self.name, generation)  # it is made again from its trainings
+                if self.entries:
+                    self._rank()  # so that what the generations before have found can be read meanwhile
                 again = [parse(text, self.space) for text in recorded[1].get("proposed", ())]
                 proposals = list(dict.fromkeys(again + proposals))
                 recorded = None
