@@ -53,6 +53,7 @@ class Ends:
         return left > 0.0
 
     def found(self, branch: str, entries: Sequence[Entry]) -> None:
-        """Hears of a hall of fame, best first."""
-        if entries and entries[0].ap >= self.target:
-            self._reached = f"a {branch} loss has reached AP {entries[0].ap:.3f}, the target is {self.target:g}"
+        """Hears of a hall of fame, whose first is not the one of the highest AP but the shortest of those like it."""
+        best = max((entry.ap for entry in entries), default=-math.inf)
+        if best >= self.target:
+            self._reached = f"a {branch} loss has reached AP {best:.3f}, the target is {self.target:g}"
