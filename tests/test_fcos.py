@@ -19,6 +19,7 @@ from detectors.models.fcos import FCOS, FCOSConfig, fcos_tiny
 from detectors.models.norms import is_norm
 from detectors.models.resnet import ResNet, ResNetConfig, resnet50, tiny
 from detectors.ops.padding import Extent
+from detectors.ops.points import pyramid_points
 from detectors.structures import Batch
 from detectors.training.step import TrainConfig, jit_detector, optimiser_for
 
@@ -55,14 +56,15 @@ def head_outputs():
 
 def loss_of_heads(batch, heads, losses=LOSSES):
     """The loss as a function of the head's outputs."""
-    given = types.SimpleNamespace(config=fcos_tiny(3), _heads=lambda *_: (head_outputs()[0], *heads))
+    given = types.SimpleNamespace(config=fcos_tiny(3), strides=(8, 16), _heads=lambda *_: heads)
     return FCOS.loss(given, batch, losses, key=jax.random.key(0))[0]
 
 
 def heads_and_padding(size):
     """Plausible head outputs, and which points lie beyond ``size`` rounded up to 32."""
-    points, *heads = head_outputs()
-    beyond = (points.xy[0] >= -(-np.array(size[::-1]) // 32) * 32).any(1)
+    heads = list(head_outputs())
+    points = pyramid_points((SIZE, SIZE), (8, 16), fcos_tiny(3).range_limits)
+    beyond = (points.xy >= -(-np.array(size[::-1]) // 32) * 32).any(1)
     return heads, beyond
 
 

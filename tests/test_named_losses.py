@@ -271,7 +271,6 @@ class Head(NamedTuple):
 
 STRIDES = TINY["fcos"].fpn.strides(TINY["fcos"].backbone.strides)
 POINTS = pyramid_points((SIZE, SIZE), STRIDES, TINY["fcos"].range_limits)
-OF_IMAGES = POINTS._replace(xy=POINTS.xy[None].repeat(2, 0))
 
 
 @functools.cache
@@ -283,10 +282,10 @@ def cut(name: str) -> Head:
     if name == "fcos":
 
         def head(model):
-            return model._heads(batch.image, batch.image_size)[1:]
+            return model._heads(batch.image, batch.image_size)
 
         def losses(outputs, losses, batch=batch):
-            given = types.SimpleNamespace(config=config, _heads=lambda *_: (OF_IMAGES, *outputs))
+            given = types.SimpleNamespace(config=config, strides=STRIDES, _heads=lambda *_: outputs)
             parts = FCOS.loss(given, batch, losses, key=jax.random.key(0))[1]
             return parts["cls"], parts["box"]
 

@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from micro import library_losses
 
 from benchmarks.smallest import FEATURES, faster_rcnn_smallest, fcos_smallest
-from detectors.models import build_detector
+from detectors.models import build_detector, fcos
 from detectors.models.atss import atss_tiny
 from detectors.models.backbone import build_backbone
 from detectors.models.cascade_rcnn import cascade_rcnn_tiny
@@ -17,6 +18,8 @@ from detectors.models.fpn import FPN, FPNConfig
 from detectors.models.mask_rcnn import mask_rcnn_tiny
 from detectors.models.mobilenet import MobileNetConfig
 from detectors.models.resnet import small
+from detectors.models.rpn import RPN, RPNConfig
+from detectors.ops.anchors import pyramid_anchors
 from detectors.ops.padding import Extent, Pyramid
 from detectors.structures import Batch, Normalisation
 
@@ -94,6 +97,22 @@ def test_detections(name):
     np.testing.assert_allclose(beside.boxes[alone.valid], alone.boxes[alone.valid], atol=5e-2)
     if alone.masks is not None:
         np.testing.assert_allclose(beside.masks[alone.valid], alone.masks[alone.valid], atol=1e-3)
+
+
+def test_cells_that_are_spread_over_the_image():
+    """Of 160 pixels three cells have 53 each: moved so, the fourth, which is padding, would begin within the image."""
+    strides, size = (32, 64), jnp.float32([150, 160])
+    config = dataclasses.replace(DETECTORS["fcos"], range_limits=(64.0,), point_offset=0.0, fit_image=True)
+    network = RPN(RPNConfig(fit_image=True), 1, strides, rngs=nnx.Rngs(0))
+    found = []
+    for shape in ((160, 160), (224, 320)):
+        points, inside = fcos._points(config, strides, np.zeros((1, *shape, 3), np.float32), size[None])
+        anchors = pyramid_anchors(shape, strides, scale=network.config.scale, ratios=network.config.ratios)
+        boxes, usable = network._placed(anchors, size)
+        found.append((points.xy[inside], boxes[usable]))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert len(found[0][0]) == 5 * 5 + 3 * 3
+    assert len(found[0][1]) == 3 * len(found[0][0])
 
 
 def test_pixels():

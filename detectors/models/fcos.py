@@ -7,7 +7,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cse_jax.errors import InputError
 from cse_jax.language import spaces
@@ -113,6 +113,21 @@ def _centreness(offsets: Float[Array, "b n 4"]) -> Float[Array, "b n"]:
     return jnp.sqrt(jnp.maximum(ratio, 0.0))
 
 
+def _points(
+    config: FCOSConfig, strides: tuple[int, ...], image: Images, image_size: Float[AnyArray, "b 2"]
+) -> tuple[Points, Bool[Array, "b n"]]:
+    """Points of each image, and which of them are not in the padding."""
+    height, width = image.shape[1:3]
+    points = pyramid_points((height, width), strides, config.range_limits, offset=config.point_offset)
+    inside = map_images(
+        lambda size: inside_padded_image(points.xy, size), image_size
+    )  # before the shift, as in the RPN
+    if config.fit_image:
+        shift = map_images(lambda size: fitting_shift(points.xy, points.stride, size), image_size)
+        return points._replace(xy=points.xy + shift), inside
+    return points._replace(xy=jnp.broadcast_to(points.xy, (len(image), *points.xy.shape))), inside
+
+
 class FCOS(Detector):
     """The detector."""
 
@@ -146,8 +161,8 @@ class FCOS(Detector):
 
     def _heads(
         self, image: Images, image_size: Float[AnyArray, "b 2"]
-    ) -> tuple[Points, Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
-        """Points of each image; class logits, distances in strides and centreness logits at each, in float32."""
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "b n 4"], Float[Array, "b n"]]:
+        """Class logits, distances in strides and centreness logits at each point, in float32."""
         logits, distances, centreness = [], [], []
         for level, (x, extent) in enumerate(zip(*self.features(image, image_size), strict=True)):
             batch = x.shape[0]
@@ -156,19 +171,10 @@ class FCOS(Detector):
             scale = 1.0 if self.scales is None else self.scales[level]
             distances.append(jax.nn.relu(self.box(by_box).astype(jnp.float32).reshape(batch, -1, 4) * scale))
             centreness.append(self.centreness(by_box).reshape(batch, -1))
-        height, width = image.shape[1:3]
-        points = pyramid_points(
-            (height, width), self.strides, self.config.range_limits, offset=self.config.point_offset
-        )
-        if self.config.fit_image:
-            shift = map_images(lambda size: fitting_shift(points.xy, points.stride, size), image_size)
-            points = points._replace(xy=points.xy + shift)
-        else:
-            points = points._replace(xy=jnp.broadcast_to(points.xy, (len(image), *points.xy.shape)))
         logits, distances, centreness = (
             jnp.concatenate(parts, axis=1).astype(jnp.float32) for parts in (logits, distances, centreness)
         )
-        return points, logits, distances, centreness
+        return logits, distances, centreness
 
     def loss(
         self, batch: Batch, losses: DetectionLosses, *, key: jax.Array
@@ -186,8 +192,8 @@ class FCOS(Detector):
         """
         del key
         config = self.config
-        points, logits, distances, centreness = self._heads(batch.image, batch.image_size)
-        inside = map_images(inside_padded_image, points.xy, batch.image_size)
+        points, inside = _points(config, self.strides, batch.image, batch.image_size)
+        logits, distances, centreness = self._heads(batch.image, batch.image_size)
         logits = jnp.where(inside[..., None], logits, 0.0)  # where a loss is NaN, masking it leaves NaN gradients
         targets = map_images(
             lambda xy, *truth: assign_points(
@@ -243,7 +249,8 @@ class FCOS(Detector):
         With ``root_score`` it is the square root of that.
         """
         config = self.config
-        points, logits, distances, centreness = self._heads(image, image_size)
+        points, inside = _points(config, self.strides, image, image_size)
+        logits, distances, centreness = self._heads(image, image_size)
         probability = jax.nn.sigmoid(logits)
         scores = probability * jax.nn.sigmoid(centreness)[..., None]
         scores = jnp.sqrt(scores) if config.root_score else scores
@@ -251,8 +258,7 @@ class FCOS(Detector):
         scores = jnp.where(judged > config.score_threshold, scores, 0.0)
         boxes = box_ops.decode_ltrb(points.xy, distances * points.stride[:, None])
 
-        def one(xy, boxes, scores, size):
-            inside = inside_padded_image(xy, size)
+        def one(boxes, scores, inside, size):
             return select_by_level(config, boxes, scores, inside, points.level, size)
 
-        return map_images(one, points.xy, boxes, scores, image_size)
+        return map_images(one, boxes, scores, inside, image_size)

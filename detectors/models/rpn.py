@@ -145,10 +145,10 @@ class RPN(nnx.Module):
     ) -> tuple[Float[Array, "n 4"], Bool[Array, " n"]]:
         """One image's anchors, and which of them are not in the padding."""
         boxes, centre = anchors.boxes, anchors.centre
+        inside = inside_padded_image(centre, image_size)  # as shifted, some of the padding would be inside
         if self.config.fit_image:
-            shift = fitting_shift(centre, anchors.stride, image_size)
-            boxes, centre = boxes + jnp.tile(shift, 2), centre + shift
-        return boxes, inside_padded_image(centre, image_size)
+            boxes += jnp.tile(fitting_shift(centre, anchors.stride, image_size), 2)
+        return boxes, inside
 
     def propose(
         self,
