@@ -1,5 +1,6 @@
 """Layouts as annotation tools write them are recognised by their files, read, and made a config to search with."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -164,6 +165,22 @@ LAYOUTS = {  # what it is called, images to train and test on
 }
 
 
+@pytest.mark.parametrize("make", [label_img_yolo, label_studio_yolo, roboflow_yolo])
+def test_labels_are_found_below_any_root(tmp_path, monkeypatch, make):
+    """Also below a folder of the name ``images``, and where some lie beside their images."""
+    root = tmp_path / "images" / "mine"
+    root.mkdir(parents=True)
+    make(root)
+    moved = sorted((root / "labels").glob("*.txt"))[:3]
+    for label in moved:
+        label.rename(root / "images" / label.name)
+    monkeypatch.chdir(tmp_path / "images")
+    for place in (root, pathlib.Path("..", "images", "mine")):
+        config = recognise(place).config
+        read = list(config.read("train", config.categories(), BadRecords()))
+        assert len(read) == COUNT and all(image.labels.tolist() == [0] for image in read)
+
+
 @pytest.mark.parametrize("make", LAYOUTS)
 def test_layouts_of_tools_are_recognised_and_read(tmp_path, make):
     root = tmp_path / "set"
@@ -250,6 +267,22 @@ def test_bad_lines_are_named(tmp_path, line, said):
     assert len(list(config.read("test", config.categories(), report))) == COUNT - 1
     (case,) = report.cases["annotation that cannot be read"]
     assert case.startswith("my image 3.txt, line 3: ") and said in case
+
+
+def test_a_bad_line_of_a_list_of_images_is_named(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    label_img_yolo(root)
+    picture(tmp_path / "beyond.png")
+    lines = [*names(), "../beyond.png", "gone/a.png", "\0", 300 * "a" + ".png"]
+    (root / "list.txt").write_text("\n".join(lines))
+    (root / "data.yaml").write_text("train: list.txt\nval: list.txt\nnames: [cat]\n")
+    config = dataclasses.replace(recognise(root).config, data_dir=str(tmp_path / "built"))
+    built = read_built(build_detection_set(config), "test")
+    assert len(built.annotations) == COUNT
+    assert built.report.counts == {"image outside the root, not read": 1, "missing file": 3}
+    config.outside = True
+    assert len(read_built(build_detection_set(config), "test").annotations) == COUNT + 1
 
 
 def test_missing_entries_of_data_yaml_are_named(tmp_path):

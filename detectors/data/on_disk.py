@@ -82,7 +82,7 @@ class DiskData(BatchConfig, abc.ABC):
 
     def folder(self) -> pathlib.Path:
         """The absolute path of root."""
-        return pathlib.Path(self.root).expanduser().absolute()
+        return pathlib.Path(os.path.normpath(pathlib.Path(self.root).expanduser().absolute()))
 
     def image_path(self, folder: pathlib.Path, name: str) -> pathlib.Path:
         """Where an image is that the annotations name, in one of ``image_folders``.
@@ -90,9 +90,7 @@ class DiskData(BatchConfig, abc.ABC):
         Raises:
           BadRecord: that is outside the root.
         """
-        path = pathlib.Path(os.path.normpath(folder / name))
-        if "\\" in name and not path.exists():  # written on Windows
-            path = pathlib.Path(os.path.normpath(folder / name.replace("\\", "/")))
+        path = named_path(folder, name)
         inside = any(path.is_relative_to(os.path.normpath(within)) for within in (self.folder(), folder))
         if not inside and not self.outside:
             raise BadRecord("image outside the root, not read", f"{name} (set --config.outside=True to read it)")
@@ -228,6 +226,14 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         save_annotations(path / f"annotations-{role}.npz", kept)
         save_report(path / f"bad_records-{role}.json", report)
         (path / f"bad_files-{role}.json").write_text(json.dumps(bad_files))
+
+
+def named_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a name leads that annotations give from a folder, wherever that is."""
+    path = pathlib.Path(os.path.normpath(folder / name))
+    if "\\" in name and not os.path.exists(path):  # written on Windows
+        path = pathlib.Path(os.path.normpath(folder / name.replace("\\", "/")))
+    return path
 
 
 def _place(path: pathlib.Path, root: pathlib.Path) -> bytes:

@@ -23,7 +23,7 @@ from detectors.data.annotated import AnnotatedImage
 from detectors.data.decoding import SUFFIXES, ImageError, read_encoded, upright_size
 from detectors.data.json_rows import read_bytes, shown
 from detectors.data.masks import run_lengths
-from detectors.data.on_disk import DiskData, LayoutError, columns
+from detectors.data.on_disk import DiskData, LayoutError, columns, named_path
 from detectors.data.records import BadRecord, BadRecords
 
 NAMES = ("classes.txt", "obj.names")  # files with the name of a category in each line
@@ -56,10 +56,12 @@ class YoloData(DiskData):
         file = next((path for path in choices if path.is_file()), choices[0])
         if not file.is_file():
             return [file]
-        return [file, *(label for image in self.images_of(role) if (label := label_file(image)).is_file())]
+        labels = (label_file(image, self.folder()) for image in self._readable(role))
+        return [file, *(label for label in labels if os.path.isfile(label))]
 
     def image_folders(self, role: str) -> list[pathlib.Path]:
-        return sorted({image.parent for image in self.images_of(role)})
+        folders = {image.parent for image in self._readable(role)}
+        return sorted(folder for folder in folders if os.path.isdir(folder))
 
     def categories(self) -> tuple[str, ...]:
         if self.file:
@@ -76,7 +78,8 @@ class YoloData(DiskData):
     def read(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         for image_id, image in enumerate(self.images_of(role), start=1):
             try:
-                yield _read_image(image, image_id, categories)
+                label = label_file(self.image_path(self.folder(), str(image)), self.folder())
+                yield _read_image(image, label, image_id, categories)
             except BadRecord as bad:
                 report.add(bad.reason, bad.detail)
 
@@ -95,7 +98,7 @@ class YoloData(DiskData):
         return settings
 
     def images_of(self, role: str) -> list[pathlib.Path]:
-        """The images of a split, sorted."""
+        """The images of a split, sorted; lists may name some that are missing, or that may not be read."""
         key = getattr(self, role)
         if not self.file or not key:
             return _within(self.folder())
@@ -108,6 +111,11 @@ class YoloData(DiskData):
                 f"{', '.join(map(str, settings))}"
             )
         return sorted({image for place in places for image in self._at(place, settings.get("path"))})
+
+    def _readable(self, role: str) -> list[pathlib.Path]:
+        """The images of a split but for those that may not be read, which ``read`` reports."""
+        root = self.folder()
+        return [image for image in self.images_of(role) if self.outside or image.is_relative_to(root)]
 
     def _at(self, place: str, base: object) -> list[pathlib.Path]:
         """The images of a folder or list of images. Exports name them from folders that only their author has."""
@@ -130,18 +138,23 @@ class YoloData(DiskData):
 
     def _listed(self, line: str) -> pathlib.Path:
         """An image of a list; lists may begin with a folder above the root, such as CVAT's ``data/``."""
-        path = self.image_path(self.folder(), line)
-        parts = pathlib.PurePath(line).parts
-        below = str(pathlib.PurePath(*parts[1:]))
-        return path if path.exists() or len(parts) < 2 else self.image_path(self.folder(), below)
+        path, parts = named_path(self.folder(), line), pathlib.PurePath(line).parts
+        return path if os.path.exists(path) or len(parts) < 2 else named_path(self.folder(), os.path.join(*parts[1:]))
 
 
-def label_file(image: pathlib.Path) -> pathlib.Path:
-    """The label file of an image: in the folder ``labels`` beside its ``images``, or beside the image."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
+def label_file(image: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
+    """The label file of an image: in the folder ``labels`` beside its ``images``, else beside the image.
+
+    Args:
+      image: of the data set.
+      root: of the data set, whose own name and those of the folders above it say nothing.
+    """
+    above = len(root.parts) if image.is_relative_to(root) else 0
+    parts = image.parts
+    for index in range(len(parts) - 2, above - 1, -1):
         if parts[index] == "images":
-            return pathlib.Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
+            label = pathlib.Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
+            return label if os.path.exists(label) else image.with_suffix(".txt")
     return image.with_suffix(".txt")
 
 
@@ -149,11 +162,10 @@ def _within(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _read_image(image: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
+def _read_image(image: pathlib.Path, path: pathlib.Path, image_id: int, categories: tuple[str, ...]) -> AnnotatedImage:
     """Reads one image's labels; an image without a label file shows no object."""
-    path = label_file(image)
     try:
-        lines = read_bytes(path).decode(errors="replace").splitlines() if path.exists() else []
+        lines = read_bytes(path).decode(errors="replace").splitlines() if os.path.exists(path) else []
     except OSError as error:
         raise BadRecord("annotation that cannot be read", f"{path} ({error.strerror})") from error
     try:
