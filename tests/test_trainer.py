@@ -338,11 +338,28 @@ def test_the_features_are_the_default_losses_proxy_training(compiled, data, tmp_
 
 def test_default_losses_that_diverge_leave_no_features(compiled, data, tmp_path, monkeypatch):
     bad = LossPair(DEFAULT.cls, cse_jax.parse("log(1 - 2) + i", spaces.BOX))
-    trainer = make(compiled, data, tmp_path)
+    taken = []
+
+    def step(*arguments):
+        taken.append(1)
+        return compiled.step(*arguments)
+
+    trainer = make(compiled._replace(step=step), data, tmp_path)
     monkeypatch.setattr(trainer, "task", types.SimpleNamespace(default=bad))
     trainer.prepare()
     assert not list(tmp_path.iterdir())
+    assert "begins with diverged: not finite at step 1: box nan" in train(trainer, [DEFAULT], "probe")[0].failure
+    assert len(taken) == 6
     assert train(trainer, [bad], "proxy")[0].failure
+
+    started = make(compiled._replace(step=step), data, tmp_path, start=3, save_every=2)
+    monkeypatch.setattr(started, "task", types.SimpleNamespace(default=bad))
+    started.prepare()
+    taken.clear()
+    for purpose in ("proxy", "final"):
+        first, second = train(started, [DEFAULT, bad], purpose)
+        assert first == second and "begins with diverged: not finite at step 1: box nan" in first.failure
+    assert not taken and not list(tmp_path.iterdir())
 
 
 def test_a_device_that_is_too_small_is_no_fault_of_the_loss(compiled, data, tmp_path):

@@ -1,7 +1,6 @@
 """Trains one detector for every purpose of a search, with steps that are compiled once."""
 
 import collections
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -85,6 +84,7 @@ class DetectorTrainer:
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._lock = threading.Lock()
+        self._diverged = ""  # why there are no features
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "probe": (one_each, data.select.subset(range(min(schedule.probe_images, len(data.select))))),
@@ -135,8 +135,10 @@ class DetectorTrainer:
     def _train(
         self, losses: Sequence[LossPair], purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
-        if self._schedule.start:
+        if self._schedule.start or purpose == "probe":
             self.prepare(stop)
+            if self._diverged:
+                return [Training(None, failure=self._diverged) for _ in losses]
         if purpose == "probe":
             features, fresh = self._features, self._compiled.init(seed).model
             start = functools.partial(self._heads.init, fresh, common=features)
@@ -155,20 +157,27 @@ class DetectorTrainer:
     def prepare(self, stop: threading.Event | None = None) -> None:
         """Trains the default losses for the shared start, or else to the end of the proxy task, and keeps the detector.
 
-        If they diverge nothing is kept; ``train`` says so.
+        If they diverge nothing is kept, and what needs the detector fails: ``train`` says so.
 
         Raises:
           Stopped: ``stop`` was set meanwhile.
         """
         default = self.task.default
         purpose = "start" if self._schedule.start else "proxy"
-        with self._lock, contextlib.suppress(TrainingDiverged):
-            if checkpoint.exists(self._features_folder):
+        partial = self._partial(default, purpose, self._seed)
+        with self._lock:
+            if self._diverged or checkpoint.exists(self._features_folder):
                 return
-            state = self._fit(default, purpose, self._seed, self.horizons(purpose)[-1], stop or threading.Event())
-            if purpose == "proxy":
-                checkpoint.save(self._partial(default, purpose, self._seed), state)
-            checkpoint.save(self._features_folder, state.model)
+            try:
+                state = self._fit(default, purpose, self._seed, self.horizons(purpose)[-1], stop or threading.Event())
+            except TrainingDiverged as error:
+                self._diverged = f"the training of the default losses that it begins with diverged: {error}"
+            else:
+                if purpose == "proxy":
+                    checkpoint.save(partial, state)
+                checkpoint.save(self._features_folder, state.model)
+            if purpose == "start":
+                checkpoint.delete(partial)
 
     def forget(self, losses: LossPair, *, purpose: Purpose, seed: int) -> None:
         """Drops the state of a paused training."""
