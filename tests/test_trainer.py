@@ -307,6 +307,18 @@ def test_a_divergence_names_the_step_and_the_parts(compiled, data, tmp_path):
     assert re.fullmatch(r"not finite at step 1: box nan, .*loss nan.*", training.failure), training.failure
 
 
+def test_detections_that_are_not_finite_are_a_failure_of_their_training(compiled, data, tmp_path):
+    def predict(*arguments):
+        found = compiled.predict(*arguments)
+        return found._replace(scores=found.scores * jnp.nan, valid=jnp.ones_like(found.valid))
+
+    trainer = make(compiled._replace(predict=predict), data, tmp_path, table=(2,), final=2)
+    for purpose, horizon in [("proxy", 3), ("final", 2), ("table", 2)]:
+        (training,) = train(trainer, [DEFAULT], purpose, horizon=horizon)
+        assert (training.ap, training.failure) == (None, "a detection is not finite")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_paused_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     (whole,) = train(make(compiled, data, tmp_path / "whole"), [DEFAULT], "proxy", seed=1)
     trainer = make(compiled, data, tmp_path / "paused")

@@ -23,6 +23,10 @@ from detectors.structures import AnyArray, Batch, Detections, Images
 Predict = Callable[[Images, Float[AnyArray, "b 2"]], Detections]  # images and their sizes
 
 
+class NotFinite(InputError):
+    """A detection's box or score is not finite: the training that made the detector has diverged."""
+
+
 class GroundTruth(NamedTuple):
     """All objects of a data set in columns. An image without objects is in ``image_ids`` only."""
 
@@ -65,7 +69,8 @@ def evaluate(found: Found, truth: GroundTruth, categories: Sequence[str]) -> Met
     """Scores boxes against the ground truth, at most 100 detections an image.
 
     Raises:
-      InputError: a detection's box or score is not finite, or it is on an image that is not in the ground truth.
+      NotFinite: a detection's box or score is not finite.
+      InputError: a detection is on an image that is not in the ground truth.
     """
     if not len(truth.labels):
         return _undefined(categories)
@@ -76,7 +81,7 @@ def matched(found: Found, truth: GroundTruth, categories: Sequence[str]) -> list
     """Which boxes find which objects: a row for each image and category, as pycocotools' ``evalImgs``, of any size.
 
     Raises:
-      InputError: as ``evaluate``.
+      NotFinite, InputError: as ``evaluate``.
     """
     evaluator = _box_evaluator(found, truth, categories)
     evaluator.evaluate()
@@ -99,7 +104,7 @@ def evaluate_masks(found: Found, truth: GroundTruth, categories: Sequence[str]) 
     """Scores masks against the ground truth, at most 100 detections an image.
 
     Raises:
-      InputError: as ``evaluate``; or detections or ground truth have no masks.
+      NotFinite, InputError: as ``evaluate``; or detections or ground truth have no masks.
     """
     if not len(truth.labels):
         return _undefined(categories)
@@ -283,7 +288,7 @@ def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 def _check(found: Found, truth: GroundTruth) -> None:
     finite = np.isfinite(found.scores) & np.isfinite(found.boxes).all(1)
     if not finite.all():
-        raise InputError(
+        raise NotFinite(
             f"{np.sum(~finite)} of {len(finite)} detections are not finite, the first on image"
             f" {found.image_of[np.argmin(finite)]}: the training that made this detector has diverged."
         )

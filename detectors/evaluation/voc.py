@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cse_jax.errors import InputError
-from detectors.evaluation.coco import Found, GroundTruth
+from detectors.evaluation.coco import Found, GroundTruth, NotFinite
 
 
 class VocMetrics(NamedTuple):
@@ -36,10 +35,10 @@ def evaluate_voc(found: Found, truth: GroundTruth, categories: Sequence[str], *,
       threshold: least IoU.
 
     Raises:
-      InputError: a detection's box or score is not finite.
+      NotFinite: a detection's box or score is not finite.
     """
     if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
-        raise InputError("Detections are not finite: the training that made this detector has diverged.")
+        raise NotFinite("Detections are not finite: the training that made this detector has diverged.")
     ignored = truth.crowd if truth.difficult is None else truth.crowd | truth.difficult
     eleven, area = {}, {}
     for label, name in enumerate(categories):

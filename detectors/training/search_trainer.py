@@ -21,7 +21,7 @@ from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, Trai
 from detectors import checkpoint
 from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
-from detectors.evaluation.coco import Metrics, detect, evaluate_detector, ground_truth
+from detectors.evaluation.coco import Metrics, NotFinite, detect, evaluate_detector, ground_truth
 from detectors.evaluation.resampling import Matches, all_matches
 from detectors.losses import DetectionLosses, as_term
 from detectors.models.detector import Detector
@@ -260,16 +260,16 @@ class DetectorTrainer:
         evaluation = {"evaluate_every": math.gcd(*horizons), "evaluate": score} if purpose == "table" else {}
         try:
             state = self._fit(losses, purpose, seed, horizon, stop, **evaluation)
-        except TrainingDiverged as error:
+            metrics = self._evaluate(state, self._splits[purpose][1]) if purpose != "table" else None
+        except (TrainingDiverged, NotFinite) as error:
             checkpoint.delete(partial)
-            return Training(None, failure=str(error))
-        if purpose == "table":
+            return Training(None, failure=_NOT_FINITE if isinstance(error, NotFinite) else str(error))
+        if metrics is None:
             checkpoint.delete(partial)
             return Training(curve[-1][1], {"curve": curve})
         folder = partial.with_suffix("")
         if purpose == "final":
             checkpoint.save(folder, state.model)
-        metrics = self._evaluate(state, self._splits[purpose][1])
         if horizon == horizons[-1]:
             checkpoint.delete(partial)
         described = _plain(metrics) | ({"checkpoint": folder.name} if purpose == "final" else {})
