@@ -330,6 +330,29 @@ def test_a_paused_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     assert not list((tmp_path / "paused").iterdir())
 
 
+def test_a_paused_training_goes_on_whether_others_are_beside_it_or_not(compiled, data, tmp_path):
+    half, steps = dataclasses.replace(DEFAULT, cls_weight=0.5), {"one": 0, "many": 0}
+
+    def counting(name, step):
+        def counted(*arguments):
+            steps[name] += 1
+            return step(*arguments)
+
+        return counted
+
+    trainer = make(compiled._replace(step=counting("one", compiled.step)), data, tmp_path, at_once=2)
+    trainer._whole = trainer._whole._replace(step=counting("many", trainer._whole.step))
+    whole = train(trainer, [DEFAULT, half], "proxy")
+    train(trainer, [DEFAULT, half], "proxy", horizon=3)
+    steps.update(one=0, many=0)
+    assert train(trainer, [half], "proxy") == whole[1:] and steps == {"one": 0, "many": 3}
+    trainer.forget(DEFAULT, purpose="proxy", seed=0)
+    train(trainer, [DEFAULT], "proxy", horizon=3)
+    assert steps == {"one": 3, "many": 3}
+    train(trainer, [half, DEFAULT], "proxy")
+    assert steps == {"one": 3 + 6 + 3, "many": 3} and not list(tmp_path.iterdir())
+
+
 def test_the_features_are_the_default_losses_proxy_training(compiled, data, tmp_path):
     """Preparing them costs no training: the proxy task finds itself at its end, with the same score."""
     taken = []

@@ -143,9 +143,7 @@ class DetectorTrainer:
             features, fresh = self._features, self._compiled.init(seed).model
             start = functools.partial(self._heads.init, fresh, common=features)
             return self._train_many(self._heads, start, losses, purpose, seed, horizon, stop)
-        together = [pair for pair in losses if pair.is_data]
-        if len(together) == 1 or self.at_once(purpose) == 1:
-            together = []
+        together = self._side_by_side(losses, purpose, seed)
         found: dict[LossPair, Training] = {}
         if together:
             start = functools.partial(self._whole.init, self._first(purpose, seed).model)
@@ -153,6 +151,14 @@ class DetectorTrainer:
             found |= zip(together, trained, strict=True)
         found |= {p: self._train_one(p, purpose, seed, horizon, stop) for p in losses if p not in found}
         return [found[pair] for pair in losses]
+
+    def _side_by_side(self, losses: Sequence[LossPair], purpose: Purpose, seed: int) -> list[LossPair]:
+        """Which of the losses are trained together: what was paused alone goes on alone, and so does a single one."""
+        if self.at_once(purpose) == 1:
+            return []
+        together = [p for p in losses if p.is_data and not checkpoint.exists(self._partial(p, purpose, seed))]
+        alone = len(together) == 1 and not self._paused(together[0], purpose, seed).exists()
+        return [] if alone else together
 
     def prepare(self, stop: threading.Event | None = None) -> None:
         """Trains the default losses for the shared start, or else to the end of the proxy task, and keeps the detector.
@@ -262,16 +268,16 @@ class DetectorTrainer:
             state = self._fit(losses, purpose, seed, horizon, stop, **evaluation)
             metrics = self._evaluate(state, self._splits[purpose][1]) if purpose != "table" else None
         except (TrainingDiverged, NotFinite) as error:
-            checkpoint.delete(partial)
+            self.forget(losses, purpose=purpose, seed=seed)
             return Training(None, failure=_NOT_FINITE if isinstance(error, NotFinite) else str(error))
         if metrics is None:
-            checkpoint.delete(partial)
+            self.forget(losses, purpose=purpose, seed=seed)
             return Training(curve[-1][1], {"curve": curve})
         folder = partial.with_suffix("")
         if purpose == "final":
             checkpoint.save(folder, state.model)
         if horizon == horizons[-1]:
-            checkpoint.delete(partial)
+            self.forget(losses, purpose=purpose, seed=seed)
         described = _plain(metrics) | ({"checkpoint": folder.name} if purpose == "final" else {})
         return Training(metrics.ap, described)
 
