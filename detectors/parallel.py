@@ -8,7 +8,6 @@ that is spread over devices, all of them would wait for each other at every iter
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,10 +50,15 @@ def mesh_for(images: int, devices: Devices | None = None) -> Mesh:
         if images % processes:
             raise InputError(f"{processes} processes can't share a batch, or a part of it, of {images} images equally")
         of_each = [[d for d in jax.devices() if d.process_index == process] for process in range(processes)]
-        count = math.gcd(images // processes, min(map(len, of_each)))
+        count = _sharing(images // processes, min(map(len, of_each)))
         return Mesh(np.array([device for own in of_each for device in own[:count]]), (_AXIS,))
     devices = jax.local_devices() if devices is None else devices
-    return Mesh(np.array(devices[: math.gcd(images, len(devices))]), (_AXIS,))
+    return Mesh(np.array(devices[: _sharing(images, len(devices))]), (_AXIS,))
+
+
+def _sharing(images: int, devices: int) -> int:
+    """The most devices that can have equal shares."""
+    return max(count for count in range(1, min(images, devices) + 1) if images % count == 0)
 
 
 def shared(mesh: Mesh, own: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from scripts import run_on_devices
 
 from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from cse_jax.errors import InputError
+from detectors import parallel
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
@@ -76,9 +78,18 @@ def on_devices(name: str) -> None:
     np.testing.assert_allclose(one, all_, rtol=2e-5)
     boxes = functions.predict(state, batches[0].image, batches[0].image_size).boxes
     assert len(boxes.sharding.device_set) == 8, "images must stay on their devices"
-    assert jit_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 2, (
-        "six images are shared by two of eight devices"
+    assert jit_detector(build_detector(TINY[name])[1], TrainConfig(batch_size=6)).devices == 6, (
+        "six images are shared by six of eight devices"
     )
+
+
+@pytest.mark.parametrize(("images", "devices", "sharing"), [(6, 4, 3), (8, 6, 4), (2, 8, 2), (7, 4, 1), (16, 8, 8)])
+def test_as_many_devices_share_a_batch_as_can_have_equal_shares(monkeypatch, images, devices, sharing):
+    assert mesh_for(images, jax.devices() * devices).size == sharing
+    two = [unittest.mock.Mock(process_index=process) for process in (0, 1) for _ in range(devices)]
+    monkeypatch.setattr(parallel, "share", lambda: (0, 2))
+    monkeypatch.setattr(jax, "devices", lambda: two)
+    assert mesh_for(2 * images).size == 2 * sharing
 
 
 def test_processes_must_have_equal_shares(monkeypatch):
