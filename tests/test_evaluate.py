@@ -53,7 +53,10 @@ def test_a_restored_detector_predicts_what_the_trained_one_did(tmp_path, config)
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (restored, model)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
-    found = inference.predictor(restored)(image, np.full((1, 2), 64.0, np.float32))
+    predict, batch = inference.predictor(restored), jax.device_put((image, np.full((1, 2), 64.0, np.float32)))
+    found = predict(*batch)
+    with jax.transfer_guard_host_to_device("disallow"):
+        predict(*batch)  # without another copy of the model
     assert found.boxes.shape[0] == 1 and np.isfinite(np.asarray(found.scores)[np.asarray(found.valid)]).all()
 
 

@@ -136,6 +136,7 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
             "detector.classes and label_names (or data) to those that the weights were trained with"
         )
     graph, state = nnx.split(model)
+    state = jax.device_put(state)  # once, not with each batch: what a checkpoint gives is on the host
 
     @jax.jit
     def predict(state, image: Images, image_size: jax.Array) -> Detections:
