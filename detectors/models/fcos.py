@@ -119,9 +119,8 @@ def _points(
     """Points of each image, and which of them are not in the padding."""
     height, width = image.shape[1:3]
     points = pyramid_points((height, width), strides, config.range_limits, offset=config.point_offset)
-    inside = map_images(
-        lambda size: inside_padded_image(points.xy, size), image_size
-    )  # before the shift, as in the RPN
+    # Not of the points as shifted below: some of the padding's would be inside.
+    inside = map_images(lambda size: inside_padded_image(points.xy, size), image_size)
     if config.fit_image:
         shift = map_images(lambda size: fitting_shift(points.xy, points.stride, size), image_size)
         return points._replace(xy=points.xy + shift), inside
