@@ -721,6 +721,7 @@ def test_filters_that_are_skipped_reject_nothing(tmp_path):
         ("-1 - i / e", "verification", True),
         ("sqrt(-u)", "simulation", False),  # which is not a number anywhere
     ]
+    assert all(math.isnan(c.simulation) and c.promise == 1.0 for c in kept), "nor do they rank"
     blind = FilterConfig(skip=("verification", "simulation", "probe", "overfit"))
     few = {"population": 50, "strategy": "random", "seed_known": False}
     branch = dataclasses.replace(ONE, max_overfit=4, max_proxy=4, proxy_seeds=1, **few)

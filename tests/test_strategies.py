@@ -141,6 +141,16 @@ def test_a_search_asks_for_candidates_beside_its_hall_of_fame(name):
     assert choose(12) == candidates
 
 
+def test_a_stage_that_judged_no_candidate_does_not_rank_them():
+    """Although it has judged a loss of the hall of fame, before such stages gave no score."""
+    formulas = [parse(f"1 - i / u{' * (i / u)' * n}", spaces.BOX) for n in range(4)]
+    candidates = [Candidate(each, probe=0.1 * n) for n, each in enumerate(formulas[:3])]
+    entries, rng = [Entry(formulas[3], 1.0, (0.5,), 0.5, 0, (), 1.0, 0.5)], np.random.default_rng(0)
+    chosen = choosing.choose(named("cascade"), candidates, entries, 2, space=spaces.BOX, units="strides", rng=rng)
+    assert chosen == candidates[:0:-1]
+    assert chosen == sorted(candidates, key=lambda candidate: -candidate.promise)[:2]
+
+
 def test_a_search_starts_from_what_another_run_has_tried():
     """There the losses whose second term is divided by e were good; the candidates of that kind are chosen."""
     formulas = [parse(f"1 - i / u + {1 + n % 3} * (e - u) / {'eu'[n % 2]}", spaces.BOX) for n in range(24)]

@@ -26,7 +26,7 @@ class Candidate:
       copies: how many of its generation are.
       duplicates: how many others of its generation had the same fingerprint.
       weight: factor that matches its gradient to the default loss's.
-      simulation: gain in prediction-space simulation, as a share of the default loss's; NaN where it was not simulated.
+      simulation: gain in prediction-space simulation, as a share of the default loss's; NaN where that was not judged.
       probe: AP with output layers trained on fixed features; NaN where it was not trained, likewise below.
       overfit: AP of a detector trained and scored on one image per category.
       proxy: AP on the proxy task, the mean over its seeds.

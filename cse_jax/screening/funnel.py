@@ -75,7 +75,7 @@ def screen_population(
       simulation_tolerance: share of the reference's gain that a simulated candidate must reach.
       units: of boxes, ``"pixels"`` or ``"strides"``.
       seed: of the simulated predictions.
-      skip: filters that reject nothing.  Formulas that are not verified keep their sign.
+      skip: filters that reject nothing and give no score.  Formulas that are not verified keep their sign.
 
     Returns:
       The population; candidates that passed everything have stage ``simulation`` and no reason.
@@ -101,8 +101,8 @@ def screen_population(
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
-        candidate.simulation = relative_gain(simulation, simulations[0])
-        if "simulation" not in skip:
+        if "simulation" not in skip:  # or it would decide by its ranks
+            candidate.simulation = relative_gain(simulation, simulations[0])
             candidate.reason = _rejection(simulation, candidate.simulation, simulation_tolerance)
         if not candidate.reason:
             candidate.stage = "simulation"

@@ -61,9 +61,10 @@ def choose(
     groups = [group for group in (losses, tried) if group]
     found = [behaviours([loss.formula for loss in group], space, units=units) for group in groups]
     features, *others = compress(*found)
-    pool = dataclasses.replace(Pool.unscored(features), simulation=np.array([loss.simulation for loss in losses]))
-    if any(math.isfinite(candidate.probe) for candidate in candidates):
-        pool = dataclasses.replace(pool, probe=np.array([loss.probe for loss in losses]))
+    pool = Pool.unscored(features)
+    for stage in ("simulation", "probe"):
+        if any(math.isfinite(getattr(candidate, stage)) for candidate in candidates):
+            pool = dataclasses.replace(pool, **{stage: np.array([getattr(loss, stage) for loss in losses])})
     for places in others:
         strategy = starting_from(strategy, places, tried)
     told = [Observation(len(candidates) + k, entry.ap) for k, entry in enumerate(entries)]

@@ -85,7 +85,8 @@ class FilterConfig:
       overfit_tolerance: least AP on one image per category in the first generation, as a share of the default loss's.
       later_overfit_tolerance: likewise in later generations, as a share of the best loss's so far (1 as published).
       max_nodes: largest formula.
-      skip: filters that reject nothing, to see what they are worth.  Neither probe nor overfit is trained then.
+      skip: filters that reject nothing and give no score, to see what they are worth.  Neither probe nor overfit is
+        trained then.
     """
 
     sign_flip: bool = True
