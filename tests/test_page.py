@@ -1,6 +1,7 @@
 """The page of a search: what it holds, and that nothing that others wrote gets into it as anything but text."""
 
 import base64
+import contextlib
 import dataclasses
 import html.parser
 import io
@@ -9,6 +10,7 @@ import math
 import os
 import pathlib
 import re
+import sqlite3
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -38,6 +40,8 @@ from cse_jax.reporting.page import (
     provenance,
     sweeps,
 )
+from cse_jax.search.branch import branch_name
+from cse_jax.search.ledger import CANDIDATES
 from cse_jax.search.ledger_reader import Reason, kind_of_reason
 from cse_jax.search.task import Task
 
@@ -214,6 +218,16 @@ def test_what_was_trained_is_told_apart(finished):
     assert kinds == ["default", "control", "binary_class", "binary_class", "box", "box"]
     assert [loss.ap for loss in known.trained][:3] == pytest.approx([0.41, 0.415, 0.42])
     assert [loss.place for loss in known.trained] == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_the_random_search_finds_as_well_is_the_search_s(tmp_path):
+    task = recorded_searches.write(tmp_path / "run", finished=False)
+    others = ", ".join(CANDIDATES.texts[1:] + CANDIDATES.numbers)
+    again = f"insert into candidates (branch, {others}) select ?, {others} from candidates where branch = 'box'"
+    with contextlib.closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as db, db:
+        db.execute(again, (branch_name(spaces.BOX, control=True),))
+    known = facts.read(tmp_path / "run", task)
+    assert [loss.kind for loss in known.trained].count("box") == 2 and len(known.begun) == 4
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
     default = _default(task)
     kinds = {
         (part, row["formula"]): branch
-        for branch, (part, _) in branches(task).items()
+        for branch, (part, _) in reversed(branches(task).items())  # what both have found is the search's
         for row in ledger.rows(
             "select formula from candidates where stage in ('probe', 'overfit', 'proxy') and branch = ?", branch
         )
