@@ -90,6 +90,17 @@ def test_an_explanation_has_every_check(tmp_path):
     assert "GIoU: 0." in said and "shift: 0.00" in said
 
 
+@pytest.mark.parametrize(
+    ("copies", "duplicates", "said"),
+    [(3, 2, "it: 3"), (2, 4, "it: 2, and 3 others with the same gradients"), (2, 0, "it: 2")],
+)
+def test_copies_of_a_formula_are_no_others(copies, duplicates, said):
+    candidate = recorded_searches.rejected("box", "")
+    candidate.copies, candidate.duplicates = copies, duplicates
+    lines = explanation._recorded(recorded_searches.candidate_row("box", 0, candidate))
+    assert f"  times that its generation had {said}" in lines
+
+
 def test_a_loss_that_fails_says_where():
     said = "\n".join(explanation.explain(parse("i / u", spaces.BOX), 1.0, None, units="strides"))
     assert "passed with its sign flipped" in said and "it has no such candidate" in said

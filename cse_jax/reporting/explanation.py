@@ -80,8 +80,9 @@ def _recorded(row: Mapping[str, Any]) -> list[str]:
     lines = [f"  {identity(row)}, last stage passed: {row['stage']}"]
     if row["reason"]:
         lines.append(f"  why it went no further: {row['reason']}")
-    others = f", and {row['duplicates']} others with the same gradients" if row["duplicates"] else ""
-    lines.append(f"  times that its generation had it: {row['copies']}{others}")
+    others = row["duplicates"] + 1 - row["copies"]  # without copies of its own
+    shown = f", and {others} others with the same gradients" if others > 0 else ""
+    lines.append(f"  times that its generation had it: {row['copies']}{shown}")
     meanings = {
         "simulation": "gain on bare predictions, of the default loss's",
         "probe": "AP of heads on fixed features",

@@ -24,7 +24,8 @@ class Candidate:
       fingerprint: as the verification gives it.
       row: of its population, the first that is this formula up to trivial rewrites.
       copies: how many of its generation are.
-      duplicates: how many others of its generation had the same fingerprint.
+      duplicates: how many others of its generation had the same fingerprint, its further copies among them; 0 for one
+        that is left out for a shorter one.
       weight: factor that matches its gradient to the default loss's.
       simulation: gain in prediction-space simulation, as a share of the default loss's; NaN where that was not judged.
       probe: AP with output layers trained on fixed features; NaN where it was not trained, likewise below.
