@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 import pytest
@@ -229,6 +230,18 @@ def test_a_stage_that_knows_the_truth_is_said_to():
     assert found["overfit 5"].rejected > 20
     assert found[analysis.SCREEN].tau == found["probe 4"].tau
     assert found["training 20, one seed"].tau > 0.7 and np.isnan(found["training 10, one seed"].tau)
+
+
+def test_what_a_stage_could_not_train_is_rejected_there():
+    """And what it was not asked to judge is not; all that fails the verification has a margin."""
+    table, _ = simulated(losses=20)
+    _, failed, unknown, *_ = table.losses
+    for stage in failed.scores:
+        failed.scores[stage] = math.nan
+    unknown.scores = {}
+    found = {a.stage: a.rejected for a in analysis.agreements(table, "box", FilterConfig(overfit_tolerance=0.0))}
+    assert found["probe 4"] == found["simulation"] == found["overfit 5"] == 1
+    assert found["margin"] == found[analysis.SCREEN] == found["training 20, one seed"] == 0
 
 
 def test_the_best_of_many_is_judged_by_other_seeds():

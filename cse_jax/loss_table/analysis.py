@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -159,19 +160,18 @@ def agreements(table: LossTable, part: Part, filters: FilterConfig) -> list[Agre
     truth, near = test[:, :, -1].mean(1), known.near
     scores = {stage: np.array([loss.scores.get(stage, math.nan) for loss in losses]) for stage in losses[place].scores}
     bars = {stage: _bar(stage, list(scores), values[place], filters) for stage, values in scores.items()}
+    rejected = {stage: _rejected(stage, values, bars[stage], losses) for stage, values in scores.items()}
+    nobody = np.zeros(len(truth), bool)
     probes = [stage for stage in scores if stage.startswith("probe")]
     if probes:
         scores[SCREEN] = np.nan_to_num(scores["simulation"]) * np.nan_to_num(scores[probes[-1]])
         overfits = [stage for stage in scores if stage.startswith("overfit")]
         if overfits:
             scores[RANKED] = scores[SCREEN] * np.nan_to_num(scores[overfits[-1]])
-    found = [
-        _agreement(stage, values, truth, near, values < bars.get(stage, -math.inf)) for stage, values in scores.items()
-    ]
+    found = [_agreement(stage, values, truth, near, rejected.get(stage, nobody)) for stage, values in scores.items()]
     if test.shape[1] > 1:
         others = test[:, 1:, -1].mean(1)
         for k, steps in enumerate(table.horizons):
-            nobody = np.zeros(len(truth), bool)
             found.append(_agreement(f"training {steps}, one seed", select[:, 0, k], others, near, nobody))
     return found
 
@@ -257,6 +257,15 @@ def _bar(stage: str, stages: list[str], default: float, filters: FilterConfig) -
         return filters.overfit_tolerance * default
     last = stage == [other for other in stages if other.startswith("probe")][-1]
     return (filters.probe_tolerance if last else filters.early_probe_tolerance) * default
+
+
+def _rejected(
+    stage: str, scores: Float[np.ndarray, " n"], bar: float, losses: Sequence[TableLoss]
+) -> Bool[np.ndarray, " n"]:
+    """Which losses a search would drop: also those whose training failed there, which have no number."""
+    if stage == "margin":  # which what fails has, always
+        return scores < bar
+    return np.array([stage in loss.scores for loss in losses]) & ~(scores >= bar)
 
 
 def _agreement(
