@@ -178,6 +178,22 @@ TRUTH = {
 GOOD = {"image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 10], "score": 0.5}
 
 
+def test_an_object_without_an_annotated_area_has_that_of_what_is_scored(tmp_path):
+    """Of two with a large box and a small mask, one says that it is of medium size."""
+    objects = [
+        {"id": n, "image_id": 5, "category_id": 7, "bbox": [x, 0, 150, 150], "segmentation": [[x, 0, x + 150, 0, x, 3]]}
+        for n, x in enumerate((0, 200), start=1)
+    ]
+    objects[1]["area"] = 5000
+    images = [{"id": 5, "height": 200, "width": 400}]
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH | {"images": images, "annotations": objects}))
+    truth = read_reference(tmp_path / "truth.json", masks=True).truth
+    found = Found(truth.image_of[:1], truth.boxes[:1], np.array([0.9]), truth.labels[:1], truth.masks[:1])
+    boxes, masks = (rule(found, truth, ["dog", "cat"]) for rule in (evaluate, evaluate_masks))
+    assert (boxes.ap_large, boxes.ap_medium) == (pytest.approx(1.0), 0.0) and np.isnan(boxes.ap_small)
+    assert (masks.ap_small, masks.ap_medium) == (pytest.approx(1.0), 0.0) and np.isnan(masks.ap_large)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -25,7 +25,7 @@ class AnnotatedImage(NamedTuple):
     size: tuple[int, int] | None  # (height, width) as annotated; None where a data set does not say it
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"]
+    area: Float[np.ndarray, " n"]  # square pixels, NaN where it is not annotated
     crowd: Bool[np.ndarray, " n"]
     difficult: Bool[np.ndarray, " n"]
     masks: tuple[bytes, ...]  # one per object, empty where there is none

@@ -165,7 +165,7 @@ def described(
     return {
         "boxes": np.array(corners, np.float64).reshape(-1, 4),
         "labels": np.array([label_of[o.category_id] for o in objects], np.int32),
-        "area": np.array([o.bbox[2] * o.bbox[3] if o.area is None else o.area for o in objects], np.float64),
+        "area": np.array([np.nan if o.area is None else o.area for o in objects], np.float64),
         "crowd": np.array([bool(o.iscrowd) for o in objects], bool),
         "difficult": np.array([bool(o.ignore if o.difficult is None else o.difficult) for o in objects], bool),
         "masks": tuple(runs),

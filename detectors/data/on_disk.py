@@ -148,13 +148,15 @@ class DetectionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder of a data set on disk, with the splits ``train`` and ``test``.
 
     A record: the image file's bytes, ``image_id``, ``file_name``, and ``objects`` of ``box`` (x1, y1, x2, y2, pixels,
-    far edges exclusive), ``label``, ``area``, ``crowd``, ``difficult`` and ``mask`` (COCO's compressed run lengths).
+    far edges exclusive), ``label``, ``area`` (NaN: not annotated), ``crowd``, ``difficult`` and ``mask`` (COCO's
+    compressed run lengths).
     Raise ``VERSION`` when a change alters what is written.
     """
 
     builder_config: DetectionSetConfig  # a property of TFDS, typed
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.2.0": "Areas that are not annotated are NaN.",
         "1.1.0": "Images are upright, text is read as the number it is, bad masks leave their boxes.",
         "1.0.0": "First version.",
     }
@@ -297,19 +299,16 @@ def columns(
     boxes: Float[np.ndarray, "n 4"],
     labels: Sequence[int],
     *,
-    area: Sequence[float] | None = None,
     crowd: Sequence[bool] | None = None,
     difficult: Sequence[bool] | None = None,
     masks: Sequence[bytes] | None = None,
 ) -> dict:
     """The columns of an ``AnnotatedImage``; those that a layout does not have are filled with defaults."""
     n = len(boxes)
-    with np.errstate(invalid="ignore", over="ignore"):  # boxes are checked later
-        box_area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return {
         "boxes": boxes,
         "labels": np.array(labels, np.int32).reshape(n),
-        "area": box_area if area is None else np.array(area, np.float64).reshape(n),
+        "area": np.full(n, np.nan),
         "crowd": np.zeros(n, bool) if crowd is None else np.array(crowd, bool).reshape(n),
         "difficult": np.zeros(n, bool) if difficult is None else np.array(difficult, bool).reshape(n),
         "masks": (b"",) * n if masks is None else tuple(masks),

@@ -35,7 +35,7 @@ class Annotation(NamedTuple):
     size: tuple[int, int]  # (height, width), pixels
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"] | None = None  # square pixels, as annotated; None: of what is scored, box or mask
+    area: Float[np.ndarray, " n"] | None = None  # square pixels, as annotated; None or NaN: of what is scored
     crowd: Bool[np.ndarray, " n"] | None = None
     difficult: Bool[np.ndarray, " n"] | None = None
     masks: tuple[bytes, ...] | None = None  # run lengths of each object in COCO's compressed form; empty: no mask

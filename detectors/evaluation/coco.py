@@ -34,7 +34,7 @@ class GroundTruth(NamedTuple):
     image_of: Int[np.ndarray, " n"]  # the image's id of each object
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"] | None  # tells small and large objects apart; None: that of what is scored
+    area: Float[np.ndarray, " n"] | None  # tells small and large ones apart; None or NaN: that of what is scored
     crowd: Bool[np.ndarray, " n"]  # crowds are neither found nor missed
     difficult: Bool[np.ndarray, " n"] | None = None  # VOC's; the COCO rules do not know them
     masks: Sequence[dict] | None = None  # COCO's compressed run lengths
@@ -206,7 +206,7 @@ def ground_truth(annotations: Sequence[Annotation]) -> GroundTruth:
 
     area = None
     if any(annotation.area is not None for annotation in annotations):
-        area = joined(_areas(a.boxes) if a.area is None else a.area for a in annotations)
+        area = joined(np.full(len(a.labels), np.nan) if a.area is None else a.area for a in annotations)
 
     def flags(name: str) -> np.ndarray:
         values = ((getattr(annotation, name), len(annotation.labels)) for annotation in annotations)
@@ -232,6 +232,7 @@ def _places(image_of: Int[np.ndarray, " n"], truth: GroundTruth) -> Int[np.ndarr
 def _reference(truth: GroundTruth, categories: Sequence[str], own_areas: Float[np.ndarray, " n"]) -> hotcoco.COCO:
     """What hotcoco compares with; objects whose area is not annotated have their own."""
     places = _places(truth.image_of, truth)
+    area = own_areas if truth.area is None else np.where(np.isnan(truth.area), own_areas, truth.area)
     images = [{"id": place} for place in range(len(truth.image_ids))]
     if truth.masks is not None:
         sizes = dict(zip(places.tolist(), (mask["size"] for mask in truth.masks), strict=True))
@@ -244,7 +245,7 @@ def _reference(truth: GroundTruth, categories: Sequence[str], own_areas: Float[n
         places,
         truth.labels,
         _xywh(truth.boxes),
-        area=(own_areas if truth.area is None else truth.area).astype(np.float64),
+        area=area.astype(np.float64),
         iscrowd=truth.crowd.astype(np.int64),
         segmentation=None if truth.masks is None else list(truth.masks),
     )
