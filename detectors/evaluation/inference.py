@@ -17,19 +17,11 @@ from detectors import checkpoint, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
 from detectors.models.detector import Detector
-from detectors.models.faster_rcnn import FasterRCNNConfig
-from detectors.models.fcos import FCOSConfig
-from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections, Images, Normalisation
 
 USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
 _MAY_DIFFER = {  # settings without effect on predictions
     *("root", "data_dir", "outside", "cache", "workers", "flip", "mask_stride", "max_boxes"),
-}
-_LOADERS = {
-    FCOSConfig: weights.load_fcos,
-    FasterRCNNConfig: weights.load_faster_rcnn,
-    MaskRCNNConfig: weights.load_mask_rcnn,
 }
 
 
@@ -103,18 +95,10 @@ def loaded(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisat
     Args: as for ``restored``.
 
     Raises:
-      MissingWeightsError, TensorFileError, WeightsError: as ``weights.load_fcos`` and the others.
-      InputError: torchvision has no such detector.
+      As ``weights.load_whole``.
     """
-    load = _LOADERS.get(type(config))
-    if load is None:
-        known = ", ".join(kind.__name__.removesuffix("Config") for kind in _LOADERS)
-        raise InputError(
-            f"--weights={path}: torchvision has no weights of {type(config).__name__.removesuffix('Config')}; they are "
-            f"for {known}"
-        )
     model = _abstract(config, normalisation)
-    load(model, path)
+    weights.load_whole(model, path)
     return model
 
 

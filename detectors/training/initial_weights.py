@@ -10,13 +10,8 @@ from flax import nnx
 from cse_jax.errors import InputError
 from detectors import weights
 from detectors.models.detector import Detector
-from detectors.models.faster_rcnn import FasterRCNN
-from detectors.models.fcos import FCOS
-from detectors.models.mask_rcnn import MaskRCNN
 from detectors.models.mobilenet import MobileNetV1
 from detectors.training.step import JittedDetector, TrainState
-
-_WHOLE = {FasterRCNN: weights.load_faster_rcnn, MaskRCNN: weights.load_mask_rcnn, FCOS: weights.load_fcos}
 
 
 @dataclasses.dataclass
@@ -57,11 +52,7 @@ def load(detector: Detector, config: WeightsConfig) -> None:
             )
         return
     if config.whole:
-        if type(detector) not in _WHOLE:
-            known = ", ".join(kind.__name__ for kind in _WHOLE)
-            kind = type(detector).__name__
-            raise InputError(f"weights.whole: torchvision's weights are read for {known}, not for {kind}")
-        _WHOLE[type(detector)](detector, config.file)
+        weights.load_whole(detector, config.file)
         return
     if isinstance(backbone, MobileNetV1):
         weights.load_mobilenet(backbone, config.file)

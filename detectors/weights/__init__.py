@@ -13,6 +13,7 @@ from detectors.weights.importing import (
     load_mask_rcnn,
     load_mobilenet,
     load_resnet,
+    load_whole,
     mask_rcnn_table,
 )
 
@@ -30,4 +31,5 @@ __all__ = [
     "load_mask_rcnn",
     "load_mobilenet",
     "load_resnet",
+    "load_whole",
 ]

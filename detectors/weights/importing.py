@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cse_jax.errors import UserError
+from cse_jax.errors import InputError, UserError
+from detectors.models.detector import Detector
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS
 from detectors.models.mask_rcnn import MaskRCNN
@@ -110,6 +111,25 @@ def load_mask_rcnn(model: MaskRCNN, path: str | os.PathLike) -> None:
 def load_fcos(model: FCOS, path: str | os.PathLike) -> None:
     """Fills an FCOS in place with weights of torchvision's ``fcos_resnet50_fpn``, as ``load_faster_rcnn``."""
     _load(model, path, FCOS_TABLE, f"{_TORCHVISION}fcos_resnet50_fpn_coco-99b0c9b7.pth")
+
+
+def load_whole(model: Detector, path: str | os.PathLike) -> None:
+    """Fills a detector in place with torchvision's weights of it, as ``load_faster_rcnn`` and the others.
+
+    Raises:
+      MissingWeightsError, TensorFileError, WeightsError: as these.
+      InputError: torchvision has no such detector.
+    """
+    loaders: dict[type[Detector], Callable[..., None]] = {
+        FCOS: load_fcos,
+        FasterRCNN: load_faster_rcnn,
+        MaskRCNN: load_mask_rcnn,
+    }
+    load = loaders.get(type(model))
+    if load is None:
+        known = ", ".join(kind.__name__ for kind in loaders)
+        raise InputError(f"{path}: torchvision has no weights of {type(model).__name__}; they are for {known}")
+    load(model, path)
 
 
 def assign(
