@@ -159,7 +159,9 @@ def test_frozen_blocks_do_not_move(tmp_path):
 
 def test_frozen_statistics_need_weights():
     abstract = nnx.eval_shape(lambda: build_detector(FCOSConfig(backbone=MobileNetConfig()))[1](nnx.Rngs(0)))
-    with pytest.raises(ValueError, match="frozen statistics"):
+    with pytest.raises(
+        ValueError, match=r"frozen statistics.*\.npz .*norm=gn --config\.detector\.backbone\.frozen_blocks=-1"
+    ):
         load(abstract, WeightsConfig())
 
 

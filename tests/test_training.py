@@ -257,7 +257,7 @@ def test_a_training_starts_from_a_file(tmp_path, bgr):
 def test_weights_that_are_missing_or_do_not_fit_are_told(tmp_path):
     _, build = build_detector(PRETRAINED)
     functions = jit_detector(build, TrainConfig(batch_size=2))
-    with pytest.raises(ValueError, match=r"--config\.weights\.file=.*--config\.detector\.backbone\.norm=gn"):
+    with pytest.raises(ValueError, match=r"--config\.weights\.file=resnet50-.*backbone\.norm=gn .*\.frozen_stages=-1"):
         starting_from(functions, build, WeightsConfig())
     with pytest.raises(FileNotFoundError, match="get them from"):
         starting_from(functions, build, WeightsConfig(file=str(tmp_path / "absent.pth")))
