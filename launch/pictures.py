@@ -20,9 +20,10 @@ from cse_jax.reporting.page.pictures import FILE
 from cse_jax.search.ledger_reader import LedgerReader
 from detectors.data.datasets import open_dataset
 from detectors.data.drawing import draw_objects
+from detectors.data.pipeline import layout_for
 from detectors.data.records import Annotation
 from detectors.evaluation import inference
-from detectors.evaluation.photos import find_objects, layout_for
+from detectors.evaluation.photos import find_objects
 from search_run import SearchRun
 
 IMAGES = 4

@@ -24,13 +24,13 @@ from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import category_names
 from detectors.data.drawing import draw_objects
+from detectors.data.pipeline import layout_for
 from detectors.evaluation import inference
 from detectors.evaluation.photos import (
     Finding,
     PhotoError,
     find_objects,
     image_files,
-    layout_for,
     passed_over,
     read_photo,
     size_of,

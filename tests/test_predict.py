@@ -12,13 +12,13 @@ from scripts import run
 from test_evaluate import leave_training
 
 from detectors.data.drawing import draw_objects
+from detectors.data.pipeline import layout_for
 from detectors.data.records import Annotation
 from detectors.data.settings import BatchConfig
 from detectors.evaluation.photos import (
     PhotoError,
     find_objects,
     image_files,
-    layout_for,
     passed_over,
     read_photo,
     size_of,

@@ -24,7 +24,8 @@ from torchvision_oracle import (
 )
 
 from detectors import weights
-from detectors.evaluation.photos import find_objects, layout_for, read_photo, size_of
+from detectors.data.pipeline import layout_for
+from detectors.evaluation.photos import find_objects, read_photo, size_of
 from detectors.models import torchvision_settings
 from detectors.models.faster_rcnn import FasterRCNN
 from detectors.models.fcos import FCOS

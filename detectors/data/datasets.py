@@ -18,11 +18,10 @@ from detectors.data.annotated import load_annotations, load_report
 from detectors.data.building import BuildError, Example
 from detectors.data.digit_scenes import CATEGORIES, SPLITS, DigitScenesConfig, build_digit_scenes
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories
-from detectors.data.pipeline import Layout, Source
+from detectors.data.pipeline import Source, layout_for
 from detectors.data.records import Annotation, BadRecord, BadRecords, Records, decode_image, read_annotation
 from detectors.data.resizing import Pixels, image_size
 from detectors.data.settings import BatchConfig, Deviation, Grey
-from detectors.structures import SIZE_MULTIPLE
 
 
 @dataclasses.dataclass
@@ -144,7 +143,7 @@ def open_records(
         chosen = [indices[index] for index in kept]
         images[split] = [decoded[index] for index in kept] if config.cache else _OnDemand(fetch, chosen, config)
         _check_split(split, annotations[split], len(records[split]), report)
-    layout = _layout(annotations, config)
+    layout = layout_for((a.size for split in annotations.values() for a in split), config)
     train, select, test = (Source(annotations[split], images[split], categories, layout) for split in SPLITS)
     return Dataset(categories, train, select, test, bad_records=reports)
 
@@ -186,7 +185,7 @@ def _open_detection_set(builder: tfds.core.DatasetBuilder, config: DiskData) -> 
         raise InputError(
             f"data.select_images={config.select_images} must leave images to train on, of {len(places['train'])}"
         )
-    layout = _layout(annotations, config)
+    layout = layout_for((a.size for split in annotations.values() for a in split), config)
 
     def source(role: str, chosen: Sequence[int]) -> Source:
         images = _OnDemand(splits[role].encoded, [places[role][index] for index in chosen], config)
@@ -230,20 +229,6 @@ def _check_split(split: str, annotations: Sequence[Annotation], records: int, re
         logging.warning("Split %s has flawed records:\n%s", split, report)
     if not annotations:
         raise InputError(f"Split {split!r} has no valid record out of {records}:\n{report}")
-
-
-def _layout(annotations: Mapping[str, Sequence[Annotation]], config: BatchConfig) -> Layout:
-    """One shape that holds all images; if they are resized, with their long side as width."""
-    sizes = np.array([config.fitted_size(a.size) for split in annotations.values() for a in split])
-    if config.limits:
-        sizes.sort(axis=1)
-    height, width = (-(-sizes.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
-    return Layout(
-        (height, width),
-        config.max_boxes,
-        two_shapes=bool(config.limits),
-        mask_stride=config.mask_stride,
-    )
 
 
 class _OnDemand(Sequence):

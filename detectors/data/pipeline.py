@@ -5,7 +5,7 @@ one that was never interrupted.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from absl import flags
 from cse_jax.errors import InputError
 from detectors.data.records import Annotation
 from detectors.data.resizing import Pixels, image_size, mask_grid
-from detectors.structures import Batch
+from detectors.data.settings import BatchConfig
+from detectors.structures import SIZE_MULTIPLE, Batch
 
 
 class Layout(NamedTuple):
@@ -28,6 +29,20 @@ class Layout(NamedTuple):
     def stands(self, size: tuple[int, int]) -> bool:
         """Whether an image of (height, width) goes into a batch of the transposed size."""
         return self.two_shapes and size[1] <= size[0]
+
+
+def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
+    """The layout that holds all images: of one shape, or of two for landscape and portrait ones if they are resized.
+
+    Args:
+      sizes: (height, width) of all images to come.
+      config: how they are resized.
+    """
+    fitted = np.array([config.fitted_size(size) for size in sizes])
+    if config.limits:
+        fitted.sort(axis=1)
+    height, width = (-(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
+    return Layout((height, width), config.max_boxes, two_shapes=bool(config.limits), mask_stride=config.mask_stride)
 
 
 class Example(NamedTuple):

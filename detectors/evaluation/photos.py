@@ -15,7 +15,6 @@ from detectors.data.records import Annotation
 from detectors.data.resizing import image_size
 from detectors.data.settings import BatchConfig
 from detectors.evaluation.coco import Predict, collect
-from detectors.structures import SIZE_MULTIPLE
 
 
 class PhotoError(UserError, OSError):
@@ -80,20 +79,6 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
         raise PhotoError(f"{path}: {error}") from error
 
 
-def layout_for(sizes: Iterable[tuple[int, int]], config: BatchConfig) -> Layout:
-    """The shapes of a detector's input: one, or two if images are resized, for landscape and portrait ones.
-
-    Args:
-      sizes: (height, width) of all images to come.
-      config: how images were resized in the detector's training.
-    """
-    fitted = np.array([config.fitted_size(size) for size in sizes])
-    if config.limits:
-        fitted.sort(axis=1)
-    height, width = (-(-fitted.max(0) // SIZE_MULTIPLE) * SIZE_MULTIPLE).tolist()
-    return Layout((height, width), 1, two_shapes=bool(config.limits))
-
-
 def find_objects(
     predict: Predict, image: UInt8[np.ndarray, "h w 3"], layout: Layout, config: BatchConfig, *, least: float
 ) -> Finding:
@@ -103,12 +88,12 @@ def find_objects(
       predict: the detector.
       image: of any size.
       layout: of ``layout_for``.
-      config: as for ``layout_for``.
+      config: how images were resized in the detector's training.
       least: score below which detections are left out.
     """
     size = image_size(image)
     nothing = Annotation(0, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    batch = make_batch([Example(config.fitted(image), nothing)], layout)
+    batch = make_batch([Example(config.fitted(image), nothing)], layout._replace(max_boxes=0, mask_stride=0))
     found = jax.device_get(predict(batch.image, batch.image_size))
     found = collect(found._replace(valid=found.valid & (found.scores >= least)), batch, {0: size})
     order = np.argsort(-found.scores, kind="stable")
