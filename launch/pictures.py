@@ -53,14 +53,14 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     examples = [source[index] for index in range(min(IMAGES, len(source)))]
     layout = layout_for([example.image.shape[:2] for example in examples], config.data)
     graph = nnx.graphdef(next(iter(found.values())))
+    states = {name: jax.device_put(nnx.state(model)) for name, model in found.items()}  # once, not for each image
     predict = jax.jit(lambda state, image, size: nnx.merge(graph, state).predict(image, size))
     rows = []
     for number, (image, annotation, _) in enumerate(examples, start=1):
         scale = np.array(image.shape[1::-1] * 2, np.float32) / np.array(annotation.size[::-1] * 2, np.float32)
         true = annotation._replace(size=image.shape[:2], boxes=annotation.boxes * scale, masks=None)
         row = [_picture(f"image {number}, as labelled", image, true, source.categories)]
-        for name, model in found.items():
-            state = nnx.state(model)
+        for name, state in states.items():
             seen = find_objects(lambda i, s, state=state: predict(state, i, s), image, layout, config.data, least=LEAST)
             title = f"image {number}, {name}"
             row.append(_picture(title, image, seen.objects._replace(masks=None), source.categories, seen.scores))
