@@ -113,7 +113,13 @@ def _score_detector(config) -> None:
     if unknown:
         print(f"Categories that the detector does not know: {', '.join(unknown)}")
     started = time.monotonic()
-    found = detect(inference.predictor(model, labels), source, batch_size=_BATCH.value, progress=_Progress(len(source)))
+    found = detect(
+        inference.predictor(model, labels),
+        source,
+        batch_size=_BATCH.value,
+        whole_pixels=inference.whole_pixels(config.detector),
+        progress=_Progress(len(source)),
+    )
     seconds = time.monotonic() - started
     truth = ground_truth(source.annotations)
     if with_masks and truth.masks is None:

@@ -85,7 +85,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
     if not files:
         raise InputError(f"there is no image to look at in {', '.join(paths)}")
     predict, categories = _detector(config)
-    layout = layout_for(sizes, config.data)
+    layout, whole_pixels = layout_for(sizes, config.data), inference.whole_pixels(config.detector)
     out.mkdir(parents=True, exist_ok=True)
     listed, names, objects = [], _drawn_names(files), 0
     started = said = time.monotonic()
@@ -96,7 +96,7 @@ def _predict(config, paths: list[str], out: pathlib.Path) -> int:
             except PhotoError as error:
                 unreadable = _said(error, unreadable)
                 continue
-            finding = find_objects(predict, image, layout, config.data, least=_SCORE.value)
+            finding = find_objects(predict, image, layout, config.data, least=_SCORE.value, whole_pixels=whole_pixels)
             draw_objects(image, finding.objects, categories, scores=finding.scores).save(out / name)
             listed.append({"image": str(path), "drawn": name} | _listed(finding, categories))
             objects += len(finding.scores)

@@ -36,6 +36,7 @@ from cse_jax.search.trainer import TrainingDiverged
 from detectors import checkpoint, parallel
 from detectors.data.datasets import open_dataset
 from detectors.data.voc import VocData
+from detectors.evaluation import inference
 from detectors.evaluation.coco import detect, ground_truth
 from detectors.evaluation.scores import Scores, as_json, in_a_line, score
 from detectors.losses import resolve_pair
@@ -121,7 +122,8 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
     log = TrainingLog(folder, steps=steps, epoch_steps=epoch, batch_size=batch_size, tensorboard=_TENSORBOARD.value)
 
     def scores(state, source) -> Scores:
-        found = detect(functools.partial(compiled.predict, state), source, batch_size=batch_size)
+        predict, whole_pixels = functools.partial(compiled.predict, state), inference.whole_pixels(config.detector)
+        found = detect(predict, source, batch_size=batch_size, whole_pixels=whole_pixels)
         truth = ground_truth(source.annotations)
         masks = found.masks is not None and truth.masks is not None
         return score(found, truth, source.categories, masks=masks, voc=isinstance(config.data, VocData))

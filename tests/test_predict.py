@@ -15,6 +15,7 @@ from detectors.data.drawing import draw_objects
 from detectors.data.pipeline import layout_for
 from detectors.data.records import Annotation
 from detectors.data.settings import BatchConfig
+from detectors.evaluation import inference
 from detectors.evaluation.photos import (
     PhotoError,
     find_objects,
@@ -24,6 +25,9 @@ from detectors.evaluation.photos import (
     size_of,
 )
 from detectors.models.fcos import fcos_tiny
+from detectors.models.mask_rcnn import mask_rcnn_tiny
+from detectors.models.torchvision_settings import maskrcnn_resnet50_fpn
+from detectors.ops.masks import paste_masks
 from detectors.structures import Detections
 from detectors.training.run_config import TrainRun
 
@@ -58,6 +62,21 @@ def test_objects_are_in_pixels_of_the_original(tmp_path, size):
     np.testing.assert_allclose(found.objects.boxes, [[8, 4, 28, 24]], atol=2.5)
     assert found.scores.tolist() == [pytest.approx(0.8)] and found.objects.labels.tolist() == [1]
     assert found.objects.size == size and len(found.objects.masks) == 1
+
+
+def test_masks_are_put_into_whole_pixels_where_torchvision_s_settings_say_so(tmp_path):
+    image = read_photo(photo(tmp_path / "a.png", (120, 200), box=(8, 4, 29, 25)))
+    rest = (layout_for([(120, 200)], CONFIG), CONFIG)
+    for config in (mask_rcnn_tiny(2), maskrcnn_resnet50_fpn(2)):
+        whole = inference.whole_pixels(config)
+        found = find_objects(finds_white, image, *rest, least=0.5, whole_pixels=whole).objects
+        mask = rle.decode({"size": [120, 200], "counts": found.masks[0]})
+        pasted = [
+            paste_masks(np.ones((1, 4, 4)), found.boxes, (120, 200), whole_pixels=w)[0] >= 0.5 for w in (False, True)
+        ]
+        np.testing.assert_array_equal(mask, pasted[whole])
+        assert (pasted[0] != pasted[1]).any()
+    assert whole and not inference.whole_pixels(fcos_tiny(2))
 
 
 def test_two_orientations_are_two_shapes_at_most():

@@ -134,6 +134,7 @@ def detect(
     *,
     batch_size: int,
     masks: bool = True,
+    whole_pixels: bool = False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Found:
     """Everything that a detector finds on the images of a source, in pixels of the original images.
@@ -144,13 +145,15 @@ def detect(
       source: the images and their ground truth.
       batch_size: images per call.
       masks: whether to keep the detections' masks, where it gives any; encoding them takes longer than finding them.
+      whole_pixels: how masks are put into the images (``MaskConfig.whole_pixels``).
       progress: called with the number of images done, after each batch.
     """
     sizes = {annotation.image_id: annotation.size for annotation in source.annotations}
     parts, done = [], 0
     for batch in eval_batches(source, batch_size):
         detections = predict(batch.image, batch.image_size)
-        parts.append(collect(jax.device_get(detections if masks else detections._replace(masks=None)), batch, sizes))
+        detections = jax.device_get(detections if masks else detections._replace(masks=None))
+        parts.append(collect(detections, batch, sizes, whole_pixels=whole_pixels))
         done += int(np.sum(batch.real))
         progress(done)
     return joined(parts)
@@ -168,13 +171,16 @@ def joined(parts: Sequence[Found]) -> Found:
     )
 
 
-def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int, int]]) -> Found:
+def collect(
+    detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int, int]], *, whole_pixels: bool = False
+) -> Found:
     """The valid detections on a batch's real images, in columns.
 
     Args:
       detections: in pixels of the batch's images.
       batch: the images that the detector saw.
       sizes: (height, width) of each original image by its id; boxes and masks are scaled to it.
+      whole_pixels: as for ``detect``.
     """
     row, column = np.nonzero(np.asarray(detections.valid) & np.asarray(batch.real)[:, None])
     image_of = np.asarray(batch.image_id)[row]
@@ -185,7 +191,7 @@ def collect(detections: Detections, batch: Batch, sizes: Mapping[int, tuple[int,
     if detections.masks is not None:
         small = np.asarray(detections.masks)[row, column]
         masks = [
-            _pasted(mask, box, sizes[image_id])
+            _pasted(mask, box, sizes[image_id], whole_pixels)
             for mask, box, image_id in zip(small, boxes, image_of.tolist(), strict=True)
         ]
     return Found(
@@ -275,9 +281,11 @@ def _undefined(categories: Sequence[str]) -> Metrics:
     return Metrics(nan, nan, nan, nan, nan, nan, dict.fromkeys(categories, nan))
 
 
-def _pasted(mask: Float[np.ndarray, "s s"], box: Float[np.ndarray, "4"], size: tuple[int, int]) -> dict:
+def _pasted(
+    mask: Float[np.ndarray, "s s"], box: Float[np.ndarray, "4"], size: tuple[int, int], whole_pixels: bool
+) -> dict:
     """One detection's mask over its whole image, as run lengths."""
-    inside = paste_masks(mask[None], box[None], size)[0] >= 0.5
+    inside = paste_masks(mask[None], box[None], size, whole_pixels=whole_pixels)[0] >= 0.5
     return {"size": list(size), "counts": encoded(inside)}
 
 

@@ -17,6 +17,7 @@ from detectors import checkpoint, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
 from detectors.models.detector import Detector
+from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections, Images, Normalisation
 
 USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
@@ -100,6 +101,11 @@ def loaded(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisat
     model = _abstract(config, normalisation)
     weights.load_whole(model, path)
     return model
+
+
+def whole_pixels(config: DetectorConfig) -> bool:
+    """How a detector's masks are put into images: ``MaskConfig.whole_pixels``; False without masks."""
+    return isinstance(config, MaskRCNNConfig) and config.mask.whole_pixels
 
 
 def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) -> Predict:

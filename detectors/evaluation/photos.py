@@ -80,7 +80,13 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def find_objects(
-    predict: Predict, image: UInt8[np.ndarray, "h w 3"], layout: Layout, config: BatchConfig, *, least: float
+    predict: Predict,
+    image: UInt8[np.ndarray, "h w 3"],
+    layout: Layout,
+    config: BatchConfig,
+    *,
+    least: float,
+    whole_pixels: bool = False,
 ) -> Finding:
     """What a detector finds on one image.
 
@@ -90,12 +96,15 @@ def find_objects(
       layout: of ``layout_for``.
       config: how images were resized in the detector's training.
       least: score below which detections are left out.
+      whole_pixels: as for ``detect``.
     """
     size = image_size(image)
     nothing = Annotation(0, size, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     batch = make_batch([Example(config.fitted(image), nothing)], layout._replace(max_boxes=0, mask_stride=0))
     found = jax.device_get(predict(batch.image, batch.image_size))
-    found = collect(found._replace(valid=found.valid & (found.scores >= least)), batch, {0: size})
+    found = collect(
+        found._replace(valid=found.valid & (found.scores >= least)), batch, {0: size}, whole_pixels=whole_pixels
+    )
     order = np.argsort(-found.scores, kind="stable")
     masks = None if found.masks is None else tuple(bytes(found.masks[index]["counts"]) for index in order)
     objects = nothing._replace(boxes=found.boxes[order], labels=found.labels[order], masks=masks)

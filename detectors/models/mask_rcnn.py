@@ -28,12 +28,14 @@ class MaskConfig:
       size: bins per side of RoIAlign; masks have twice as many.
       convs, channels: 3x3 convolutions before the mask is doubled, and their channels.
       soft_targets: a target is the covered share of a bin (torchvision), not whether half of the bin is covered.
+      whole_pixels: masks are put into an image within boxes of whole pixels (torchvision), not where the boxes are.
     """
 
     size: Positive = 14
     convs: Positive = 4
     channels: Positive = 256
     soft_targets: bool = False
+    whole_pixels: bool = False
 
 
 @dataclasses.dataclass

@@ -1,9 +1,10 @@
 """The settings of torchvision's detectors, under which their weights and figures carry over.
 
 Where torchvision departs from MMDetection: anchors of whole pixels, spread evenly over the image; Smooth L1 in the RPN;
-RoIAlign without half a cell's shift; FCOS with points in the corners of their cells, levels without their limits, the
-paper's centreness and the square root of the score; batch norms that do not train at all.  Categories are numbered from
-0 here and from 1 in torchvision: ours are one less, and COCO's 90 numbers keep their gaps.
+RoIAlign without half a cell's shift; masks put into boxes of whole pixels; FCOS with points in the corners of their
+cells, levels without their limits, the paper's centreness and the square root of the score; batch norms that do not
+train at all.  Categories are numbered from 0 here and from 1 in torchvision: ours are one less, and COCO's 90 numbers
+keep their gaps.
 """
 
 from detectors.losses import DetectionLosses, resolve_pair
@@ -27,7 +28,7 @@ def fasterrcnn_resnet50_fpn(classes: int = 90, *, norm_eps: float = 0.0) -> Fast
 
 def maskrcnn_resnet50_fpn(classes: int = 90, *, norm_eps: float = 0.0) -> MaskRCNNConfig:
     """torchvision's Mask R-CNN; arguments as ``fasterrcnn_resnet50_fpn``."""
-    return MaskRCNNConfig(classes=classes, mask=MaskConfig(soft_targets=True), **_rcnn(norm_eps))
+    return MaskRCNNConfig(classes=classes, mask=MaskConfig(soft_targets=True, whole_pixels=True), **_rcnn(norm_eps))
 
 
 def fcos_resnet50_fpn(classes: int = 90) -> FCOSConfig:
