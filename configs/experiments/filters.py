@@ -5,7 +5,7 @@ python launch/search.py --config=configs/experiments/filters.py:verification
 python launch/search.py --config=configs/experiments/filters.py:simulation
 
 Nothing is bred or ranked.  Other seeds are other searches: --config.search.seed=1 --workdir=runs/filters_none_1, and
-launch/compare_searches.py shows them side by side.  Cost and AP were not measured.
+launch/compare_searches.py shows them side by side.  Cost and AP are in docs/results.md.
 """
 
 from cse_jax.errors import InputError
