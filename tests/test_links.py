@@ -98,7 +98,7 @@ def test_what_is_no_file_is_refused_at_once(folder, kind):
 
     readers = {
         ".lock": opened,
-        "config.json": lambda: workdir.check_same_config(folder, {"a": 1}),
+        "config.json": lambda: workdir.check_same_config(folder, {"a": 1}, remedy=""),
         "settings.json": screened,
         "log.jsonl": lambda: a_log(folder),
         "table.parquet": lambda: table.read(folder / "table.parquet"),
