@@ -53,7 +53,7 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     examples = [source[index] for index in range(min(IMAGES, len(source)))]
     layout = layout_for([example.image.shape[:2] for example in examples], config.data)
     graph = nnx.graphdef(next(iter(found.values())))
-    states = {name: jax.device_put(nnx.state(model)) for name, model in found.items()}  # once, not for each image
+    states = {name: nnx.state(model) for name, model in found.items()}
     predict = jax.jit(lambda state, image, size: nnx.merge(graph, state).predict(image, size))
     rows = []
     for number, (image, annotation, _) in enumerate(examples, start=1):

@@ -76,7 +76,7 @@ def check_trained_with(folder: pathlib.Path, config: Any) -> None:
 
 
 def restored(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisation) -> Detector:
-    """The detector of a config with the arrays of a checkpoint.
+    """The detector of a config with the arrays of a checkpoint, on the device.
 
     Args:
       config: the detector's config in its training.
@@ -87,7 +87,7 @@ def restored(config: DetectorConfig, path: pathlib.Path, normalisation: Normalis
       CheckpointError: there is none, or it is of another detector; all differences are named.
     """
     graph, *parts = nnx.split(_abstract(config, normalisation), nnx.Param, ...)
-    return nnx.merge(graph, *checkpoint.restore(path, tuple(parts)))
+    return nnx.merge(graph, *jax.device_put(checkpoint.restore(path, tuple(parts))))
 
 
 def loaded(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisation) -> Detector:
@@ -126,7 +126,6 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
             "detector.classes and label_names (or data) to those that the weights were trained with"
         )
     graph, state = nnx.split(model)
-    state = jax.device_put(state)  # once, not with each batch: what a checkpoint gives is on the host
 
     @jax.jit
     def predict(state, image: Images, image_size: jax.Array) -> Detections:
