@@ -16,6 +16,7 @@ import typing
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
 
+import script  # noqa: E402, I001
 from absl import flags  # noqa: E402
 
 from cse_jax.ranges import describe, field_types  # noqa: E402
@@ -45,7 +46,7 @@ def scripts() -> dict[str, list[flags.Flag]]:
             new = sorted(set(flags.FLAGS) - before)
             own = [name for name in new if flags.FLAGS.find_module_defining_flag(name) == "<run_path>"]
             mine = {name: flags.FLAGS[name] for name in own}
-            beside = [m for m in ("workers", "processes") if m in names or (m == "processes" and "workers" in names)]
+            beside = [m for m in script.SHARED_FLAGS if m in names or (m == "processes" and "workers" in names)]
             shared = [flag for module in beside for flag in flags.FLAGS.flags_by_module_dict()[module]]
             found[path.stem] = [*mine.values(), *shared]
             for name in [*mine, *(name for name in new if name.startswith("config"))]:

@@ -30,7 +30,7 @@ _HINTS = {  # what helps against an error, by its class, which need not be impor
     "SurvivorsError": "Such folders are made by launch/screen.py, whose flag --out names them.",
     "ModuleNotFoundError": "Install the project with all that it needs: python -m pip install .",
 }
-_SHARED_FLAGS = ("processes", "workers")  # modules beside this one whose flags several scripts have
+SHARED_FLAGS = ("workers", "processes")  # modules beside this one whose flags several scripts have
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -52,7 +52,7 @@ def read_flags(argv: list[str]) -> list[str]:
     from cse_jax.ranges import validate
 
     for module, listed in list(flags.FLAGS.flags_by_module_dict().items()):
-        for flag in listed if module in _SHARED_FLAGS else ():
+        for flag in listed if module in SHARED_FLAGS else ():
             flags.FLAGS.register_key_flag_for_module(argv[0], flag)  # or --help would leave it out
     rest = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
