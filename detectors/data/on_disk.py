@@ -91,10 +91,13 @@ class DiskData(BatchConfig, abc.ABC):
           BadRecord: that is outside the root.
         """
         path = named_path(folder, name)
-        inside = any(path.is_relative_to(os.path.normpath(within)) for within in (self.folder(), folder))
-        if not inside and not self.outside:
+        if not self.may_read(path) and not path.is_relative_to(os.path.normpath(folder)):
             raise BadRecord("image outside the root, not read", f"{name} (set --config.outside=True to read it)")
         return path
+
+    def may_read(self, path: pathlib.Path) -> bool:
+        """Whether a normal path is below the root, or any may be read."""
+        return self.outside or path.is_relative_to(self.folder())
 
     def split(self, role: str, categories: tuple[str, ...], report: BadRecords) -> Iterator[AnnotatedImage]:
         """The images of ``train`` or ``test``, as ``read`` yields them, without those of the other."""

@@ -114,8 +114,7 @@ class YoloData(DiskData):
 
     def _readable(self, role: str) -> list[pathlib.Path]:
         """The images of a split but for those that may not be read, which ``read`` reports."""
-        root = self.folder()
-        return [image for image in self.images_of(role) if self.outside or image.is_relative_to(root)]
+        return [image for image in self.images_of(role) if self.may_read(image)]
 
     def _at(self, place: str, base: object) -> list[pathlib.Path]:
         """The images of a folder or list of images. Exports name them from folders that only their author has."""
@@ -124,7 +123,7 @@ class YoloData(DiskData):
         if isinstance(base, str):
             choices += [self.folder() / base / place, self.folder() / pathlib.PurePath(base).name / place]
         choices = [pathlib.Path(os.path.normpath(choice)) for choice in choices]
-        choices = [choice for choice in choices if self.outside or choice.is_relative_to(self.folder())]
+        choices = [choice for choice in choices if self.may_read(choice)]
         for choice in choices:
             if choice.is_dir():
                 return _within(choice)
