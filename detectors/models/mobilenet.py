@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ class MobileNetConfig:
     norm: Literal["frozen_bn", "gn"] = "frozen_bn"
     frozen_blocks: Annotated[int, Range(least=-1, most=13)] = 3
     norm_groups: Positive = 32
+
+    weights: ClassVar[str] = "mobilenet.npz (Keras's mobilenet_1_0_224_tf_no_top.h5, saved with numpy.savez)"
+    frozen: ClassVar[str] = "frozen_blocks"
 
     def check(self) -> None:
         """Raises InputError unless all channels, multiples of the first ones, fall into groups."""

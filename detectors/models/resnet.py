@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,9 @@ class ResNetConfig:
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Range(least=-1, most=100)] = 1
     outputs: Annotated[tuple[Positive, ...], Items(increasing=True)] = (2, 3, 4)
+
+    weights: ClassVar[str] = "resnet50-0676ba61.pth (from https://download.pytorch.org/models/)"
+    frozen: ClassVar[str] = "frozen_stages"
 
     def check(self) -> None:
         """Raises InputError for stages or groups that don't fit."""

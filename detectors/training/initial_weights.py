@@ -11,13 +11,7 @@ from cse_jax.errors import InputError
 from detectors import weights
 from detectors.models.detector import Detector
 from detectors.models.mobilenet import MobileNetV1
-from detectors.models.resnet import ResNet
 from detectors.training.step import JittedDetector, TrainState
-
-_REMEDIES = {  # of each backbone: a file of weights and where it is from, and the field that says what is frozen
-    ResNet: ("resnet50-0676ba61.pth (from https://download.pytorch.org/models/)", "frozen_stages"),
-    MobileNetV1: ("mobilenet.npz (Keras's mobilenet_1_0_224_tf_no_top.h5, saved with numpy.savez)", "frozen_blocks"),
-}
 
 
 @dataclasses.dataclass
@@ -50,12 +44,12 @@ def load(detector: Detector, config: WeightsConfig) -> None:
     """
     backbone = detector.backbone
     if not config.file:
-        if getattr(backbone.config, "norm", "gn") == "frozen_bn":
-            file, frozen = _REMEDIES[type(backbone)]
+        settings = backbone.config
+        if settings.norm == "frozen_bn":
             raise InputError(
                 "The backbone's batch norms have frozen statistics, which random weights do not fit. Give a file, "
-                f"--config.weights.file={file}, or train from scratch: --config.detector.backbone.norm=gn "
-                f"--config.detector.backbone.{frozen}=-1."
+                f"--config.weights.file={settings.weights}, or train from scratch: --config.detector.backbone.norm=gn "
+                f"--config.detector.backbone.{settings.frozen}=-1."
             )
         return
     if config.whole:
