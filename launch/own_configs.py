@@ -10,6 +10,7 @@ from detectors.data.layouts import differing
 from detectors.data.on_disk import DiskData
 
 _LEAST_STEPS = 3_000  # of a training, where 12 epochs are fewer
+_BATCH_SIZE = 16  # of a training
 
 
 def write(config: DiskData, train: BuiltSplit, path: str | None) -> None:
@@ -34,7 +35,8 @@ def write(config: DiskData, train: BuiltSplit, path: str | None) -> None:
         classes=len(train.categories),
         root=str(config.folder()),
         training=training,
-        epochs=max(12, math.ceil(_LEAST_STEPS * 16 / len(train.annotations))),
+        batch_size=_BATCH_SIZE,
+        epochs=max(12, math.ceil(_LEAST_STEPS * _BATCH_SIZE / len(train.annotations))),
     )
     small = {"short_side": 120, "long_side": 160, "cache": True}
     _write(search, _SEARCH, about, shared | small | differing(config))
@@ -99,7 +101,9 @@ def get_config() -> TrainRun:
     return TrainRun(
         name="{name}_train",
         detector=FCOSConfig(classes={classes}, backbone=resnet50(frozen_affine=True)),
-        train=TrainConfig(learning_rate=0.01, warmup_ratio=1 / 3, bias_rate=2.0, bias_decay=0.0),
+        train=TrainConfig(
+            batch_size={batch_size}, learning_rate=0.01, warmup_ratio=1 / 3, bias_rate=2.0, bias_decay=0.0
+        ),
         data={kind}(
             {root!r},
 {fields}        ),
