@@ -17,7 +17,7 @@ import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cse_jax import workdir
+from cse_jax.search import ledger_settings
 from cse_jax.search.ledger_file import (
     ERRORS,
     LedgerError,
@@ -32,9 +32,7 @@ __all__ = ["Ledger", "LedgerError"]
 
 FORMAT = 5
 MOVED_SECONDS = 1.0  # between moves of what was written into the ledger itself
-_UNSET = '""'  # of a setting that is new since the ledger was made, and not used
-_FORMAT, _FORMER_DEVICES, _PROPOSED = "format", "former devices", "proposed"  # keys of meta
-_FREE = {f"config.{field}" for field in workdir.FREE} | {_FORMAT, _FORMER_DEVICES, _PROPOSED}
+_FORMAT, _FORMER_DEVICES, _PROPOSED = "format", "former devices", "proposed"  # keys of meta that are no settings
 _UPGRADED = 4  # the format before, without checksums
 
 _SCHEMA = """
@@ -117,10 +115,10 @@ class Ledger:
                 refuse_used(path)
             if found != _UPGRADED:
                 self._db.executescript(f"begin; {_SCHEMA} commit;")
-            flat = {key: json.dumps(value, sort_keys=True) for key, value in _flatten(identity).items()}
-            changed, begun = self._changes(flat), self._holds_results()
+            flat = ledger_settings.flat(identity)
+            changed, begun = ledger_settings.changes(self._settings(), flat), self._holds_results()
             if begun:
-                self._refuse(changed, extendable, allow_device_change)
+                ledger_settings.check(str(path), changed, extendable, allow_device_change=allow_device_change)
             if found == _UPGRADED:
                 self._upgrade()
             if begun:
@@ -130,28 +128,6 @@ class Ledger:
         except (*ERRORS, LedgerError) as error:
             self._db.close()
             raise failure(path, "open", error) from error
-
-    def _changes(self, flat: Mapping[str, str]) -> dict[str, str]:
-        """What differs from what the ledger was made with, by key, as ``before -> now``."""
-        stored = self._stored()
-        return {
-            key: f"{stored.get(key, 'absent')} -> {flat.get(key, 'absent')}"
-            for key in sorted((flat.keys() | stored.keys()) - _FREE)
-            if flat.get(key, _UNSET) != stored.get(key, _UNSET)
-        }
-
-    def _refuse(self, changed: Mapping[str, str], extendable: Mapping[str, bool], allow_device_change: bool) -> None:
-        """Raises LedgerError for what must not differ."""
-        refused = [key for key in changed if key not in extendable]
-        if refused and not (allow_device_change and refused == ["device"]):
-            differences = [f"{key}: {changed[key]}" for key in refused]
-            shown = "; ".join(differences[:5])
-            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-            raise LedgerError(
-                f"the ledger {self.path} was made with other settings ({shown}{more}). "
-                "Resume with the settings it was made with, or choose another work folder."
-                + (" A change of device can be allowed (allow_device_change)." if refused == ["device"] else "")
-            )
 
     def _begin(self, flat: Mapping[str, str], changed: Mapping[str, str]) -> None:
         """Takes any settings: there are no results of others."""
@@ -165,7 +141,7 @@ class Ledger:
         """Takes settings that may differ, and drops what they make invalid."""
         rows = {key: flat[key] for key in changed}
         if "device" in changed:
-            rows[_FORMER_DEVICES] = json.dumps([*self.former_devices, json.loads(self._stored()["device"])])
+            rows[_FORMER_DEVICES] = json.dumps([*self.former_devices, json.loads(self._settings()["device"])])
         if changed:
             with self._writing():
                 self._db.executemany("insert or replace into meta values (?, ?)", rows.items())
@@ -173,8 +149,10 @@ class Ledger:
                     self._forget_conclusions()
         self.changed = {key: change for key, change in changed.items() if key in extendable}
 
-    def _stored(self) -> dict[str, str]:
-        return dict(map(tuple, self._db.execute("select key, value from meta")))
+    def _settings(self) -> dict[str, str]:
+        """The settings that the ledger was made with, as JSON."""
+        query = "select key, value from meta where key not in (?, ?, ?)"
+        return dict(map(tuple, self._db.execute(query, (_FORMAT, _FORMER_DEVICES, _PROPOSED))))
 
     @property
     def former_devices(self) -> list[str]:
@@ -392,12 +370,3 @@ def format_of(db: sqlite3.Connection, path: pathlib.Path) -> int | None:
             f"{FORMAT}). Finish the search with that version, or choose another work folder."
         )
     return int(row[0])
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
