@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from detectors.models import convolution
 from detectors.models.convolution import convolve, convolve_unfolded
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -22,11 +23,20 @@ CASES = [  # height, width, kernel, inputs, outputs, stride, padding, groups
     (9, 8, 3, 4, 8, 1, "SAME", 4),
     (9, 8, 3, 4, 6, 2, "SAME", 2),
     (9, 8, 1, 1, 1, 1, "SAME", 1),
+    (8, 9, 3, 4, 6, 1, "SAME", 1),
+    (8, 9, 3, 4, 6, 2, [(1, 1), (1, 1)], 1),
+    (9, 8, 5, 4, 6, 3, "VALID", 1),
+    (9, 8, 7, 1, 2, 2, [(3, 3), (3, 3)], 1),
 ]
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("height, width, size, inputs, outputs, stride, padding, groups", CASES)
-def test_convolve_is_xlas_convolution(height, width, size, inputs, outputs, stride, padding, groups):
+def test_convolve_is_xlas_convolution(
+    height, width, size, inputs, outputs, stride, padding, groups, large, monkeypatch
+):
+    if large:
+        monkeypatch.setattr(convolution, "_LARGE", 1)
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (2, height, width, inputs))
     kernel = jax.random.normal(keys[1], (size, size, inputs // groups, outputs))
@@ -43,6 +53,14 @@ def test_convolve_is_xlas_convolution(height, width, size, inputs, outputs, stri
     for function in functions:
         for ours, theirs in zip(loss(function), loss(lax.conv_general_dilated), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)  # sums of at most 144 products of about 1
+
+
+@pytest.mark.parametrize("backend, side, loops", [("cpu", 256, True), ("cpu", 128, False), ("gpu", 256, False)])
+def test_the_gradient_in_a_kernel_is_by_entries_on_large_maps_of_cpus(backend, side, loops, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = jax.ShapeDtypeStruct((2, side, side, 32), jnp.float32), jax.ShapeDtypeStruct((3, 3, 32, 8), jnp.float32)
+    gradient = jax.grad(lambda x, kernel: convolve(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC).sum(), 1)
+    assert ("scan" in str(jax.make_jaxpr(gradient)(x, kernel))) == loops
 
 
 @pytest.mark.parametrize("stride, size", [(1, 3), (2, 3), (2, 5)])

@@ -1,7 +1,8 @@
 """Convolutions of NHWC images as products or sums where XLA's own are slow; results are the same up to rounding.
 
-On CPUs XLA's depthwise convolution takes up to 50 times as long as nine shifted products, and the gradient of a 1x1
-kernel three times as long as the matrix product it is (docs/benchmarks.md).
+On CPUs XLA's depthwise convolution takes up to 50 times as long as nine shifted products, the gradient of a 1x1 kernel
+three times as long as the matrix product it is, and that of a larger kernel on large maps up to four times as long as
+one product for each of its entries (docs/benchmarks.md).
 """
 
 import functools
@@ -13,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+_LARGE = 2**21  # numbers of a map
 
 
 def convolve(
@@ -27,7 +29,8 @@ def convolve(
     """``jax.lax.conv_general_dilated`` without dilation, computed in the fastest way for the kernel's shape.
 
     A 1x1 kernel without padding becomes a matrix product, a depthwise kernel a sum of shifted products, and under
-    ``jax.vmap`` over images and kernels any a matrix product over patches; the rest is left to XLA.
+    ``jax.vmap`` over images and kernels any a matrix product over patches; the rest is left to XLA,
+    but for the gradient in the kernel on large maps of CPUs.
     """
     strides, pads = tuple(strides), _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1 and pads == ((0, 0), (0, 0)):
@@ -43,7 +46,39 @@ def convolve(
     )
     if feature_group_count > 1:
         return xla(x, kernel)
+    if x.size >= _LARGE and jax.default_backend() == "cpu":
+        xla = _by_entries(xla, strides, pads)
     return _for_own_kernels(xla, lambda x, kernel: convolve_unfolded(x, kernel, strides, pads))(x, kernel)
+
+
+def _by_entries(xla: Callable[..., Array], strides: Sequence[int], pads: Pads) -> Callable[..., Array]:
+    """A convolution whose gradient in the kernel is a matrix product for each of the kernel's entries."""
+
+    def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        (to_x,) = jax.vjp(lambda x: xla(x, kernel), x)[1](cotangent)
+
+        def of_entry(tap: Array) -> Array:
+            return jnp.einsum("bhwc,bhwd->cd", tap, cotangent, preferred_element_type=jnp.float32)
+
+        return to_x, _of_entries(of_entry, x, kernel, strides, pads)
+
+    convolution = jax.custom_vjp(xla)
+    convolution.defvjp(lambda x, kernel: (xla(x, kernel), (x, kernel)), backward)
+    return convolution
+
+
+def _of_entries(
+    gradient: Callable[[Array], Array], x: Array, kernel: Array, strides: Sequence[int], pads: Pads
+) -> Array:
+    """The gradient in a kernel from that in each of its entries, which is given what the entry is multiplied with.
+
+    One entry at a time: XLA computes nine sums side by side seven times slower on CPUs.
+    """
+    padded, columns = _padded(x, pads), kernel.shape[1]
+    entries = jnp.arange(kernel.shape[0] * columns)
+    rows = jax.lax.map(lambda k: gradient(_tap(padded, k // columns, k % columns, kernel, strides)), entries)
+    return rows.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _for_own_kernels(shared: Callable[..., Array], own: Callable[..., Array]) -> Callable[..., Array]:
@@ -109,14 +144,11 @@ def _depthwise_forward(x: Array, kernel: Array, strides: tuple[int, int], pads: 
 def _depthwise_backward(strides: tuple[int, int], pads: Pads, saved: tuple, cotangent: Array) -> tuple[Array, Array]:
     x, kernel = saved
     (to_x,) = jax.linear_transpose(lambda x: _shifted_products(x, kernel, strides, pads), x)(cotangent)
-    padded, columns = _padded(x, pads), kernel.shape[1]
 
-    def of_entry(k: Array) -> Array:  # in a loop: XLA computes nine sums side by side seven times slower on CPUs
-        tap = _tap(padded, k // columns, k % columns, kernel, strides)
+    def of_entry(tap: Array) -> Array:
         return jnp.sum(tap.astype(jnp.float32) * cotangent.astype(jnp.float32), (0, 1, 2))
 
-    to_kernel = jax.lax.map(of_entry, jnp.arange(kernel[..., 0, 0].size))
-    return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+    return to_x, _of_entries(of_entry, x, kernel, strides, pads)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
