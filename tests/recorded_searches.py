@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import statistics
 from typing import Any
 
 from cse_jax import workdir
@@ -77,7 +78,7 @@ def _branch(ledger: Ledger, plan: Plan, text: str) -> BranchResult:
     )
     entries, error = hall_of_fame.rank([hall_of_fame.from_row(row, space) for row in rows], [0.40, 0.42], 2)
     ledger.record_hall_of_fame(name, [to_authors(entry.formula) for entry in entries])
-    return BranchResult(name, plan, space, (counts,), tuple(entries), error)
+    return BranchResult(name, plan, space, (counts,), tuple(entries), error, statistics.fmean((0.40, 0.42)))
 
 
 def rejected(space: str, reason: str) -> Candidate:

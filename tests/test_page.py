@@ -35,6 +35,7 @@ from cse_jax.reporting.page import (
     family_tree,
     front,
     funnel,
+    hall_of_fame,
     markup,
     pictures,
     provenance,
@@ -193,6 +194,15 @@ def test_an_unfinished_search_shows_the_hall_of_fame_that_its_result_will_have(f
     for key in ("funnel", "hall_of_fame"):
         assert json.loads(json.dumps(part.result[key])) == whole.result[key]
     assert part.result["default_proxy_ap"] == pytest.approx(0.41)
+
+
+def test_a_hall_of_fame_stands_beside_the_default_with_its_seeds(finished):
+    known = facts.read(*finished)
+    hall = known.result["hall_of_fame"]["box"]
+    assert "the default losses reach 0.410" in hall_of_fame.about(known, hall)
+    assert "the default losses reach 0.400" in hall_of_fame.about(known, hall | {"default_ap": 0.4})
+    of_before = {key: value for key, value in hall.items() if key != "default_ap"}
+    assert "the default losses reach 0.410" in hall_of_fame.about(known, of_before)
 
 
 def test_pages_of_a_running_search_are_seldom(finished, monkeypatch):

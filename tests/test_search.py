@@ -26,13 +26,14 @@ from cse_jax.screening.candidate import STAGES, Candidate
 from cse_jax.screening.funnel import Screened, screen_population
 from cse_jax.screening.simulation import simulate
 from cse_jax.search import pipeline, tuning
-from cse_jax.search.comparison import Role, Row, judged, mean_std
+from cse_jax.search.comparison import Role, Row, judged, mean_std, prior_variance
 from cse_jax.search.conclusion import conclusion, scope
 from cse_jax.search.config import BranchConfig, FilterConfig, FinalConfig, SearchConfig
 from cse_jax.search.ends import Ends
 from cse_jax.search.ledger import Ledger, LedgerError
 from cse_jax.search.ledger_reader import read_hall_of_fame
 from cse_jax.search.racing import Race
+from cse_jax.search.statistics import signal_variance
 from cse_jax.search.task import LossPair
 from cse_jax.search.trainer import OutOfMemory, Stopped, Training
 from cse_jax.search.trials import Trials
@@ -332,6 +333,20 @@ def test_a_branch_can_be_left_out(tmp_path):
     config = dataclasses.replace(SHORT, regression=dataclasses.replace(SIZES, generations=0))
     result = run(tmp_path, config=config)
     assert result.branches[1].entries == () and result.table[-1].name == "discovered cls + GIoU"
+
+
+def test_differences_to_the_default_are_of_the_same_seeds(tmp_path):
+    """The default losses train with two seeds at least; the losses of a branch with one are compared with the first."""
+    sizes, final = dataclasses.replace(ONE, proxy_seeds=1), FinalConfig(seeds=1, fit_weights=(), branches=False)
+    unused = dataclasses.replace(sizes, generations=0)
+    result = run(tmp_path, config=SearchConfig(classification=sizes, regression=unused, final=final))
+    default = FakeTrainer.task.default
+    first, second = (FakeTrainer().train_one(default, "proxy", seed, 20).ap for seed in (0, 1))
+    branch = result.branches[0]
+    assert result.default_proxy_ap == pytest.approx((first + second) / 2) and branch.default_ap == first
+    differences = [entry.ap - first for entry in branch.entries]
+    signal = signal_variance(differences, math.sqrt(2.0) * branch.standard_error)
+    assert prior_variance(result.branches, result.discovered, default) == signal
 
 
 def test_random_first_population(tmp_path):

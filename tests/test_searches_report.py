@@ -1,8 +1,10 @@
 """Searches side by side, by kind: what their ledgers say of how fast each found a good loss."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
+import sqlite3
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -23,6 +25,20 @@ def test_a_curve_counts_every_loss_that_began_to_train(tmp_path):
     assert found.best == tuple(itertools.accumulate(found.gains, max)) and list(found.minutes) == sorted(found.minutes)
     failed = searches_report.curve(dataclasses.replace(known, begun=[*known.begun, 90, 91]))
     assert failed.gains == pytest.approx([*gains, -0.41, -0.41]), "what did not come to the end has found nothing"
+
+
+def test_gains_are_paired_by_seed(tmp_path):
+    """The default losses have trained with two seeds, the losses that were found with the first of them only."""
+    task = recorded_searches.write(tmp_path / "a", finished=False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "a" / "ledger.sqlite")) as db, db:
+        db.execute("delete from trainings where seed = 1 and not (cls = ? and box = ?)", _texts(task))
+    found = searches_report.curve(facts.read(tmp_path / "a", task))
+    alone = [ap for part in ("cls", "box") for _, _, (ap, _) in recorded_searches.FOUND[part]]
+    assert found.gains == pytest.approx([ap - 0.40 for ap in alone])
+
+
+def _texts(task):
+    return str(task.default.cls), str(task.default.box)
 
 
 def test_a_search_without_a_loss_is_named(tmp_path):

@@ -147,7 +147,8 @@ def evidence(row: Mapping[str, Any], result: Mapping[str, Any] | None) -> list[s
     ]
     if result is None:
         return [*lines, "- The search has not come to its end: there is no comparison on a test split."]
-    lines.append(f"- The default losses there: {result['default_proxy_ap']:.4f}.")
+    default = result["hall_of_fame"].get(row["branch"], {}).get("default_ap", result["default_proxy_ap"])
+    lines.append(f"- The default losses there: {default:.4f}.")
     pair, (part, other) = result["discovered"], ("box", "cls") if row["branch"] == BOX.name else ("cls", "box")
     if pair is None or pair[part]["authors"] != row["authors"]:
         return [*lines, "- It is not in the pair that the search compares on the test split."]

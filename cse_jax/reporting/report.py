@@ -35,14 +35,14 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         "format": RESULT_FORMAT,
         "funnel": funnel_as_data({branch.name: branch.funnel for branch in result.branches}),
         "hall_of_fame": {
-            branch.name: hall_as_data(branch.entries, branch.standard_error, control=branch.plan.control)
+            branch.name: hall_as_data(
+                branch.entries, branch.standard_error, branch.default_ap, control=branch.plan.control
+            )
             for branch in result.branches
         },
         "default_proxy_ap": result.default_proxy_ap,
         "discovered": pair_as_data(result.discovered) if result.discovered else None,
-        "prior_variance": number(
-            prior_variance(result.branches, result.default_proxy_ap, result.discovered, result.table[0].losses)
-        ),
+        "prior_variance": number(prior_variance(result.branches, result.discovered, result.table[0].losses)),
         "table": rows_as_data(result.table),
         "conclusion": conclusion(result.table),
         "scope": scope(result.table),
@@ -59,11 +59,14 @@ def funnel_as_data(funnel: Mapping[str, Sequence[Counts]]) -> list[dict[str, Any
     ]
 
 
-def hall_as_data(entries: Sequence[Entry], standard_error: float, *, control: bool) -> dict[str, Any]:
-    """A hall of fame, best first, and how sure its APs are."""
+def hall_as_data(
+    entries: Sequence[Entry], standard_error: float, default_ap: float, *, control: bool
+) -> dict[str, Any]:
+    """A hall of fame, best first, how sure its APs are, and the default losses' with the same seeds."""
     return {
         "control": control,
         "standard_error": number(standard_error),
+        "default_ap": number(default_ap),
         "entries": [_entry(entry) for entry in entries],
     }
 
@@ -121,8 +124,8 @@ def markdown(data: dict[str, Any]) -> str:
         lines += ["", f"## Hall of fame, {branch}", ""]
         error = hall["standard_error"]
         noise = f"standard error of each {error:.3f}, from the noise between seeds" if error else "noise unknown"
-        default = f"the default losses reach {data['default_proxy_ap']:.3f}"
-        lines += [f"AP on the select split after the proxy task, mean over seeds; {default}; {noise}."]
+        default = "" if hall["default_ap"] is None else f"the default losses reach {hall['default_ap']:.3f}; "
+        lines += [f"AP on the select split after the proxy task, mean over seeds; {default}{noise}."]
         lines += ["Losses that differ by less than the noise are in order of their size.", ""]
         cells = [
             (

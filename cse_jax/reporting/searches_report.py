@@ -32,8 +32,8 @@ class Curve:
 
     Attributes:
       folder: of the search.
-      gains: AP on the select split beyond the default losses', in the order in which the losses began to train; of one
-        that did not come to the end, ``-default``.
+      gains: AP on the select split beyond the default losses' with the same seeds, in the order in which the losses
+        began to train; of one that did not come to the end, ``-default``.
       minutes: of training until each had ended.
       test: AP of the discovered pair beyond the default's, on the test split with fresh seeds; NaN if there is none.
     """
@@ -67,7 +67,7 @@ def curve(facts: Facts) -> Curve:
     for place in facts.begun:
         loss = ended.get(place)
         so_far = max(so_far, loss.minutes if loss else 0.0)
-        gains.append((loss.ap if loss else _FAILED) - default)
+        gains.append(loss.gain if loss else _FAILED - default)
         minutes.append(so_far)
     return Curve(str(facts.folder), tuple(gains), tuple(minutes), _test_gain(facts))
 
@@ -126,11 +126,11 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
     return [
         "# Searches",
         "",
-        "AP (COCO, IoU .50:.95) beyond the default losses. *So far*: on the select split at the end of the proxy task, "
-        "of the best loss so far, whose choice makes it partly luck; mean over the searches, with the least and the "
-        "most. *Good*: losses among those trained that reach the default's AP there, or nearly so, and after how many "
-        "losses each search had the first. *Test AP*: of what was discovered, with fresh seeds. *Minutes*: of all "
-        "trainings until the last loss.",
+        "AP (COCO, IoU .50:.95) beyond the default losses, paired by seed. *So far*: on the select split at the end of "
+        "the proxy task, of the best loss so far, whose choice makes it partly luck; mean over the searches, with the "
+        "least and the most. *Good*: losses among those trained that reach the default's AP there, or nearly so, and "
+        "after how many losses each search had the first. *Test AP*: of what was discovered, with fresh seeds. "
+        "*Minutes*: of all trainings until the last loss.",
         "",
         *markdown_table(["so far, losses trained", *kinds], found),
         "",

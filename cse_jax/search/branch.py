@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pathlib
+import statistics
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ class BranchResult:
       funnel: candidates left after each stage, by generation.
       entries: the hall of fame, best first.
       standard_error: of an entry's AP, from the noise between seeds.
+      default_ap: of the default losses on the proxy task, mean over the entries' seeds; NaN before any generation.
       ended: where and why it ended before its time; empty if it did not.
     """
 
@@ -79,6 +81,7 @@ class BranchResult:
     funnel: tuple[Counts, ...]
     entries: tuple[Entry, ...]
     standard_error: float
+    default_ap: float
     ended: str = ""
 
 
@@ -113,7 +116,7 @@ class Branch:
         )
         self.shape, self.template = grammar(self.sizes, self.space, max_nodes=self.filters.max_nodes)
         self.entries: list[Entry] = []
-        self.standard_error = math.nan
+        self.standard_error = self.default_ap = math.nan
         self.funnel: list[Counts] = []
         self.ended = ""
 
@@ -163,13 +166,15 @@ class Branch:
     @property
     def result(self) -> BranchResult:
         """What was found so far."""
-        found = tuple(self.funnel), tuple(self.entries), self.standard_error, self.ended
+        found = tuple(self.funnel), tuple(self.entries), self.standard_error, self.default_ap, self.ended
         return BranchResult(self.name, self.plan, self.space, *found)
 
     def _rank(self) -> None:
         """Orders the hall of fame; the noise is that of all losses trained so far, the default among them."""
-        default = [outcome.ap for outcome in self.race.default("proxy")][: max(2, self.sizes.proxy_seeds)]
-        self.entries, self.standard_error = hall_of_fame.rank(self.entries, default, self.sizes.proxy_seeds)
+        seeds = self.sizes.proxy_seeds
+        default = [outcome.ap for outcome in self.race.default("proxy")][: max(2, seeds)]
+        self.entries, self.standard_error = hall_of_fame.rank(self.entries, default, seeds)
+        self.default_ap = statistics.fmean(default[:seeds])
         if not self.plan.control:  # whose losses are not what the search has found
             self.ledger.record_hall_of_fame(self.name, [to_authors(entry.formula) for entry in self.entries])
 

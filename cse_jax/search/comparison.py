@@ -155,9 +155,7 @@ def compare(
     return judged(rows, signal=signal)
 
 
-def prior_variance(
-    branches: Sequence[BranchResult], default_ap: float, losses: LossPair | None, default: LossPair
-) -> float:
+def prior_variance(branches: Sequence[BranchResult], losses: LossPair | None, default: LossPair) -> float:
     """Variance of true differences between pairs like this one and the default losses, from the halls of fame.
 
     Those of a pair's two losses add up.  The figures are of the proxy task, where differences may be larger or smaller
@@ -165,13 +163,14 @@ def prior_variance(
 
     Args:
       branches: of the search that found the pair.
-      default_ap: of the default losses on the proxy task.
       losses: the pair.
       default: the default losses.
     """
     parts = [part for part in PARTS if losses and getattr(losses, part) != getattr(default, part)]
     of_part = [
-        signal_variance([entry.ap - default_ap for entry in branch.entries], math.sqrt(2.0) * branch.standard_error)
+        signal_variance(
+            [entry.ap - branch.default_ap for entry in branch.entries], math.sqrt(2.0) * branch.standard_error
+        )
         for branch in branches
         if branch.plan.part in parts and not branch.plan.control
     ]

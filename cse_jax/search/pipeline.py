@@ -121,7 +121,7 @@ def run(
     progress.expect({"final": len(contestants) * config.final.seeds})
     found = [contestant.losses for contestant in contestants if contestant.role == Role.DISCOVERED]
     discovered = found[-1] if found else None
-    signal = prior_variance(branches, default_ap, discovered, trainer.task.default)
+    signal = prior_variance(branches, discovered, trainer.task.default)
     table = compare(contestants, config.final_seeds, trials=trials, signal=signal)
     return SearchResult(branches, default_ap, discovered, table)
 

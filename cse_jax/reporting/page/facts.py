@@ -7,7 +7,7 @@ import itertools
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cse_jax import workdir
@@ -28,6 +28,7 @@ class Trained:
       place: how many losses had begun to train whole detectors when this one did.
       minutes: of all trainings that had ended when it did.
       ap: mean over its seeds.
+      gain: that less the default losses' with the same seeds; NaN if they lack one.
       name: the formulas of the pair.
       kind: ``"default"``, ``"control"`` or the name of the branch.
     """
@@ -35,6 +36,7 @@ class Trained:
     place: int
     minutes: float
     ap: float
+    gain: float
     name: str
     kind: str
 
@@ -73,6 +75,10 @@ class Facts:
     def name(self) -> str:
         """Of the search."""
         return self.result.get("name") or self.folder.name
+
+    def default_ap(self, hall: Mapping[str, Any]) -> float | None:
+        """Of the default losses with the seeds of a hall of fame; results of before have it with all seeds only."""
+        return hall.get("default_ap", self.result["default_proxy_ap"])
 
     @functools.cached_property
     def parts(self) -> dict[str, Part]:
@@ -147,7 +153,8 @@ def _unfinished(folder: pathlib.Path, ledger: LedgerReader, task: Task, generati
             entries = [hall_of_fame.from_row(row, task.space(part)) for row in rows]
             seeds = len(entries[0].aps)
             ranked, error = hall_of_fame.rank(entries, default_aps[: max(2, seeds)], seeds)
-            halls[branch] = hall_as_data(ranked, error, control=control)
+            beside = statistics.fmean(default_aps[:seeds]) if default_aps else math.nan
+            halls[branch] = hall_as_data(ranked, error, beside, control=control)
     return described | {
         "name": described["config"].get("name"),
         "funnel": funnel_as_data({branch: [counts for counts, _ in rows] for branch, rows in generations.items()}),
@@ -179,7 +186,7 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
     }
     own = {branch for branch, (_, control) in branches(task).items() if not control}
     places: dict[tuple, int] = {}
-    ended: dict[tuple, tuple[list[float], float]] = {}
+    ended: dict[tuple, tuple[dict[int, float], float]] = {}
     rows = ledger.trainings("overfit", "proxy")
     last = max((row["steps"] for row in rows if row["purpose"] == "proxy"), default=0)
     minutes = 0.0
@@ -189,8 +196,8 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
         if pair != default:
             places.setdefault(pair, len(places) + 1)
         if row["purpose"] == "proxy" and row["steps"] == last and row["ap"] is not None:
-            aps, _ = ended.get(pair, ([], 0.0))
-            ended[pair] = ([*aps, row["ap"]], minutes)
+            aps, _ = ended.get(pair, ({}, 0.0))
+            ended[pair] = (aps | {row["seed"]: row["ap"]}, minutes)
 
     def kind_of(pair: tuple) -> str:
         changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(PARTS) if pair[k] != default[k]]
@@ -199,11 +206,18 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
         return "" if changed else "default" if pair == default else "control"
 
     found = []
+    beside, _ = ended.get(default, ({}, 0.0))
     for pair, (aps, minutes) in ended.items():
         if kind := kind_of(pair):
             name = f"{pair[2]:.3g} * ({pair[0]}) | {pair[3]:.3g} * ({pair[1]})"
-            found.append(Trained(places.get(pair, 0), minutes, math.fsum(aps) / len(aps), name, kind))
+            ap, gain = (math.fsum(each) / len(aps) for each in (aps.values(), _gains(aps, beside)))
+            found.append(Trained(places.get(pair, 0), minutes, ap, gain, name, kind))
     return found, [place for pair, place in places.items() if kind_of(pair) in own]
+
+
+def _gains(aps: Mapping[int, float], default: Mapping[int, float]) -> list[float]:
+    """A loss's APs less the default losses', by seed."""
+    return [ap - default.get(seed, math.nan) for seed, ap in aps.items()]
 
 
 def _pair(row: Any) -> tuple[str, str, float, float]:

@@ -24,7 +24,7 @@ def section(facts: Facts) -> Markup:
             Series("losses of the hall of fame", sizes, aps, 0, marks=True, names=names),
             Series("the pick", sizes[:1], aps[:1], 1, marks=True, names=names[:1]),
         ]
-        default = facts.result["default_proxy_ap"]
+        default = facts.default_ap(hall)
         if default is not None:
             low, high = min(sizes), max(sizes)
             series.insert(0, Series("default losses", [low, max(high, low + 1)], [default, default], 4, dashed=True))

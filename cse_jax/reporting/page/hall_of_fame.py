@@ -39,7 +39,7 @@ def section(facts: Facts) -> Markup:
 
 def about(facts: Facts, hall: dict[str, Any]) -> Markup:
     """What the scores of a hall of fame are, in a sentence."""
-    error, default = hall["standard_error"], facts.result["default_proxy_ap"]
+    error, default = hall["standard_error"], facts.default_ap(hall)
     noise = (
         f"the standard error of each is {error:.3f}, from the noise between seeds" if error else "the noise is unknown"
     )
