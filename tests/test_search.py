@@ -700,6 +700,15 @@ def test_rows_of_the_same_losses_count_once():
     assert doubled[0].against == doubled[1].against == judged(rows)[0].against
 
 
+def test_the_prior_is_of_the_difference_to_the_default_losses():
+    """A published pair may be far behind, though the losses of the search hardly differ from the default ones."""
+    aps = {Role.DEFAULT: (0.49, 0.50, 0.52), Role.PUBLISHED: (0.40, 0.41, 0.43), Role.DISCOVERED: (0.50, 0.52, 0.52)}
+    rows = [row(role, each, weight) for weight, (role, each) in enumerate(aps.items(), start=1)]
+    default, published, _ = (each.against for each in judged(rows, signal=1e-8))
+    assert default.difference > 0.005 and 0.0 < default.shrunk.difference < 1e-4
+    assert published.difference > 0.09 and math.isnan(published.shrunk.difference)
+
+
 def test_no_discovery_is_said():
     assert "Nothing was discovered" in conclusion([row(Role.DEFAULT, (0.40, 0.41, 0.42))])
 

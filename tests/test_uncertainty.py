@@ -182,6 +182,15 @@ def test_the_best_of_many_is_believed_after_shrinkage():
     assert np.mean([s.probability for s in found]) == pytest.approx(improved, abs=0.02)
 
 
+def test_only_differences_with_a_prior_are_shrunk():
+    table = np.random.default_rng(0).normal(0.5, 0.01, (4, 3)) + [[0.02], [0.0], [-0.05], [0.0]]
+    default, rival, unknown = against_each(table, 0, [1, 2, 3], signals={1: 1e-4, 3: math.nan})
+    assert default.shrunk == shrink(default.difference, default.error, 1e-4, 6) and default.shrunk.probability > 0.5
+    assert math.isnan(rival.shrunk.difference) and unknown.shrunk.difference == unknown.difference
+    other = default.reversed().shrunk
+    assert (other.difference, other.probability) == (-default.shrunk.difference, 1.0 - default.shrunk.probability)
+
+
 def test_what_nothing_is_known_of_is_not_shrunk():
     flat = shrink(0.02, 0.01, math.nan, 4)
     assert flat.difference == 0.02 and flat.probability == pytest.approx(stats.t.cdf(2.0, 4))

@@ -19,7 +19,8 @@ EXPLANATION = (
     "AP (COCO, IoU .50:.95), mean ± standard deviation over fresh seeds. *Difference* is that of the last row to "
     "the row, paired by seed. Its 95 % interval is Student's t on the residuals of the whole table, corrected for all "
     "rows compared (Bonferroni); *p* is Holm's. *Better* and *worse* are said where the interval excludes 0. *Shrunk* "
-    "is the difference as it is to be believed of the best of many losses, and *P* the probability that it is above 0."
+    "is the difference to the default losses as it is to be believed of the best of many (as measured, where no search "
+    "says how much its losses differ), and *P* the probability that it is above 0."
 )
 HEADER = ("losses", "AP", "difference", "95 % interval", "verdict", "p", "shrunk", "P", "each seed")
 

@@ -180,7 +180,8 @@ def prior_variance(branches: Sequence[BranchResult], losses: LossPair | None, de
 def judged(rows: Sequence[Row], *, signal: float = math.nan) -> list[Row]:
     """The rows with the discovered pair's difference to each.
 
-    Rows of the same losses (a fitted weight may be the default one) are the same trainings, and count once.
+    Rows of the same losses (a fitted weight may be the default one) are the same trainings, and count once.  Only the
+    difference to the default losses is shrunk, because the prior is that of such differences.
     """
     discovered = [row for row in rows if row.role == Role.DISCOVERED]
     if not discovered:
@@ -189,7 +190,8 @@ def judged(rows: Sequence[Row], *, signal: float = math.nan) -> list[Row]:
     pair = tuple(discovered[-1].losses.key)
     rivals = {key for key, row in zip(keys, rows, strict=True) if row.role != Role.DISCOVERED} - {pair}
     rivals = [key for key in places if key in rivals]
-    found = against_each(table, places[pair], [places[key] for key in rivals], signal=signal)
+    signals = {places[key]: signal for key, row in zip(keys, rows, strict=True) if row.role == Role.DEFAULT}
+    found = against_each(table, places[pair], [places[key] for key in rivals], signals=signals)
     of_rival = dict(zip(rivals, found, strict=True))
     return [
         row if row.role == Role.DISCOVERED else dataclasses.replace(row, against=of_rival.get(key))

@@ -8,7 +8,8 @@ comparisons are corrected for their number: intervals hold simultaneously with a
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -40,7 +41,7 @@ class Comparison:
       verdict: better or worse if the interval excludes 0.
       noise: standard deviation of one training.
       rows, seeds, others: distinct losses without a failed training; seeds; comparisons in the family.
-      shrunk: the difference as it is to be believed.
+      shrunk: the difference as it is to be believed; NaN where that was not asked for.
     """
 
     difference: float
@@ -87,7 +88,11 @@ class Comparison:
 
 
 def against_each(
-    table: Float[np.ndarray, "rows seeds"], row: int, others: Sequence[int], *, signal: float = math.nan
+    table: Float[np.ndarray, "rows seeds"],
+    row: int,
+    others: Sequence[int],
+    *,
+    signals: Mapping[int, float] = types.MappingProxyType({}),
 ) -> list[Comparison]:
     """One row against each of some others.
 
@@ -99,7 +104,7 @@ def against_each(
       table: AP of each loss with each seed; NaN for a failed training.  Losses are distinct.
       row: which one is compared.
       others: with which.
-      signal: variance of the prior of a difference, as ``shrink`` takes it.
+      signals: of the rows whose difference is to be shrunk, the variance of its prior, as ``shrink`` takes it.
 
     Returns:
       For each of the others, the row's difference to it.  A row with a failed training is not compared, and takes no
@@ -122,8 +127,8 @@ def against_each(
     for (other, d), p in zip(differences.items(), adjusted, strict=True):
         low, high = d - reach, d + reach
         verdict = Verdict.BETTER if low > 0.0 else Verdict.WORSE if high < 0.0 else Verdict.NOT_SHOWN
-        sizes = noise, len(kept), seeds, len(compared)
-        found[other] = Comparison(d, error, low, high, p, verdict, *sizes, shrink(d, error, signal, degrees))
+        believed = shrink(d, error, signals[other], degrees) if other in signals else Comparison.shrunk
+        found[other] = Comparison(d, error, low, high, p, verdict, noise, len(kept), seeds, len(compared), believed)
     return [found.get(other, Comparison(math.nan)) for other in others]
 
 
