@@ -19,6 +19,7 @@ from cse_jax.search.comparison import Role, Row, judged, mean_std
 from cse_jax.search.ledger import CANDIDATES, Ledger
 from cse_jax.search.pipeline import SearchResult
 from cse_jax.search.task import LossPair, Task
+from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import training_key
 from detectors.models.fcos import FCOS
 from detectors.training.search_trainer import task_of
@@ -64,8 +65,10 @@ def _branch(ledger: Ledger, plan: Plan, text: str) -> BranchResult:
     for formula, weight, aps in FOUND[plan.part]:
         candidate = Candidate(parse(formula, space), "proxy", weight=weight, aps=list(aps), overfit=0.9)
         candidate.proxy, candidate.curve = sum(aps) / 2, [(20, aps[0])]
+        losses = TASK.replaced(plan.part, candidate.formula, weight)
+        _train(ledger, losses, 0, 0.3, purpose="probe")
         for seed, ap in enumerate(aps):
-            _train(ledger, TASK.replaced(plan.part, candidate.formula, weight), seed, ap)
+            _train(ledger, losses, seed, ap)
         candidates.append(candidate)
     rows = [hall_of_fame.to_row(c, 0) for c in candidates if c.passed("proxy")]
     counts = dict.fromkeys(STAGES, 2) | {"generated": 20_000}
@@ -95,10 +98,10 @@ def candidate_row(branch: str, number: int, candidate: Candidate) -> dict[str, A
     return {field: row[field] for field in (*CANDIDATES.texts, *CANDIDATES.numbers)}
 
 
-def _train(ledger: Ledger, losses: LossPair, seed: int, ap: float) -> None:
+def _train(ledger: Ledger, losses: LossPair, seed: int, ap: float, purpose: Purpose = "proxy") -> None:
     plain = dataclasses.asdict(losses) | {"cls": str(losses.cls), "box": str(losses.box)}
-    about = {"purpose": "proxy", "seed": seed, "steps": 20, "ap": ap, "failure": "", "metrics": {}, "seconds": 1.0}
-    ledger.record_training({"key": training_key(losses, "proxy", seed, 20)} | plain | about)
+    about = {"purpose": purpose, "seed": seed, "steps": 20, "ap": ap, "failure": "", "metrics": {}, "seconds": 1.0}
+    ledger.record_training({"key": training_key(losses, purpose, seed, 20)} | plain | about)
 
 
 def _pair(branches: list[BranchResult]) -> LossPair:

@@ -228,6 +228,7 @@ def test_what_was_trained_is_told_apart(finished):
     assert kinds == ["default", "control", "binary_class", "binary_class", "box", "box"]
     assert [loss.ap for loss in known.trained][:3] == pytest.approx([0.41, 0.415, 0.42])
     assert [loss.place for loss in known.trained] == [0, 1, 2, 3, 4, 5]
+    assert known.trained[-1].minutes == pytest.approx(15 / 60), "heads that were trained take their time, too"
 
 
 def test_what_the_random_search_finds_as_well_is_the_search_s(tmp_path):

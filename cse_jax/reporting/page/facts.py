@@ -187,13 +187,13 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
     own = {branch for branch, (_, control) in branches(task).items() if not control}
     places: dict[tuple, int] = {}
     ended: dict[tuple, tuple[dict[int, float], float]] = {}
-    rows = ledger.trainings("overfit", "proxy")
+    rows = ledger.trainings("probe", "overfit", "proxy")
     last = max((row["steps"] for row in rows if row["purpose"] == "proxy"), default=0)
     minutes = 0.0
     for row in rows:
         pair = _pair(row)
         minutes += row["seconds"] / 60.0
-        if pair != default:
+        if pair != default and row["purpose"] != "probe":
             places.setdefault(pair, len(places) + 1)
         if row["purpose"] == "proxy" and row["steps"] == last and row["ap"] is not None:
             aps, _ = ended.get(pair, ({}, 0.0))
