@@ -53,7 +53,8 @@ def test_kinds_are_summed_up(tmp_path):
     searches_report.write(tmp_path, {"quick": quick, "slow": slow})
     text = (tmp_path / "searches.md").read_text()
     assert "| 1 | -0.002 (-0.004 to +0.000) | -0.400 (-0.400 to -0.400) |" in text
-    assert "| 3 | +0.010 (+0.010 to +0.010) |  |" in text, "of the searches that went so far"
+    assert "| 3 | +0.010 (+0.010 to +0.010), 1 of 2 |  |" in text, "of the searches that went so far"
+    assert "| good: within 0.005 AP |" in text, "in the unit of all others"
     assert "| quick | 2 | 5 | 5 (first: 1, 1) | 4 (first: 1, 2) | +0.020 (+0.010 to +0.030) | 3.0 |" in text
     assert "| slow | 1 | 2 | 0 (first: never) | 0 (first: never) |  | 2.0 |" in text
     with open(tmp_path / "searches.csv") as file:

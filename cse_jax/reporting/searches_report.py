@@ -104,10 +104,7 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
     found = [
         [
             str(count),
-            *(
-                _spread([each.best[count - 1] for each in curves if len(each.best) >= count])
-                for curves in kinds.values()
-            ),
+            *(_so_far(curves, count) for curves in kinds.values()),
         ]
         for count in trained
     ]
@@ -127,10 +124,10 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
         "# Searches",
         "",
         "AP (COCO, IoU .50:.95) beyond the default losses, paired by seed. *So far*: on the select split at the end of "
-        "the proxy task, of the best loss so far, whose choice makes it partly luck; mean over the searches, with the "
-        "least and the most. *Good*: losses among those trained that reach the default's AP there, or nearly so, and "
-        "after how many losses each search had the first. *Test AP*: of what was discovered, with fresh seeds. "
-        "*Minutes*: of all trainings until the last loss.",
+        "the proxy task, of the best loss so far, whose choice makes it partly luck; mean over the searches that went "
+        "so far, with the least and the most. *Good*: losses among those trained that reach the default's AP there, or "
+        "nearly so, and after how many losses each search had the first. *Test AP*: of what was discovered, with fresh "
+        "seeds. *Minutes*: of all trainings until the last loss.",
         "",
         *markdown_table(["so far, losses trained", *kinds], found),
         "",
@@ -142,7 +139,12 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
 
 
 def _bar(below: float) -> str:
-    return f"good: within {100.0 * below:g} AP" if below else "good: the default's AP"
+    return f"good: within {below:g} AP" if below else "good: the default's AP"
+
+
+def _so_far(curves: Sequence[Curve], count: int) -> str:
+    found = [each.best[count - 1] for each in curves if len(each.best) >= count]
+    return _spread(found) + (f", {len(found)} of {len(curves)}" if 0 < len(found) < len(curves) else "")
 
 
 def _spread(values: Sequence[float]) -> str:
