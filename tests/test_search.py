@@ -700,6 +700,11 @@ def test_rows_of_the_same_losses_count_once():
     assert doubled[0].against == doubled[1].against == judged(rows)[0].against
 
 
+def test_a_pair_that_is_the_default_one_is_not_compared_with_itself():
+    rows = judged([row(Role.DEFAULT, (0.40, 0.41)), row(Role.DISCOVERED, (0.40, 0.41))])
+    assert "is compared with nothing: no row of other losses trained." in conclusion(rows)
+
+
 def test_the_prior_is_of_the_difference_to_the_default_losses():
     """A published pair may be far behind, though the losses of the search hardly differ from the default ones."""
     aps = {Role.DEFAULT: (0.49, 0.50, 0.52), Role.PUBLISHED: (0.40, 0.41, 0.43), Role.DISCOVERED: (0.50, 0.52, 0.52)}

@@ -24,7 +24,9 @@ def conclusion(rows: Sequence[Row], *, subject: str = "The discovered loss") -> 
         return f"{subject} ({row.name}) failed in training and is not compared ({'; '.join(row.failures)})."
     rivals = [(other, other.against) for other in rows if other.against and math.isfinite(other.mean)]
     if not rivals:
-        said = f"{subject} ({row.name}) is compared with nothing: no other row trained."
+        same = any(other.losses.key == row.losses.key for other in rows if other.role != Role.DISCOVERED)
+        why = "no row of other losses" if same else "no other row"
+        said = f"{subject} ({row.name}) is compared with nothing: {why} trained."
     else:
         best, against = max(rivals, key=lambda rival: rival[0].mean)
         said = _sentence(f"{subject} ({row.name})", best.name, against)
