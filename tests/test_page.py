@@ -29,6 +29,7 @@ from cse_jax.reporting import page
 from cse_jax.reporting.live_page import LivePage
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.reporting.page import (
+    behaviour,
     chart,
     compare,
     facts,
@@ -348,6 +349,15 @@ def test_boxes_are_best_where_they_match(units):
         assert found.optimum == 0.0 and not found.at_end
     half = sweeps.curve(zoo.find("IoU", spaces.BOX), 1.0, shift).value[np.argmin(abs(shift.x - 0.5))]
     assert half == pytest.approx(1.0 - 1.0 / 3.0, abs=1e-6), "half a side away, a third of the union is shared"
+
+
+def test_a_loss_that_is_finite_nowhere_has_curves(finished):
+    known = facts.read(*finished)
+    loss = parse("log(-1 - i)", spaces.BOX)
+    assert {curve.lowest for curve in sweeps.curves(loss, 1.0, "pixels")} == {"finite nowhere"}
+    entry = known.result["hall_of_fame"]["box"]["entries"][0]
+    entry |= {"text": str(loss), "authors": to_authors(loss)}
+    assert "finite nowhere" in words(ElementTree.fromstring(behaviour.section(known)))
 
 
 def test_lines_have_gaps_where_a_loss_is_not_finite():

@@ -69,7 +69,7 @@ class Curve:
     Attributes:
       value: above its lowest finite value.
       gradient: in what changes.
-      optimum: where the loss is lowest.
+      optimum: where the loss is lowest; NaN if it is not finite anywhere.
       at_end: whether that is an end of the sweep, so that the optimum may lie beyond.
     """
 
@@ -81,6 +81,8 @@ class Curve:
     @property
     def lowest(self) -> str:
         """Where the loss is lowest, in words."""
+        if np.isnan(self.optimum):
+            return "finite nowhere"
         beyond = (" or more" if self.optimum > 0.0 else " or less") if self.at_end else ""
         return f"{self.optimum:.2f}{beyond}"
 
@@ -134,6 +136,8 @@ def curve(loss: Expression, weight: float, sweep: Sweep) -> Curve:
     with float64():
         x = jnp.asarray(sweep.x)
         values, gradient = (np.asarray(a) for a in jax.jvp(value, (x,), (jnp.ones_like(x),)))
+    if not np.isfinite(values).any():
+        return Curve(np.full_like(values, np.nan), gradient, float("nan"), at_end=False)
     finite = np.where(np.isfinite(values), values, np.inf)
     lowest = int(np.argmin(finite))
     ends = finite[[0, -1]] <= finite[lowest] + 1e-9 * np.ptp(finite[np.isfinite(finite)])
