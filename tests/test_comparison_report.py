@@ -1,6 +1,7 @@
 """What a comparison leaves behind: JSON, Markdown, CSV and a figure that say the same."""
 
 import csv
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -68,6 +69,16 @@ def test_the_files_say_the_same(rows, tmp_path):
     figure = ET.parse(tmp_path / "compare.svg").getroot()
     labels = [part.text for part in figure.iter("{http://www.w3.org/2000/svg}title")]
     assert labels[1:] == ["CE, worse", "| IoU", "failed", "last"]
+
+
+def test_one_seed_has_no_intervals(rows, tmp_path):
+    single = [dataclasses.replace(row, aps=row.aps[:1], mean=row.aps[0], std=math.nan, failures=()) for row in rows]
+    comparison_report.write(tmp_path, Confirmation(SEEDS[:1], judged(single)), about=ABOUT)
+    figure = ET.parse(tmp_path / "compare.svg").getroot()
+    texts = [part.text for part in figure.findall(".//{*}text")]
+    assert "AP, test split, one seed, noise unknown" in texts and not any("intervals" in text for text in texts)
+    places = sorted(float(dot.get("cx")) for dot in figure.findall(".//{*}circle"))
+    assert places[-1] - places[0] > 350.0, "the axis is as long as the differences"
 
 
 def test_the_figure_shows_what_excludes_zero(tmp_path):

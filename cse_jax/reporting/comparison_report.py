@@ -34,7 +34,9 @@ def write(folder: pathlib.Path, found: Confirmation, *, about: dict[str, Any]) -
     write_whole(folder / "compare.csv", _csv(data))
     lines = [Interval(row["name"], *_ends(gain)) for row, gain in _pairs(data) if gain]
     title = f"{about['title']}: difference to {data['table'][0]['name']}"
-    axis = f"AP, {about['split']} split, {len(data['seeds'])} seeds, 95 % intervals that hold together"
+    seeds = len(data["seeds"])
+    shown = f"{seeds} seeds, 95 % intervals that hold together" if seeds > 1 else "one seed, noise unknown"
+    axis = f"AP, {about['split']} split, {shown}"
     forest_plot.save(folder / "compare.svg", lines, title=title, axis=axis)
     return data
 

@@ -41,7 +41,7 @@ def save(path: pathlib.Path, intervals: Sequence[Interval], *, title: str, axis:
       axis: what the differences are, with their unit.
     """
     bottom = 2.0 * _LINE + _LINE * len(intervals)
-    ends = [value for line in intervals for value in (line.low, line.high) if math.isfinite(value)] or [-1.0, 1.0]
+    ends = [value for line in intervals for value in line[1:] if math.isfinite(value)] or [-1.0, 1.0]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.05 * (high - low) or 1.0
     low, high = low - room, high + room
