@@ -374,6 +374,13 @@ def test_ticks_are_round_and_within(ends, whole):
     assert not whole or all(value == int(value) for value in found)
 
 
+@pytest.mark.parametrize(("places", "shown"), [((0.43101, 0.43112), "0.43105"), ((12_000, 12_003), "12001")])
+def test_ticks_that_are_near_have_labels_that_differ(places, shown):
+    drawn = chart.chart("t", [chart.Series("a", places, places)], x_label="x", y_label="y")
+    labels = [each.text for each in ElementTree.fromstring(drawn).iter("text")][:-2]
+    assert shown in labels and max(map(labels.count, labels)) <= 2, "once on either axis"
+
+
 def test_the_page_is_made_again_from_the_folder(finished, tmp_path):
     folder, _ = finished
     (folder / page.NAME).unlink(missing_ok=True)

@@ -188,16 +188,23 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Ticks with labels of as many digits as tell them apart, four at least."""
+    shown = ([f"{value:.{digits}g}" for value in values] for digits in range(4, 18))
+    labels = next(each for each in shown if len(set(each)) == len(set(values)))
+    return list(zip(values, labels, strict=True))
+
+
 def _grid(x: _Axis, y: _Axis, *, whole: bool) -> list[Markup]:
     found = []
-    for value in ticks(x.low, x.high, whole=whole):
+    for value, label in _labelled(ticks(x.low, x.high, whole=whole)):
         at = f"{x.place(value):.1f}"
         found.append(tag("line", x1=at, x2=at, y1=f"{y.start:g}", y2=f"{y.end:g}", class_="grid"))
-        found.append(tag("text", f"{value:.4g}", x=at, y=f"{y.start + 15:g}", text_anchor="middle"))
-    for value in ticks(y.low, y.high):
+        found.append(tag("text", label, x=at, y=f"{y.start + 15:g}", text_anchor="middle"))
+    for value, label in _labelled(ticks(y.low, y.high)):
         at = f"{y.place(value):.1f}"
         found.append(tag("line", y1=at, y2=at, x1=f"{x.start:g}", x2=f"{x.end:g}", class_="grid"))
-        found.append(tag("text", f"{value:.4g}", x=f"{x.start - 5:g}", y=at, dy="0.35em", text_anchor="end"))
+        found.append(tag("text", label, x=f"{x.start - 5:g}", y=at, dy="0.35em", text_anchor="end"))
     return found
 
 
