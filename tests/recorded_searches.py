@@ -13,7 +13,7 @@ from cse_jax.language.expression import to_authors
 from cse_jax.language.parsing import parse
 from cse_jax.reporting import report
 from cse_jax.screening.candidate import STAGES, Candidate
-from cse_jax.search import hall_of_fame
+from cse_jax.search import hall_of_fame, tuning
 from cse_jax.search.branch import BranchResult, Plan, branch_name
 from cse_jax.search.comparison import Role, Row, judged, mean_std
 from cse_jax.search.ledger import CANDIDATES, Ledger
@@ -35,13 +35,14 @@ FOUND = {  # in the hall of fame: formula, weight, AP of both seeds
 }
 
 
-def write(folder: pathlib.Path, *, text: str = "", finished: bool = True) -> Task:
+def write(folder: pathlib.Path, *, text: str = "", finished: bool = True, tuned: bool = False) -> Task:
     """Writes a search's folder; the task of its detector.
 
     Args:
       folder: to make.
       text: stands wherever a ledger, a config or a result can hold any.
       finished: whether there is a result.
+      tuned: whether hyper-parameters were searched: a setting with a formula of its own, and one with a found formula.
     """
     folder.mkdir(parents=True)
     about = workdir.describe(SearchRun(name=f"trial{text}")) | {"device": f"none{text}"}
@@ -51,6 +52,13 @@ def write(folder: pathlib.Path, *, text: str = "", finished: bool = True) -> Tas
             _train(ledger, TASK.default, seed, ap)
         _train(ledger, TASK.replaced("box", TASK.default.box, 2.0), 0, 0.415)
         branches = [_branch(ledger, Plan(part, SearchRun().search.regression), text) for part in ("cls", "box")]
+        if tuned:
+            formulas = (
+                tuning.settings(TASK.cls_space)["PolyLoss-1, epsilon 2"],
+                parse(FOUND["cls"][0][0], TASK.cls_space),
+            )
+            for formula, ap in zip(formulas, (0.43, 0.44), strict=True):
+                _train(ledger, TASK.replaced("box", TASK.default.box, 2.0, TASK.replaced("cls", formula, 0.5)), 0, ap)
     if finished:
         result = SearchResult(branches, 0.41, _pair(branches), _table(_pair(branches), text))
         extra = {"name": f"trial{text}", "scale": "raw", "seeding": "yes", "seconds": 60.0}

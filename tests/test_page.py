@@ -232,6 +232,13 @@ def test_what_was_trained_is_told_apart(finished):
     assert known.trained[-1].minutes == pytest.approx(15 / 60), "heads that were trained take their time, too"
 
 
+def test_tuned_hyper_parameters_are_a_control_and_no_find(tmp_path):
+    known = facts.read(tmp_path / "run", recorded_searches.write(tmp_path / "run", finished=False, tuned=True))
+    control = [loss.ap for loss in known.trained if loss.kind == "control"]
+    assert control == pytest.approx([0.415, 0.43]), "a find with another weight of the other loss is neither"
+    assert [loss.kind for loss in known.trained].count("binary_class") == 2 and len(known.begun) == 4
+
+
 def test_what_the_random_search_finds_as_well_is_the_search_s(tmp_path):
     task = recorded_searches.write(tmp_path / "run", finished=False)
     others = ", ".join(CANDIDATES.texts[1:] + CANDIDATES.numbers)

@@ -14,7 +14,7 @@ from cse_jax import workdir
 from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import parse
 from cse_jax.reporting.report import funnel_as_data, hall_as_data
-from cse_jax.search import hall_of_fame
+from cse_jax.search import hall_of_fame, tuning
 from cse_jax.search.branch import branch_name
 from cse_jax.search.ledger_reader import Generations, LedgerReader, Reason
 from cse_jax.search.task import PARTS, Part, Task
@@ -176,7 +176,7 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
 
     Those of winners together are no new losses.
     """
-    default = _default(task)
+    default, settings = _default(task), {str(formula) for formula in tuning.settings(task.cls_space).values()}
     kinds = {
         (part, row["formula"]): branch
         for branch, (part, _) in reversed(branches(task).items())  # what both have found is the search's
@@ -200,10 +200,12 @@ def _trained(ledger: LedgerReader, task: Task) -> tuple[list[Trained], list[int]
             ended[pair] = (aps | {row["seed"]: row["ap"]}, minutes)
 
     def kind_of(pair: tuple) -> str:
-        changed: list[tuple[Part, str]] = [(p, pair[k]) for k, p in enumerate(PARTS) if pair[k] != default[k]]
-        if len(changed) == 1:
-            return kinds.get(changed[0], "")
-        return "" if changed else "default" if pair == default else "control"
+        if pair == default:
+            return "default"
+        for k, part in enumerate(PARTS):  # of a branch's losses, the other one is the default with its usual weight
+            if (part, pair[k]) in kinds and pair[1 - k :: 2] == default[1 - k :: 2]:
+                return kinds[part, pair[k]]
+        return "control" if pair[0] in settings and pair[1] == default[1] else ""
 
     found = []
     beside, _ = ended.get(default, ({}, 0.0))
