@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import html
 import json
 import math
 import xml.etree.ElementTree as ET
 
+import markdown_it
 import numpy as np
 import pytest
 
@@ -69,6 +71,20 @@ def test_the_files_say_the_same(rows, tmp_path):
     figure = ET.parse(tmp_path / "compare.svg").getroot()
     labels = [part.text for part in figure.iter("{http://www.w3.org/2000/svg}title")]
     assert labels[1:] == ["CE, worse", "| IoU", "failed", "last"]
+
+
+@pytest.mark.parametrize("name", ["| (1-i/u)*(1-i/u)*2", "_a_ of B_cls", "<b> `c` [d](e) \\f ~~g~~ &amp;"])
+def test_names_are_text_in_the_report(rows, tmp_path, name):
+    named = judged([dataclasses.replace(row, name=name) for row in rows])
+    comparison_report.write(tmp_path, Confirmation(SEEDS, named), about=ABOUT)
+    shown = markdown_it.MarkdownIt().enable(["table", "strikethrough"]).render((tmp_path / "compare.md").read_text())
+    cells = [
+        "".join(row.find("td").itertext())
+        for row in ET.fromstring(f"<r>{shown}</r>").iter("tr")
+        if row.find("td") is not None
+    ]
+    assert cells == [name] * 2 * len(rows), "in both tables"
+    assert html.escape(f"The last pair ({name}) is", quote=False) in shown.replace("&quot;", '"')
 
 
 def test_one_seed_has_no_intervals(rows, tmp_path):

@@ -26,6 +26,11 @@ def markdown(text: str) -> str:
     return re.sub(r"[!-/:-@\[-`{-~]", lambda match: "\\" + match[0], _printable(text).strip())
 
 
+def markdown_name(text: str) -> str:
+    """Text as Markdown shows it within a line, legible also as it is written: only what would be markup is escaped."""
+    return re.sub(r"[\\`*<\[~&$]|(?<!\w)_|_(?!\w)", lambda match: "\\" + match[0], _printable(text).strip())
+
+
 def _printable(text: str) -> str:
     """Text on one line, without characters that files and terminals take as commands or can't hold."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)

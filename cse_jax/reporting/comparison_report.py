@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cse_jax.export.escaping import markdown_name
 from cse_jax.reporting import confirmation_report, forest_plot
 from cse_jax.reporting.final_table import cells_of, comparison_as_data, markdown_table
 from cse_jax.reporting.forest_plot import Interval
@@ -43,9 +44,9 @@ def write(folder: pathlib.Path, found: Confirmation, *, about: dict[str, Any]) -
 
 def _beside_default(data: Mapping[str, Any]) -> list[str]:
     """The lines on each row's difference to the first one."""
-    cells = [(row["name"], *cells_of(row | {"against": gain})[1:5]) for row, gain in _pairs(data)]
+    cells = [(markdown_name(row["name"]), *cells_of(row | {"against": gain})[1:5]) for row, gain in _pairs(data)]
     return [
-        f"## Each pair beside {data['table'][0]['name']}",
+        f"## Each pair beside {markdown_name(data['table'][0]['name'])}",
         "",
         "A difference is that of the row to the first one, paired by seed; the intervals hold together.",
         "",

@@ -61,7 +61,7 @@ def markdown(data: dict[str, Any], further: Sequence[str] = ()) -> str:
         [
             f"# {escaping.markdown(data['title'])}",
             "",
-            data["conclusion"],
+            escaping.markdown_name(data["conclusion"]),
             "",
             data["scope"],
             "",
@@ -93,7 +93,8 @@ def _over_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not known:
         return []
     cells = [
-        (row["name"], *(_error(e) for e in (row["against"]["standard_error"], row["image_error"]))) for row in known
+        (escaping.markdown_name(row["name"]), _error(row["against"]["standard_error"]), _error(row["image_error"]))
+        for row in known
     ]
     return [
         "The intervals are about other seeds on the same test images. Over other images the differences vary, too. "

@@ -8,6 +8,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from cse_jax.export.escaping import markdown_name
 from cse_jax.export.typesetting import to_latex
 from cse_jax.language.expression import Expression, to_authors, to_infix
 from cse_jax.search.comparison import Row
@@ -102,7 +103,10 @@ def terminal_table(rows: Sequence[Row], *, split: str = "test") -> Table:
 
 def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The final table for a report, from ``rows_as_data``."""
-    cells = [(*cells_of(row), f"{row['cls']['weight']:g}", f"{row['box']['weight']:g}") for row in rows]
+    cells = [
+        (markdown_name(row["name"]), *cells_of(row)[1:], f"{row['cls']['weight']:g}", f"{row['box']['weight']:g}")
+        for row in rows
+    ]
     return markdown_table((*HEADER, "cls weight", "box weight"), cells)
 
 
@@ -135,5 +139,5 @@ def shown(value: float | None, form: str) -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table, its cells escaped."""
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *escaped)]
+    head, *escaped = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *escaped)]

@@ -97,7 +97,14 @@ def show(console: Console, result: SearchResult) -> None:
 
 def markdown(data: dict[str, Any]) -> str:
     """The report."""
-    lines = [f"# Search {escaping.markdown(data['name'])}", "", data["conclusion"], "", data["scope"], ""]
+    lines = [
+        f"# Search {escaping.markdown(data['name'])}",
+        "",
+        escaping.markdown_name(data["conclusion"]),
+        "",
+        data["scope"],
+        "",
+    ]
     lines += [data["ended"], ""] if data["ended"] else []
     lines += ["## Test split", "", EXPLANATION, ""]
     lines += markdown_rows(data["table"])
@@ -108,7 +115,7 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     for row in data["table"]:
         if row["role"] == Role.DISCOVERED:
-            lines += [f"### {row['name']}", ""]
+            lines += [f"### {escaping.markdown_name(row['name'])}", ""]
             for which in PARTS:
                 part = row[which]
                 lines += [

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cse_jax.errors import InputError
+from cse_jax.export.escaping import markdown_name
 from cse_jax.reporting import curves_plot
 from cse_jax.reporting.final_table import markdown_table
 from cse_jax.reporting.page.chart import Series, stair
@@ -110,7 +111,7 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
     ]
     summary = [
         [
-            kind,
+            markdown_name(kind),
             str(len(curves)),
             str(sum(len(each.gains) for each in curves)),
             *(_hits(curves, -below) for below in WITHIN),
@@ -129,7 +130,7 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
         "nearly so, and after how many losses each search had the first. *Test AP*: of what was discovered, with fresh "
         "seeds. *Minutes*: of all trainings until the last loss.",
         "",
-        *markdown_table(["so far, losses trained", *kinds], found),
+        *markdown_table(["so far, losses trained", *map(markdown_name, kinds)], found),
         "",
         *markdown_table(header, summary),
         "",
