@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
@@ -118,12 +119,21 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     about |= {
         "title": f"Pairs of losses, {config.name}",
         "split": _SPLIT.value,
-        "note": "Whether a choice among these pairs has used these seeds, or this split, is not known here.",
+        "note": _note(config.search.proxy_seeds if tuning else ()),
     }
     data = comparison_report.write(folder, found, about=about)
     confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _note(tuned_with: Sequence[int]) -> str:
+    """What is known of choices among the pairs; the seeds are those with which hyper-parameters were tuned, if any."""
+    known = "Whether a choice among these pairs has used these seeds, or this split, is not known here"
+    if not tuned_with:
+        return f"{known}."
+    seeds = ", ".join(map(str, tuned_with))
+    return f"{known}, but that the tuned pair was chosen on the select split, with the seeds {seeds}."
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from extras import need
 from micro import FLAGS
 from PIL import Image
-from scripts import run, start
+from scripts import functions, run, start
 
 pytestmark = pytest.mark.batches
 SMALL = [
@@ -220,6 +220,12 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
     ):
         code, output = run("train", f"--search={workdir}", flag)
         assert code == 1 and said in output
+
+
+def test_a_comparison_says_how_its_tuned_pair_was_chosen():
+    note = functions("compare")["_note"]
+    assert note([0, 1]).endswith("but that the tuned pair was chosen on the select split, with the seeds 0, 1.")
+    assert "tuned" not in note(())
 
 
 @pytest.mark.slow
