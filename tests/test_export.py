@@ -225,6 +225,21 @@ def test_exported_losses_are_finite_at_extreme_logits(framework):
     np.testing.assert_allclose(np.asarray(value), [[80.0, 80.0]])
 
 
+@pytest.mark.parametrize("framework", ["numpy", "jax", "pytorch"])
+@pytest.mark.parametrize("name", ["alf", "erf", "gd", "sigmoid", "tanh"])
+def test_curves_of_what_is_divided_by_0_have_ends_in_float32(name, framework):
+    """The verification takes float64, in which the square of 1e20 is finite."""
+    expression = cse_jax.parse(f"{name}(x / ny)", spaces.BINARY_CLASS)
+    x, y = np.array([[-2.0, 2.0]], np.float32), np.ones((1, 2), np.float32)
+    expected = [[-1.0 if name == "tanh" else 0.0, 1.0]]
+    value, gradients = engine(expression, {"X": x, "Q": y, "PY": y, "NY": 0 * y})
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(gradients["X"], [[0.0, 0.0]])
+    arrays = [torch.tensor(a) for a in (x, y)] if framework == "pytorch" and (torch := need("torch")) else [x, y]
+    loss = execute(export.FORMATS[framework](export.prepare(expression)))["loss"]
+    np.testing.assert_array_equal(loss(arrays[0], arrays[1], arrays[1], 0 * arrays[1]), expected)
+
+
 @ALL_KNOWN
 def test_sympy_s_and_the_authors_notation(space, name):
     loss = export.prepare(zoo.find(name, space))

@@ -28,6 +28,7 @@ from cse_jax.errors import InputError
 
 EPS = 1e-20
 EXP_LIMIT = 88.0
+_FAR = 1e9  # where ``alf`` is 0 or 1; the square of it is finite in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _sgdf(x: jax.Array) -> jax.Array:
 
 
 def _salf(x: jax.Array) -> jax.Array:
-    half = x / 2.0
+    half = jnp.clip(x / 2.0, -_FAR, _FAR)
     return (half / jnp.sqrt(1.0 + half * half) + 1.0) / 2.0
 
 
@@ -241,7 +242,7 @@ _ROWS = (
         1,
         _salf,
         _named("alf"),
-        "(a / 2.0 / xp.sqrt(1.0 + (a / 2.0) ** 2) + 1.0) / 2.0",
+        "(xp.clip(a / 2.0, -1e9, 1e9) / xp.sqrt(1.0 + xp.clip(a / 2.0, -1e9, 1e9) ** 2) + 1.0) / 2.0",
         definition=lambda sp, a: (1 + a / sp.sqrt(4 + a**2)) / 2,
     ),
     Operator(
