@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +20,7 @@ from cse_jax.export.notation import symbols, to_sympy
 from cse_jax.language.expression import Expression
 from cse_jax.language.float64 import float64
 from cse_jax.language.operators import OPERATORS
+from cse_jax.language.program import compile_expression, instruction_set
 from cse_jax.language.spaces import Space, trajectories
 
 TOLERANCE = 1e-9  # relative, and of the largest magnitude on a path: float64 rounds at 1e-16, regrouping at a few 1e-13
@@ -273,9 +273,20 @@ def _grid(space: Space, units: str) -> dict[str, np.ndarray]:
 
 
 def _value_and_gradients(expression: Expression, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Loss and its gradients in the differentiable inputs, all in the shape of the inputs."""
-    moving = {name: jnp.asarray(inputs[name]) for name in expression.space.differentiable}
-    value, pullback = jax.vjp(lambda moving: expression.evaluate(inputs | moving), moving)
-    (gradients,) = pullback(jnp.ones_like(value))
-    shape = next(iter(inputs.values())).shape
-    return [np.broadcast_to(np.asarray(a), shape) for a in (value, *(gradients[name] for name in moving))]
+    """Loss and its gradients in the differentiable inputs as candidates train, with 0 times infinity as 0."""
+    space, program = expression.space, compile_expression(expression, len(expression))
+    operators = instruction_set(space)
+    variables = [jnp.asarray(inputs[v.name]) for v in space.variables]
+    rows = [*variables, *(jnp.full_like(variables[0], constant) for constant in space.constants)]
+    used = np.stack([program.opcode, program.left, program.right], 1)[: int(program.length)].tolist()
+    for opcode, left, right in used:
+        rows.append(operators[opcode].apply(rows[left], rows[right]))
+    share = 1.0 if program.wide or not space.class_axis else 1.0 / variables[0].shape[-1]  # of a class
+    cotangents = [jnp.zeros_like(variables[0])] * len(rows)
+    cotangents[int(program.root)] += share
+    for own, (opcode, left, right) in reversed(list(enumerate(used, len(space.leaves)))):
+        to_left, to_right = operators[opcode].transpose(rows[left], rows[right], cotangents[own])
+        cotangents[left] += to_left
+        cotangents[right] += to_right
+    moving = [cotangents[space.leaves.index(name)] for name in space.differentiable]
+    return [np.asarray(a) for a in (rows[int(program.root)] * share, *moving)]
