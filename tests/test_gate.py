@@ -152,5 +152,11 @@ def test_a_formula_of_another_space_is_refused():
         cse_jax.verify([zoo.default(spaces.BOX)], spaces.BOX, units="metres")
 
 
+def test_a_formula_may_be_higher_than_a_byte_counts():
+    formula = "1 - i / u" + " + 1 - 1" * 70
+    assert cse_jax.parse(formula, spaces.BOX).height > 127
+    assert judge(formula, spaces.BOX).fingerprint == judge("1 - i / u", spaces.BOX).fingerprint != ""
+
+
 def test_no_formulas_no_verdicts():
     assert cse_jax.verify([], spaces.BOX) == []

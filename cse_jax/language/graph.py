@@ -162,7 +162,7 @@ def from_tokens(
     count, length = tokens.shape
     size, arity = _sizes(tokens, space)
     padded = np.concatenate([tokens, np.full((count, 1), PAD, tokens.dtype)], 1)
-    height = np.zeros((count, length + 1), np.int8)
+    height = np.zeros((count, length + 1), np.int16)
     each = np.arange(count)
     for at in range(length - 1, -1, -1):
         second = np.minimum(at + 1 + size[:, at + 1], length)
