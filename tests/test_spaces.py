@@ -107,6 +107,8 @@ def test_operators_that_can_t_be_read_are_refused(changes, message, operator_tab
         ({"differentiable": ("V",)}, "differentiable .* must be some of"),
         ({"constants": (1, -2)}, "must be above 0"),
         ({"constants": (2, 3)}, "with 1 among them"),
+        ({"constants": (1, float("inf"))}, "must be above 0"),
+        ({"constants": (1, 2, 1.0)}, "a number twice"),
         ({"losses": {}}, "losses is empty"),
         ({"further_operators": ("Dot",)}, "has no class axis"),
     ],
@@ -114,6 +116,17 @@ def test_operators_that_can_t_be_read_are_refused(changes, message, operator_tab
 def test_malformed_spaces_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(spaces.BOX, **changes)
+
+
+def test_constants_are_read_as_they_are_printed():
+    space = dataclasses.replace(spaces.BINARY_CLASS, constants=(1.0, 2.5, 1e-6, 3e16, 1e300))
+    for token in space.leaves:
+        for formula in (f"x / {token}", f"Div(X,{token})"):
+            read = cse_jax.parse(formula, space)
+            assert read.tokens[2] == token and cse_jax.parse(str(read), space) == read
+    assert space.leaves[-5:-1] == ("1", "2.5", "1e-06", "3" + 16 * "0")
+    stable = cse_jax.parse("log(1 - sigmoid(x))", space).steps()
+    assert stable == zoo.find("log(1 - sigmoid(x))", spaces.BINARY_CLASS).steps(), "not rounded"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from cse_jax.language.spaces import Space
 MAX_TEXT = 20_000
 MAX_NESTING = 60
 
-_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<number>\d+(?:\.\d+)?)|(?P<sign>[-+*/(),]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)|(?P<sign>[-+*/(),]))"
+)
 _INFIX = {"+": "Add", "-": "Sub", "*": "Mul", "/": "Div"}
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ class Space:
     units: tuple[str, ...] = ("pixels", "strides")
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without evaluating anything."""
+        """Checks what can be checked without evaluating anything; writes whole constants as such."""
         names = [v.name for v in self.variables]
         spellings = names + [v.symbol for v in self.variables if v.symbol != v.name]
         functions = {s for row in OPERATORS.values() for s in (row.name, row.symbol)}
@@ -117,8 +118,12 @@ class Space:
             raise InputError(f"space {self.name}: two things have the same name among {sorted(spellings)}")
         if not self.differentiable or not set(self.differentiable) <= set(names):
             raise InputError(f"space {self.name}: differentiable {self.differentiable} must be some of {names}")
-        if 1 not in self.constants or any(c <= 0 for c in self.constants):
+        if 1 not in self.constants or not all(0 < c < math.inf for c in self.constants):
             raise InputError(f"space {self.name}: constants {self.constants} must be above 0, with 1 among them")
+        if len(set(self.constants)) < len(self.constants):
+            raise InputError(f"space {self.name}: constants {self.constants} has a number twice")
+        whole = tuple(int(c) if c % 1 == 0 else c for c in self.constants)
+        object.__setattr__(self, "constants", whole)  # 1.0 is the 1 of log(1 - sigmoid(x))
         if not self.class_axis and any(OPERATORS[name].class_axis for name in self.readable):
             raise InputError(f"space {self.name} has no class axis, which an operator of it needs")
         if not self.losses:
