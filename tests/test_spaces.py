@@ -109,6 +109,8 @@ def test_operators_that_can_t_be_read_are_refused(changes, message, operator_tab
         ({"constants": (2, 3)}, "with 1 among them"),
         ({"constants": (1, float("inf"))}, "must be above 0"),
         ({"constants": (1, 2, 1.0)}, "a number twice"),
+        ({"variables": (spaces.Variable("I", "i'", "i", ""), *spaces.BOX.variables[1:])}, '"i\'" is no name'),
+        ({"operators": ()}, "operators is empty"),
         ({"losses": {}}, "losses is empty"),
         ({"further_operators": ("Dot",)}, "has no class axis"),
     ],
@@ -144,6 +146,13 @@ def test_malformed_paths_are_refused(change, message):
     with pytest.raises(ValueError, match=message) as error:
         trajectories(bad)
     assert isinstance(good[2], Path) and good[2].name in str(error.value)
+
+
+@pytest.mark.parametrize("flat", [lambda paths: [], lambda paths: [dataclasses.replace(paths[0], rises=False)]])
+def test_a_space_that_would_verify_nothing_is_refused(flat):
+    space = dataclasses.replace(spaces.BOX, paths=lambda units: flat(spaces.BOX.paths(units)))
+    with pytest.raises(cse_jax.InputError, match="space box has no path that rises"):
+        cse_jax.verify([zoo.default(space)], space)
 
 
 @pytest.mark.parametrize(

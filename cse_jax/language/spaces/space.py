@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import keyword
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -114,6 +115,9 @@ class Space:
         unknown = [name for name in self.operators + self.further_operators if name not in OPERATORS]
         if unknown:
             raise InputError(f"space {self.name}: no operator {unknown[0]!r}; add its row with cse_jax.operators.add")
+        for spelling in spellings:
+            if not (spelling.isascii() and spelling.isidentifier()) or keyword.iskeyword(spelling):
+                raise InputError(f"space {self.name}: {spelling!r} is no name of a variable; use letters and digits")
         if len(set(spellings)) < len(spellings) or functions & set(spellings):
             raise InputError(f"space {self.name}: two things have the same name among {sorted(spellings)}")
         if not self.differentiable or not set(self.differentiable) <= set(names):
@@ -126,6 +130,8 @@ class Space:
         object.__setattr__(self, "constants", whole)  # 1.0 is the 1 of log(1 - sigmoid(x))
         if not self.class_axis and any(OPERATORS[name].class_axis for name in self.readable):
             raise InputError(f"space {self.name} has no class axis, which an operator of it needs")
+        if not self.operators:
+            raise InputError(f"space {self.name}: operators is empty; random formulas are made of them")
         if not self.losses:
             raise InputError(f"space {self.name}: losses is empty; candidates are measured against its first")
 
@@ -190,13 +196,15 @@ def trajectories(space: Space, units: str = "pixels") -> Trajectories:
       units: unit of length that the detector feeds its losses, one of ``space.units``.
 
     Raises:
-      InputError: the space does not know the unit, or one of its paths is malformed.
+      InputError: the space does not know the unit, no path of it rises, or one is malformed.
     """
     if units not in space.units:
         raise InputError(f"units is {units!r}; space {space.name} has {', '.join(map(repr, space.units))}")
     paths = list(space.paths(units))
+    if not any(path.rises for path in paths):
+        raise InputError(f"space {space.name} has no path that rises, by which formulas are verified")
     names = [v.name for v in space.variables]
-    shape = np.shape(next(iter(paths[0].inputs.values()))) if paths else ()
+    shape = np.shape(next(iter(paths[0].inputs.values())))
     for path in paths:
         _check(path, names, shape, space)
     inputs = np.stack([[path.inputs[name] for path in paths] for name in names]).astype(float)
