@@ -123,6 +123,12 @@ def test_a_simpler_form_that_is_another_loss_is_refused(text, refused):
     assert str(loss.formula) != refused
 
 
+@pytest.mark.parametrize("count", [40, 700])
+def test_numbers_that_floats_don_t_hold_are_not_written(count):
+    formula = cse_jax.parse("i / u" + " * 3" * count, spaces.BOX)
+    assert simplify(formula).formula.space == spaces.BOX
+
+
 def test_an_iou_of_0_is_a_point_where_losses_differ():
     loss = export.prepare(cse_jax.parse("y * w / (softmax(x) * w)", spaces.MULTI_CLASS))  # 0 / 1e-20 there
     assert loss.note.startswith("not simplified to")
@@ -208,6 +214,23 @@ def test_constant_parts_and_narrow_results_are_written_out():
     code = export.FORMATS["numpy"](export.prepare(cse_jax.parse("-dot(y, log(softmax(x)))", spaces.BINARY_CLASS)))
     x, y = np.zeros((2, 4)), np.eye(4)[:2]
     np.testing.assert_allclose(execute(code)["loss"](x, y, y, 1 - y), np.full((2, 4), np.log(4.0) / 4))
+
+
+@pytest.mark.parametrize("framework", ["numpy", "jax", "pytorch"])
+def test_constant_parts_need_not_be_finite(framework):
+    infinite = " * ".join(["exp(3 * 3 * 3 * 3 * 3)"] * 9)
+    i = torch.ones(2) if framework == "pytorch" and (torch := need("torch")) else np.ones(2)
+    for text, expected in (("i + log(1 - 2)", np.nan), (f"i / ({infinite})", 0.0), (f"-({infinite}) * i", -np.inf)):
+        loss = export.prepare(cse_jax.parse(text, spaces.BOX), simplified=False)
+        found = execute(export.FORMATS[framework](loss))["loss"](i, i, i)
+        np.testing.assert_array_equal(np.asarray(found), [expected] * 2)
+
+
+@ALL_SPACES
+def test_a_number_is_no_loss_to_write(space):
+    for format in ("jax", "numpy", "pytorch", "torch_module", "mmdet"):
+        with pytest.raises(cse_jax.InputError, match=r"the formula 1 \+ 1 is a number, whatever is predicted"):
+            export.FORMATS[format](export.prepare(cse_jax.parse("1 + 1", space), simplified=False))
 
 
 @pytest.mark.parametrize("framework", ["numpy", "jax", "pytorch"])

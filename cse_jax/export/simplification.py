@@ -24,6 +24,7 @@ from cse_jax.language.program import compile_expression, instruction_set
 from cse_jax.language.spaces import Space, trajectories
 
 TOLERANCE = 1e-9  # relative, and of the largest magnitude on a path: float64 rounds at 1e-16, regrouping at a few 1e-13
+_EXACT = 2**53  # the largest number to which floats hold all
 _EVERY = 97  # calls, returns and the like between looks at the clock, which takes longer than most of them; a prime
 SECONDS = 20.0  # of a processor, for SymPy to rewrite a formula; it takes for ever over some fractions in fractions
 
@@ -151,7 +152,7 @@ def _tokens(formula, expression: Expression) -> tuple[str, ...]:
         return name
 
     def number(value) -> tuple[str, ...]:
-        if value == 0:
+        if value == 0 or max(abs(value.p), value.q) > _EXACT:
             raise _Inexpressible(value)
         if value < 0:
             return (require("Neg"), *number(-value))

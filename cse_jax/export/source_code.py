@@ -1,11 +1,13 @@
 """Formulas as self-contained Python files for JAX, NumPy and PyTorch."""
 
+import math
 import re
 import textwrap
 from collections import Counter
 
 import jax.numpy as jnp
 
+from cse_jax.errors import InputError
 from cse_jax.export import definitions, escaping
 from cse_jax.export.carried import CHAIN_RULE, FLOATS
 from cse_jax.language import program as programs
@@ -103,6 +105,8 @@ class _Writer:
         if isinstance(node, str):
             return self.symbols[node], tightest
         if not isinstance(node, tuple):
+            if not math.isfinite(node):
+                return f'float("{node}")', tightest
             text = str(int(node)) if node % 1 == 0 and abs(node) < 1e15 else repr(node)
             return (text, tightest) if node >= 0 else (f"({text})", tightest)
         if node in self.named:
@@ -156,7 +160,12 @@ def function(
       name: of the function.
       docstring: of the function.
       preamble: lines after the imports.
+
+    Raises:
+      InputError: the formula has no variable.
     """
+    if not expression.variables:
+        raise InputError(f"the formula {expression} is a number, whatever is predicted: there is no loss to write")
     space, writer, module = expression.space, _Writer(expression, framework), MODULES[framework]
     body = [_over_lines(f"{variable} = ", text) for variable, text in writer.assignments]
     if space.per_row:
