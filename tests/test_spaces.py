@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 import cse_jax
+from cse_jax.atlas.stream import screen_batches
+from cse_jax.atlas.survivors import Survivors, read_survivors
 from cse_jax.language import operators, spaces, zoo
+from cse_jax.language.canonical import canonical
 from cse_jax.language.spaces import Path, trajectories
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -146,6 +149,27 @@ def test_malformed_paths_are_refused(change, message):
     with pytest.raises(ValueError, match=message) as error:
         trajectories(bad)
     assert isinstance(good[2], Path) and good[2].name in str(error.value)
+
+
+def test_a_space_without_signs_or_sums_is_screened(tmp_path):
+    names = ("Sub", "Mul", "Div", "Tanh")
+    space = dataclasses.replace(
+        spaces.BOX, name="bare", operators=names, further_operators=(), losses={"IoU": "1 - i / u"}, published={}
+    )
+    screened = cse_jax.screen(space, 20_000)
+    assert screened.survivors and not any(candidate.flipped for candidate in screened.candidates)
+    survivors = Survivors(tmp_path, space, {"space": space.name})
+    survivors.add(next(screen_batches(space, iter([0]), per_operator=1)))
+    survivors.flush()
+    assert not any(row["flipped"] for row in read_survivors(tmp_path, space))
+
+
+def test_operands_of_a_user_s_commutative_operator_have_one_order(operator_table):
+    larger = {"name": "Larger", "symbol": "larger", "fn": jax.numpy.maximum, "code": "xp.maximum(a, b)"}
+    operators.add(row(**larger, arity=2, commutative=True, sympy=lambda sp, a, b: sp.Max(a, b)))
+    space = dataclasses.replace(spaces.BOX, further_operators=("Larger",))
+    one, other = (cse_jax.parse(text, space) for text in ("larger(i, u)", "larger(u, i)"))
+    assert canonical(one) == canonical(other)
 
 
 @pytest.mark.parametrize("flat", [lambda paths: [], lambda paths: [dataclasses.replace(paths[0], rises=False)]])

@@ -109,7 +109,7 @@ def _judge_batch(
     new = np.array([value not in seen for value in hashes.tolist()], bool)
     hashes, tokens = hashes[new], tokens[first[new]]
     judged = judge(tokens, space, units=units, values_first=False)
-    passed = judged.passed(sign_flip=True)
+    passed = judged.passed(sign_flip="Neg" in space.readable)
     judged = Judged(*(array[passed] for array in judged))
     return Batch(number, candidates, tokens[passed], hashes[passed], judged)
 

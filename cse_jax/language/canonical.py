@@ -13,7 +13,9 @@ _PULLS_SIGN = {"Mul": (0, 1), "Dot": (0, 1), "Div": (0,)}  # operands whose sign
 
 
 def canonical(expression: Expression) -> Expression:
-    """The canonical form; idempotent."""
+    """The canonical form; idempotent.  In a space without sums and signs it is the formula itself."""
+    if not {"Add", "Sub", "Neg"} <= set(expression.space.readable):
+        return expression
     normal = Expression(expression.fold(lambda token: (token,), _node), expression.space)
     return Expression(normal.fold(lambda token: (token,), _with_differences), expression.space)
 
@@ -45,7 +47,7 @@ def _node(name: str, *operands: _Tokens) -> _Tokens:
         negative ^= flipped
     if name == "Mul":
         result = _chain("Mul", *parts)
-    elif name == "Dot":
+    elif OPERATORS[name].commutative:
         result = (name, *sum(sorted(parts), ()))
     else:
         result = (name, *sum(parts, ()))

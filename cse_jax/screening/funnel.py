@@ -70,7 +70,7 @@ def screen_population(
       space: their search space.
       reference: what simulated gains and gradients are measured against; the space's default loss unless given.
       seen: fingerprints that are not new, with the name or formula that each belongs to.
-      sign_flip: keep a candidate whose negation converges, with its sign flipped.
+      sign_flip: keep a candidate whose negation converges, with its sign flipped, where the space has signs.
       match_gradient: weight each candidate so that its gradient matches the reference's.
       simulation_tolerance: share of the reference's gain that a simulated candidate must reach.
       units: of boxes, ``"pixels"`` or ``"strides"``.
@@ -86,7 +86,7 @@ def screen_population(
     order = np.argsort(first)
     first, copies = first[order], copies[order]
     judged = verification.judge(tokens[first], space, units=units)
-    verified = judged.passed(sign_flip=sign_flip)
+    verified = judged.passed(sign_flip=sign_flip and "Neg" in space.readable)
     good = np.ones_like(verified) if "verification" in skip else verified
     failed = Counter[str]()
     for code, count in zip(judged.failed[~good, 0].tolist(), copies[~good].tolist(), strict=True):
