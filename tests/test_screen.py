@@ -19,6 +19,7 @@ from scripts import run, start
 from cse_jax.atlas import stream
 from cse_jax.atlas.stream import _grow_and_filter, may_pass_finer_grid, screen_batches
 from cse_jax.atlas.survivors import Survivors, SurvivorsError, read_survivors
+from cse_jax.errors import InputError
 from cse_jax.language import graph as graphs
 from cse_jax.language import zoo
 from cse_jax.language.expression import Expression, to_authors
@@ -29,6 +30,7 @@ from cse_jax.sampling.random_graphs import grow, tokens_of
 from cse_jax.sampling.random_trees import Shape
 from cse_jax.screening import sizes
 from cse_jax.screening.coarse import coarse_grid
+from cse_jax.screening.funnel import screen
 from cse_jax.screening.sizes import FINER, ROUGH
 from cse_jax.screening.verification import LARGEST, MIN_RISE, VANISHED, Property, judge, verify
 from cse_jax.search.branch import Branch, BranchConfig
@@ -242,6 +244,14 @@ def test_a_tpu_judges_as_its_host_does_and_simulates_as_a_gpu_does(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert dataclasses.replace(sizes.sizes(), simulated=sizes.CPU.simulated) == sizes.CPU
     assert sizes.sizes().simulated == sizes.GPU.simulated
+
+
+@pytest.mark.parametrize(("text", "metric"), [("i / u", "to 0"), ("2", "to nan")])
+def test_gains_need_a_reference_that_gains(text, metric):
+    """A share of a loss would be a gain, and that of 0 a division by it."""
+    with pytest.raises(InputError, match=f"{text} takes the metric from 0.4.* {metric}.*; gains are shares"):
+        screen(BOX, 100, reference=zoo.find(text, BOX))
+    assert screen(BOX, 100, reference=zoo.find(text, BOX), skip=("simulation",)).generated == 100
 
 
 def test_survivors_on_disk(tmp_path):

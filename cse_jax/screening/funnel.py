@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from cse_jax.errors import InputError
 from cse_jax.language import population, zoo
 from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression
@@ -79,6 +80,9 @@ def screen_population(
 
     Returns:
       The population; candidates that passed everything have stage ``simulation`` and no reason.
+
+    Raises:
+      InputError: the reference does not improve the simulated predictions.
     """
     tokens = np.asarray(tokens)
     reference = reference or zoo.default(space)
@@ -100,14 +104,20 @@ def screen_population(
         candidates.append(Candidate(formula, **about))
     distinct = _distinct(candidates, seen)
     simulations = simulate([reference, *(c.formula for c in distinct)], space, units=units, seed=seed)
+    usual = simulations[0]
+    if "simulation" not in skip and not usual.after > usual.before:
+        raise InputError(
+            f"space {space}: descent on predictions by {reference} takes the metric from {usual.before:g} to "
+            f"{usual.after:g}; gains are shares of this one's, which must be above 0"
+        )
     for candidate, simulation in zip(distinct, simulations[1:], strict=True):
         if "simulation" not in skip:  # or it would decide by its ranks
-            candidate.simulation = relative_gain(simulation, simulations[0])
+            candidate.simulation = relative_gain(simulation, usual)
             candidate.reason = _rejection(simulation, candidate.simulation, simulation_tolerance)
         if not candidate.reason:
             candidate.stage = "simulation"
             if match_gradient and _moves(simulation):
-                candidate.weight = float(f"{simulations[0].gradient / simulation.gradient:.4g}")
+                candidate.weight = float(f"{usual.gradient / simulation.gradient:.4g}")
     return Screened(len(tokens), dict(failed), candidates)
 
 
