@@ -285,6 +285,18 @@ def test_survivors_on_disk(tmp_path):
         read_survivors(tmp_path, MULTI_CLASS)
 
 
+def test_a_file_is_full_of_rows_or_of_hashes(tmp_path, monkeypatch):
+    """Where most formulas behave as others do, few rows go with many hashes, and readers take 100 MB of metadata."""
+    (batch,) = screen_batches(BOX, range(1), per_operator=1)
+    survivors = Survivors(tmp_path, BOX, {})
+    survivors.add(batch)
+    assert 10 < len(batch.hashes) < 10_000 and not survivors.full
+    monkeypatch.setattr("cse_jax.atlas.survivors._HASH_LIMIT", len(batch.hashes))
+    assert survivors.full
+    survivors.flush()
+    assert not survivors.full
+
+
 def test_a_file_that_is_lost_is_screened_again(tmp_path):
     """Also where several processes share the batches; the same behaviours, in the same number of formulas."""
     settings = {"processes": 2}

@@ -24,6 +24,7 @@ from cse_jax.workdir import WorkdirError, irregular, read_json, write_whole, wri
 
 _NAME = re.compile(r"process(\d+)-batches-(\d+)-(\d+)\.parquet")
 _ROW_LIMIT = 50_000
+_HASH_LIMIT = 1_000_000  # 22 MB of a file's metadata, of which Parquet's readers take some 70
 FORMAT = 3  # of a folder
 _ORDER = ("nodes", "batch", "authors")  # columns by which the shortest formula of a behaviour comes first
 
@@ -133,7 +134,7 @@ class Survivors:
     @property
     def full(self) -> bool:
         """Whether enough has been added to be worth a file."""
-        return len(self._rows) >= _ROW_LIMIT
+        return len(self._rows) >= _ROW_LIMIT or len(self._hashes) >= _HASH_LIMIT
 
 
 def write_size(folder: pathlib.Path, space: Space, report: SizeReport, settings: dict[str, Any]) -> None:
