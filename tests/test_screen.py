@@ -228,6 +228,11 @@ def test_batches_come_in_order_whatever_the_workers(monkeypatch):
     assert other[0][2] != one[0][2]
 
 
+def test_a_screening_without_formulas_ends():
+    with pytest.raises(InputError, match="no random formula of space box has as few as 1 nodes"):
+        next(screen_batches(BOX, itertools.count(), per_operator=1, width=16, max_nodes=1))
+
+
 def test_batches_have_the_same_survivors_whatever_the_device(monkeypatch):
     """Sizes for GPUs, and a TPU that leaves the work to its host."""
     ((of_cpu, seen),) = [collect(BOX, 2)]

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, UInt64
 
+from cse_jax.errors import InputError
 from cse_jax.language import graph as graphs
 from cse_jax.language import population
 from cse_jax.language.float64 import float64, float64_devices
@@ -70,6 +71,9 @@ def screen_batches(
       per_operator: tiles of each operator at each height.
       width: rows of a tile; with ``per_operator`` the size of a batch.
       max_nodes: nodes that no formula may exceed.
+
+    Raises:
+      InputError: a batch has no formula with so few nodes.
     """
 
     workers = sizes().workers
@@ -80,6 +84,8 @@ def screen_batches(
         batches = []
         for k, number in enumerate(group):
             grown, promising = jax.tree.map(lambda a: a[k], found)
+            if not grown.candidate.any():
+                raise InputError(f"no random formula of space {space} has as few as {max_nodes} nodes")
             batches.append(_judge_batch(space, number, grown, promising, seen, units))
         return batches
 
