@@ -43,8 +43,8 @@ _COUNT = flags.DEFINE_integer(
     "count", 10_000_000, "Formulas to screen, all processes together.", lower_bound=1, upper_bound=10**15
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the survivors; runs/screen_<space> by default.")
-_UNITS = flags.DEFINE_enum(
-    "units", "pixels", ["pixels", "strides"], "Unit of length that the detector feeds its losses."
+_UNITS = flags.DEFINE_string(
+    "units", None, "Unit of length that the detector feeds its losses; the first of the space, pixels, by default."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all formulas.", lower_bound=0, upper_bound=10**9)
 _MAX_NODES = flags.DEFINE_integer(
@@ -90,12 +90,20 @@ def main(argv: list[str]) -> None:
         (_enumerate if _ENUMERATE.value else _screen)(space, folder, console)
 
 
+def _units(space: spaces.Space) -> str:
+    units = _UNITS.value or space.units[0]
+    if units not in space.units:
+        raise InputError(f"--units is {units!r}; space {space.name} has {', '.join(space.units)}")
+    return units
+
+
 def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
     """All formulas, size by size; a file for each size."""
     if jax.process_count() > 1:
         raise InputError("--enumerate runs in one process")
     largest = _MAX_NODES.value or 6
-    settings = {"space": space.name, "units": _UNITS.value, "enumerated": True}
+    units = _units(space)
+    settings = {"space": space.name, "units": units, "enumerated": True}
     titles = ("nodes", "formulas", "behaviours", "dependent", "convergent", "seconds")
     console.print("".join(f"{title:>13}" for title in titles))
     started, total = time.monotonic(), 0
@@ -106,7 +114,7 @@ def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> N
         def show(nodes: int, done: int, everyone: int) -> None:
             progress.update(task, description=f"{nodes} nodes", completed=done, total=everyone)
 
-        for report in enumerate_losses(space, largest, units=_UNITS.value, progress=show):
+        for report in enumerate_losses(space, largest, units=units, progress=show):
             write_size(folder, space, report, settings)
             total += len(report.losses)
             figures = (report.nodes, report.formulas, report.behaviours, report.dependent, len(report.losses))
@@ -117,11 +125,11 @@ def _enumerate(space: spaces.Space, folder: pathlib.Path, console: Console) -> N
 
 
 def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None:
-    size = sizes()
+    size, units = sizes(), _units(space)
     per_operator = _PER_OPERATOR.value or size.per_operator
     settings = {
         "space": space.name,
-        "units": _UNITS.value,
+        "units": units,
         "seed": _SEED.value,
         "max_nodes": _MAX_NODES.value or 40,
         "per_operator": per_operator,
@@ -147,7 +155,7 @@ def _screen(space: spaces.Space, folder: pathlib.Path, console: Console) -> None
         numbers(),
         seen=survivors.seen,
         seed=_SEED.value,
-        units=_UNITS.value,
+        units=units,
         per_operator=per_operator,
         width=size.width,
         max_nodes=_MAX_NODES.value or 40,

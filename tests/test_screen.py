@@ -435,11 +435,23 @@ def test_unknown_flags_and_spaces_are_refused():
     for flags, message in (
         (("--spaces=box",), "Unknown command line flag"),
         (("--space=boxes",), "no search space 'boxes'"),
+        (("--units=metres",), "--units is 'metres'; space box has pixels, strides"),
         (("--processes=2",), "need --coordinator"),
         (("more",), "unknown argument 'more'"),
     ):
         code, output = run("screen", *SMALL, *flags)
         assert code != 0 and message in output, output
+
+
+def test_a_space_with_a_unit_of_its_own_is_screened(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import dataclasses\nfrom cse_jax.language.spaces import BOX\n"
+        "SPACE = dataclasses.replace(BOX, name='own', units=('cells',), paths=lambda units: BOX.paths('strides'))\n"
+    )
+    flags = (f"--space={tmp_path / 'own.py'}", f"--out={tmp_path / 'out'}", "--enumerate", "--max_nodes=2")
+    code, output = run("screen", *flags)
+    assert code == 0, output
+    assert '"units": "cells"' in (tmp_path / "out" / "settings.json").read_text()
 
 
 def test_margins_are_reported_for_the_sign_that_passes():
