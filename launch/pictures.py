@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -18,6 +17,7 @@ from PIL import Image
 from cse_jax import workdir
 from cse_jax.reporting.page.pictures import FILE
 from cse_jax.search.ledger_reader import LedgerReader
+from detectors import compiling
 from detectors.data.datasets import open_dataset
 from detectors.data.drawing import draw_objects
 from detectors.data.pipeline import layout_for
@@ -54,7 +54,7 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     layout = layout_for([example.image.shape[:2] for example in examples], config.data)
     graph = nnx.graphdef(next(iter(found.values())))
     states = {name: nnx.state(model) for name, model in found.items()}
-    predict = jax.jit(lambda state, image, size: nnx.merge(graph, state).predict(image, size))
+    predict = compiling.jit(lambda state, image, size: nnx.merge(graph, state).predict(image, size))
     rows = []
     for number, (image, annotation, _) in enumerate(examples, start=1):
         scale = np.array(image.shape[1::-1] * 2, np.float32) / np.array(annotation.size[::-1] * 2, np.float32)

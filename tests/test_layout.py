@@ -23,7 +23,7 @@ FLOORS = {
         ("",),
     ],
     "detectors": [
-        ("structures", "parallel"),
+        ("structures", "parallel", "compiling"),
         ("ops", "checkpoint"),
         ("named_losses",),
         ("losses",),

@@ -1,5 +1,6 @@
 """The training step in its variants: many devices, parts of a batch, bfloat16, an average, given weights."""
 
+import ast
 import dataclasses
 import functools
 import json
@@ -15,14 +16,13 @@ from scripts import run_on_devices
 
 from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from cse_jax.errors import InputError
-from detectors import parallel
+from detectors import compiling, parallel
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
 from detectors.models.resnet import ResNetConfig
 from detectors.parallel import mesh_for
 from detectors.structures import Batch
-from detectors.training import compiling
 from detectors.training.batched import jit_many
 from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.step import JittedDetector, TrainConfig, jit_detector, learning_rate
@@ -164,6 +164,17 @@ def test_a_gpu_compiles_without_the_fusion_that_aborts(monkeypatch):
     jit_many(build, TrainConfig())
     found = {name for name, options in asked if options == {"xla_gpu_enable_triton_gemm": False}}
     assert found == {name for name, _ in asked} - {"init", "repeated"}, "those have no convolution"
+
+
+def test_what_applies_a_detector_is_compiled_in_one_place():
+    """A script that calls ``jax.jit`` would end on a GPU, whose compiler aborts there."""
+    calls = {}
+    for path in (*(ROOT / "detectors").rglob("*.py"), *(ROOT / "launch").glob("*.py")):
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+        if names := sum(ast.unparse(node) == "jax.jit" for node in found):
+            calls[path.relative_to(ROOT).as_posix()] = names
+    without_convolutions = {"detectors/training/step.py": 1, "detectors/training/batched.py": 1}
+    assert calls == without_convolutions | {"detectors/compiling.py": 3}
 
 
 def test_on_a_gpu_the_outermost_function_says_how_all_is_compiled(monkeypatch):

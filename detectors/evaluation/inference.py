@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from cse_jax.errors import InputError
 from cse_jax.workdir import WorkdirError, differences, read_json
-from detectors import checkpoint, weights
+from detectors import checkpoint, compiling, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
 from detectors.models.detector import Detector
@@ -127,7 +127,7 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
         )
     graph, state = nnx.split(model)
 
-    @jax.jit
+    @compiling.jit
     def predict(state, image: Images, image_size: jax.Array) -> Detections:
         detections = nnx.merge(graph, state).predict(image, image_size)
         return detections if table is None else relabelled(detections, table)

@@ -20,13 +20,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from detectors import compiling
 from detectors.data.pipeline import Source, eval_batches
 from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, joined
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.parallel import Devices, everywhere, map_rows
 from detectors.structures import AnyArray, Batch, Detections, Images
-from detectors.training import compiling
 from detectors.training.step import Model, TrainConfig, Variables, cast, descend, learning_rate, optimiser_for
 
 _AXIS = "candidates"

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from cse_jax.errors import InputError
 from cse_jax.ranges import Amount, Count, Positive, PositiveAmount, Range, Share, validate
+from detectors import compiling
 from detectors.losses import DetectionLosses
 from detectors.models.detector import Detector
 from detectors.models.norms import is_norm
 from detectors.parallel import Devices, by_image, everywhere, gathered, mesh_for, own_rows, shared, using
 from detectors.structures import AnyArray, Batch, Detections, Images
-from detectors.training import compiling
 
 Variables = nnx.State[str, Any]  # a tree of a network's arrays
 Model = tuple[Variables, Variables]  # parameters, and the rest
