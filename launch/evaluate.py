@@ -105,7 +105,9 @@ def _score_detector(config) -> None:
     # Masks are scored from the annotations: batches need none.
     source = getattr(data, _SPLIT.value)
     source = dataclasses.replace(source, layout=source.layout._replace(mask_stride=0))
-    names = getattr(config, "label_names", data.categories)
+    names = getattr(config, "label_names", None) or inference.label_names(
+        config.detector.classes, lambda: data.categories, None if _WEIGHTS.value else folder
+    )
     labels = inference.label_table(names, data.categories)
     unknown = sorted(set(data.categories) - set(names))
     kind = type(config.detector).__name__.removesuffix("Config")

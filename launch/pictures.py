@@ -54,7 +54,13 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     layout = layout_for([example.image.shape[:2] for example in examples], config.data)
     graph = nnx.graphdef(next(iter(found.values())))
     states = {name: nnx.state(model) for name, model in found.items()}
-    predict = compiling.jit(lambda state, image, size: nnx.merge(graph, state).predict(image, size))
+    names = inference.label_names(config.detector.classes, lambda: source.categories)
+    known = inference.label_table(names, source.categories)
+
+    @compiling.jit
+    def predict(state, image, size):
+        return inference.relabelled(nnx.merge(graph, state).predict(image, size), known)
+
     rows = []
     for number, (image, annotation, _) in enumerate(examples, start=1):
         scale = np.array(image.shape[1::-1] * 2, np.float32) / np.array(annotation.size[::-1] * 2, np.float32)

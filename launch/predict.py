@@ -122,6 +122,7 @@ def _said(error: PhotoError, before: int) -> int:
 
 def _detector(config):
     """The detector, and the names of its labels."""
+    folder = None
     if _WEIGHTS.value:
         model = inference.loaded(config.detector, pathlib.Path(_WEIGHTS.value), config.data.normalisation)
     else:
@@ -129,7 +130,9 @@ def _detector(config):
         inference.check_trained_with(folder, config)
         path = inference.find_checkpoint(folder, _CHECKPOINT.value)
         model = inference.restored(config.detector, path, config.data.normalisation)
-    names = getattr(config, "label_names", None) or category_names(config.data)
+    names = getattr(config, "label_names", None) or inference.label_names(
+        config.detector.classes, lambda: category_names(config.data), folder
+    )
     categories = tuple(name for name in names if name)
     return inference.predictor(model, inference.label_table(names, categories)), categories
 

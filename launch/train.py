@@ -102,6 +102,7 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
         if not _RESUME.value:
             _forget(folder)
         workdir.write_description(folder, about)
+        inference.keep_label_names(folder, data.categories)
         checkpoint.exists(folder / "partial")  # ends what a kill has left half done
     parallel.together("the start of a training")
 
@@ -182,7 +183,7 @@ def _forget(folder: pathlib.Path) -> None:
     """Removes what an earlier training left."""
     for name in ("partial", "last", "best", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.json", "result.json", "log.jsonl"):
+    for name in ("config.json", "result.json", "log.jsonl", inference.LABELS):
         (folder / name).unlink(missing_ok=True)
 
 

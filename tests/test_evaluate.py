@@ -109,6 +109,20 @@ def test_labels_of_other_numbers_become_the_datas_and_the_others_are_dropped():
         inference.label_table(COCO_NUMBERS, ("yeti",))
 
 
+def test_a_training_keeps_the_names_of_its_labels(tmp_path):
+    """Other data may have other categories, or the same ones in another order."""
+
+    def of_data():
+        return "cat", "dog"
+
+    assert inference.label_names(4, of_data, tmp_path) == ("cat", "dog", "", "")
+    inference.keep_label_names(tmp_path, ("dog", "cat", "bird"))
+    assert inference.label_names(4, of_data, tmp_path) == ("dog", "cat", "bird", "")
+    assert inference.label_names(4, of_data) == ("cat", "dog", "", ""), "of a detector from elsewhere"
+    with pytest.raises(InputError, match="the detector has 2 labels, and there are 3 categories"):
+        inference.label_names(2, of_data, tmp_path)
+
+
 def test_names_of_other_labels_than_the_detector_s_are_refused():
     model = nnx.eval_shape(lambda: build_detector(fcos_tiny(3))[1](nnx.Rngs(0)))
     with pytest.raises(InputError, match="the detector has 3 labels, but 90 names"):
@@ -324,6 +338,29 @@ def test_the_script_scores_a_training(tmp_path):
 
     code, output = run("evaluate", *common, "--config.detector.classes=19", data_dir=tmp_path / "built")
     assert code == 1 and "config.detector.classes: 20 -> 19" in output and "Traceback" not in output, output
+
+
+@pytest.mark.slow
+def test_labels_are_the_training_s_and_may_be_more_than_the_categories(tmp_path):
+    root, folder = coco_tree(tmp_path / "coco"), tmp_path / "run"
+    detector = dataclasses.replace(fcos_tiny(3), score_threshold=0.0)
+    config = TrainRun(name="coco", detector=detector, data=CocoData(root=str(root), short_side=64, long_side=96))
+    text = CONFIG.replace("voc", "coco").replace("VocData", "CocoData").replace("fcos_tiny(20)", "fcos_tiny(3)")
+    (tmp_path / "config.py").write_text(text)
+    leave_training(folder, config)
+    entries = []
+    for names in (("dog", "cat"), ("cat", "dog")):  # as in the data, and the other way round
+        inference.keep_label_names(folder, names)
+        code, output = run(
+            "evaluate",
+            *(f"--config={tmp_path / 'config.py'}", f"--workdir={folder}", f"--config.data.root={root}"),
+            *("--config.detector.score_threshold=0.0", "--results"),
+            data_dir=tmp_path / "built",
+        )
+        assert code == 0, output
+        entries.append(json.loads((folder / "detections-best-test.json").read_text()))
+    assert len(entries[0]) == len(entries[1]) > 0
+    assert all(a["category_id"] + b["category_id"] == 3 + 7 for a, b in zip(*entries, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from micro import FLAGS
 from orbax.checkpoint import v1 as orbax
 from scripts import run, start
 
+from detectors.evaluation import inference
+
 SMALL = [
     *FLAGS,
     "--config.train.batch_size=4",
@@ -59,6 +61,7 @@ def test_a_killed_training_ends_the_same(tmp_path, data_dir):
     assert results[0] == results[1]
     expected = {"cls": "varifocal_loss(alpha=0.5)", "box": "diou_loss", "cls_weight": 1.0, "box_weight": 2.0}
     assert results[0]["losses"] == expected and 0.0 <= results[0]["test"]["boxes"]["ap"] <= 1.0
+    assert inference.label_names(11, tuple, whole) == (*"0123456789", "")
     assert (whole / "last").is_dir() and (whole / "best").is_dir() and not (killed / "partial").exists()
     logs = [
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, killed)

@@ -1,8 +1,9 @@
 """Trained detectors, from a training's checkpoint or from weights of torchvision, ready to predict."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from jaxtyping import Int
 
 from cse_jax.errors import InputError
-from cse_jax.workdir import WorkdirError, differences, read_json
+from cse_jax.workdir import WorkdirError, differences, read_json, write_whole
 from detectors import checkpoint, compiling, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
@@ -21,6 +22,7 @@ from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections, Images, Normalisation
 
 USUAL = ("best", "last", "model")  # checkpoints that a training leaves, best first
+LABELS = "labels.json"  # in a training's folder: the names of its detector's labels
 _MAY_DIFFER = {  # settings without effect on predictions
     *("root", "data_dir", "outside", "cache", "workers", "flip", "mask_stride", "max_boxes"),
 }
@@ -73,6 +75,32 @@ def check_trained_with(folder: pathlib.Path, config: Any) -> None:
             f"{folder} holds a detector that was trained with other settings ({'; '.join(changed[:5])}): give the "
             "--config file and the --config fields of the training"
         )
+
+
+def keep_label_names(folder: pathlib.Path, categories: Sequence[str]) -> None:
+    """Writes the categories that a detector is trained with, which ``label_names`` reads."""
+    write_whole(folder / LABELS, json.dumps({"names": list(categories)}))
+
+
+def label_names(
+    classes: int, categories: Callable[[], Sequence[str]], folder: pathlib.Path | None = None
+) -> tuple[str, ...]:
+    """The names of a detector's labels; empty for those that no category has.
+
+    Args:
+      classes: how many labels it has.
+      categories: gives those of the data, which are taken unless the training kept its own: other data may have others.
+      folder: of the training; None for a detector from elsewhere.
+
+    Raises:
+      InputError: there are more categories than labels.
+      WorkdirError: the file of the training's categories is damaged.
+    """
+    kept = folder and folder / LABELS
+    names = read_json(kept, "put it back from a copy").get("names", []) if kept and kept.is_file() else categories()
+    if len(names) > classes:
+        raise InputError(f"the detector has {classes} labels, and there are {len(names)} categories")
+    return (*names, *[""] * (classes - len(names)))
 
 
 def restored(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisation) -> Detector:
