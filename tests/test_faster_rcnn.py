@@ -282,6 +282,19 @@ def test_the_gradient_of_roi_align_is_summed_in_float32():
     np.testing.assert_allclose(gradient.astype(np.float32).sum(), 300, rtol=1e-2)
 
 
+def test_the_values_of_roi_align_are_rounded_to_bfloat16_once():
+    rng = np.random.default_rng(0)
+    feature = jnp.asarray(rng.normal(2.0, 1.0, (16, 16, 8)), jnp.bfloat16)
+    corner = rng.uniform(0.0, 30.0, (20, 2))
+    rois = np.concatenate([corner, corner + rng.uniform(5.0, 30.0, (20, 2))], -1).astype(np.float32)
+    ours, exact = (
+        roi_align([f], rois, np.zeros(20, np.int32), strides=(4,), size=3)
+        for f in (feature, feature.astype(np.float32))
+    )
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
+
+
 def test_coarse_maps_are_laid_over_finer_ones_as_the_nearest_cell():
     """Value and gradient, of a finer map that is twice as large, and of one whose last row and column are half."""
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)

@@ -20,7 +20,9 @@ from detectors import compiling, parallel
 from detectors.models import build_detector
 from detectors.models.fcos import fcos_tiny
 from detectors.models.fpn import FPNConfig
+from detectors.models.norms import FrozenBatchNorm
 from detectors.models.resnet import ResNetConfig
+from detectors.ops.padding import Extent
 from detectors.parallel import mesh_for
 from detectors.structures import Batch
 from detectors.training.batched import jit_many
@@ -148,6 +150,17 @@ def test_bfloat16_computes_the_same_loss_roughly(name):
     text = functions.step.lower(state, batch, losses, jnp.int32(9), jnp.int32(0)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert products and all("bf16" in line for line in products), "convolutions must not fall back to float32"
+
+
+def test_a_frozen_batch_norm_rounds_to_bfloat16_once():
+    """Means of several deviations would cancel digits that bfloat16 does not have."""
+    rng = np.random.default_rng(0)
+    norm = FrozenBatchNorm(16)
+    norm.mean[...], norm.var[...] = jnp.asarray(rng.normal(0.0, 5.0, 16)), jnp.asarray(rng.uniform(0.5, 1.5, 16))
+    x = jnp.asarray(rng.normal(norm.mean[...], 1.0, (1, 32, 32, 16)), jnp.bfloat16)
+    ours, exact = (norm(each, Extent.of(np.float32([[32, 32]]))) for each in (x, x.astype(jnp.float32)))
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
 
 
 def test_a_gpu_compiles_without_the_fusion_that_aborts(monkeypatch):

@@ -20,7 +20,9 @@ class FrozenBatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], extent: Extent) -> Float[Array, "b h w c"]:
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
-        return extent.clear(x * factor.astype(x.dtype) + (self.bias[...] - self.mean[...] * factor).astype(x.dtype))
+        # In float32, as means may be much larger than deviations.
+        normalised = x.astype(jnp.float32) * factor + (self.bias[...] - self.mean[...] * factor)
+        return extent.clear(normalised.astype(x.dtype))
 
 
 class GroupNorm(nnx.GroupNorm):

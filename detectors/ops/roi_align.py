@@ -81,13 +81,14 @@ def _weighted_sum(
 ) -> Float[Array, "n s s c"]:
     """The sum over the lists' entries of a cell for each bin, times its weight.
 
-    One gather per entry: they fuse, and no sampled value is stored.  The gradient of the cells is a scatter for one
-    entry after the other into one array of float32; JAX's own would be an array for each, in the type of the cells.
+    One gather per entry: they fuse, and no sampled value is stored.  Sums are in float32.  The gradient of the cells is
+    a scatter for one entry after the other into one array of float32; JAX's own would be an array for each, in the type
+    of the cells.
     """
-    result = jnp.zeros((), cells.dtype)
+    result = jnp.zeros((), jnp.float32)
     for index, weight in zip(indices, weights, strict=True):
-        result += cells[index] * weight[..., None].astype(cells.dtype)
-    return result
+        result += cells[index].astype(jnp.float32) * weight[..., None]
+    return result.astype(cells.dtype)
 
 
 def _forward(cells, indices, weights):
