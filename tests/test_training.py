@@ -135,6 +135,17 @@ def test_the_average_follows_the_parameters():
     jax.tree.map(np.testing.assert_array_equal, shown, swapped)
 
 
+def test_the_average_of_what_does_not_change_is_itself():
+    """Frozen weights are kept and evaluated as they were loaded."""
+    config = dataclasses.replace(TINY["fcos"], backbone=dataclasses.replace(TINY["fcos"].backbone, frozen_stages=0))
+    functions = jit_detector(build_detector(config)[1], TrainConfig(ema=0.9998, batch_size=2, **SGD))
+    state, losses = functions.init(0), library_losses(build_detector(config)[0])
+    before = jax.device_get(state.params["backbone"]["stem"]["kernel"][...])
+    for _ in range(3):
+        state, _ = functions.step(state, batch_of(2), losses, jnp.int32(9), jnp.int32(0))
+    np.testing.assert_array_equal(state.model[0]["backbone"]["stem"]["kernel"][...], before)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16_computes_the_same_loss_roughly(name):
     """Eight bits of mantissa: a few parts in a thousand, more in sums over few boxes."""

@@ -181,7 +181,8 @@ def jit_detector(
         params = descend(state.params, updates, rate)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda old, new: config.ema * old + (1.0 - config.ema) * new, ema, params)
+            # As a difference, of which 0 stays 0: the two shares as float32 do not add up to 1.
+            ema = jax.tree.map(lambda old, new: old + (1.0 - config.ema) * (new - old), ema, params)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         metrics = metrics | {"gradient_norm": norm, "learning_rate": rate, "finite": finite}
         return TrainState(params, state.rest, opt_state, state.step + 1, ema), metrics
