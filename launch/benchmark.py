@@ -5,6 +5,7 @@
     python launch/benchmark.py --suite=screening
     python launch/benchmark.py --suite=simulation
     python launch/benchmark.py --suite=detectors
+    python launch/benchmark.py --suite=convolutions --size=full
     python launch/benchmark.py --suite=scaling
     python launch/benchmark.py --suite=accelerator --markdown=gpu.md
     python launch/benchmark.py --suite=analysis --topology=v5e:2x2
@@ -37,7 +38,18 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import accelerator, analysis, detectors, filters, losses, scaling, screening, simulation, strategies
+from benchmarks import (
+    accelerator,
+    analysis,
+    convolutions,
+    detectors,
+    filters,
+    losses,
+    scaling,
+    screening,
+    simulation,
+    strategies,
+)
 from benchmarks.report import Report, markdown, shown
 from cse_jax.errors import InputError
 
@@ -46,6 +58,7 @@ SUITES = {
     "screening": screening.measure,
     "simulation": simulation.measure,
     "detectors": detectors.measure,
+    "convolutions": convolutions.measure,
     "accelerator": accelerator.measure,
     "analysis": lambda report, **keywords: analysis.measure(report, topology=_TOPOLOGY.value, **keywords),
     "scaling": scaling.measure,

@@ -108,6 +108,17 @@ def test_unknown_suites_are_refused():
     assert code != 0 and "losses" in output
 
 
+def test_convolutions(tmp_path):
+    code, output, tables = benchmark(tmp_path / "out.json", "--suite=convolutions")
+    assert code == 0, output
+    assert [title.removeprefix("Convolutions: ") for title in tables] == [
+        "forward",
+        "gradient in images",
+        "gradient in kernel",
+    ]
+    assert all(row["ours, ms"] > 0 and row["ratio"] > 0 for rows in tables.values() for row in rows)
+
+
 def test_scaling(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=scaling")
     assert code == 0, output
