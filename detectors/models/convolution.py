@@ -1,7 +1,7 @@
 """Convolutions of NHWC images as products or sums where XLA's own are slow; results are the same up to rounding.
 
 On CPUs XLA's depthwise convolution takes up to 50 times as long as nine shifted products, the gradient of a 1x1 kernel
-three times as long as the matrix product it is, and that of a larger kernel on large maps up to four times as long as
+three times as long as the matrix product it is, and that of a larger kernel on large maps up to six times as long as
 one product for each of its entries (docs/benchmarks.md).
 """
 
@@ -29,8 +29,8 @@ def convolve(
     """``jax.lax.conv_general_dilated`` without dilation, computed in the fastest way for the kernel's shape.
 
     A 1x1 kernel without padding becomes a matrix product, a depthwise kernel a sum of shifted products, and under
-    ``jax.vmap`` over images and kernels any a matrix product over patches; the rest is left to XLA,
-    but for the gradient in the kernel on large maps of CPUs.
+    ``jax.vmap`` over images and kernels any a matrix product over patches; the rest is left to XLA, but for the
+    gradient in the kernel on large maps of CPUs.
     """
     strides, pads = tuple(strides), _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and feature_group_count == 1 and pads == ((0, 0), (0, 0)):
