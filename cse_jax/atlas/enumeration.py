@@ -188,7 +188,7 @@ def _losses(levels: list[Level], space: Space, units: str, named: set[str]) -> t
         tokens = tokens[may_pass_finer_grid(tokens, space, units)]
         count += len(tokens)
         judged = judge(tokens, space, units=units)
-        passed = np.flatnonzero(judged.passed(sign_flip="Neg" in space.readable))
+        passed = np.flatnonzero(judged.passed(sign_flip=space.can_negate))
         for k, expression in zip(passed.tolist(), decode(tokens[passed], space), strict=True):
             flipped = bool(judged.failed[k, 0] != Property.NONE)
             if flipped:

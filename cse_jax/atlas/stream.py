@@ -115,7 +115,7 @@ def _judge_batch(
     new = np.array([value not in seen for value in hashes.tolist()], bool)
     hashes, tokens = hashes[new], tokens[first[new]]
     judged = judge(tokens, space, units=units, values_first=False)
-    passed = judged.passed(sign_flip="Neg" in space.readable)
+    passed = judged.passed(sign_flip=space.can_negate)
     judged = Judged(*(array[passed] for array in judged))
     return Batch(number, candidates, tokens[passed], hashes[passed], judged)
 

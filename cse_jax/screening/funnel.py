@@ -90,7 +90,7 @@ def screen_population(
     order = np.argsort(first)
     first, copies = first[order], copies[order]
     judged = verification.judge(tokens[first], space, units=units)
-    verified = judged.passed(sign_flip=sign_flip and "Neg" in space.readable)
+    verified = judged.passed(sign_flip=sign_flip and space.can_negate)
     good = np.ones_like(verified) if "verification" in skip else verified
     failed = Counter[str]()
     for code, count in zip(judged.failed[~good, 0].tolist(), copies[~good].tolist(), strict=True):

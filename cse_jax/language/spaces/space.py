@@ -141,6 +141,11 @@ class Space:
         return self.operators + tuple(name for name in self.further_operators if name not in self.operators)
 
     @functools.cached_property
+    def can_negate(self) -> bool:
+        """Whether a formula may be negated: then one whose sign is wrong is a loss with its sign flipped."""
+        return "Neg" in self.readable
+
+    @functools.cached_property
     def leaves(self) -> tuple[str, ...]:
         """Tokens without operands: variables, then constants."""
         return tuple(v.name for v in self.variables) + tuple(str(c) for c in self.constants)
