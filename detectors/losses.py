@@ -15,13 +15,13 @@ from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import FormulaError
 from cse_jax.language.program import Program
 from cse_jax.language.spaces import Space
+from cse_jax.language.spaces.box import AREA_EPS
 from cse_jax.search.task import LibraryLoss
 from detectors import named_losses
 from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 
 USUAL_ON_OFFSETS = 1.0  # weight of losses on encoded offsets
-AREA_EPS = 1e-7  # added to union and enclosure, as in the authors' code
 
 
 class LossTerm(NamedTuple):

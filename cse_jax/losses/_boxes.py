@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-AREA_EPS = 1e-7  # added to areas that divide, as in the released code of CSE-AutoLoss and in MMDetection
+from cse_jax.language.spaces.box import AREA_EPS
 
 
 class Overlap(NamedTuple):

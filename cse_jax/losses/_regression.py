@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cse_jax.losses._boxes import AREA_EPS, centre, enclosing_sides, overlap, sides
+from cse_jax.language.spaces.box import AREA_EPS
+from cse_jax.losses._boxes import centre, enclosing_sides, overlap, sides
 from cse_jax.losses._masking import hide, settle
 
 

@@ -23,6 +23,9 @@ EXPLANATION = (
     "is the difference to the default losses as it is to be believed of the best of many (as measured, where no search "
     "says how much its losses differ), and *P* the probability that it is above 0."
 )
+UNTOUCHED = (
+    "The test split and these seeds took no part in any selection; candidates were selected on the select split."
+)
 HEADER = ("losses", "AP", "difference", "95 % interval", "verdict", "p", "shrunk", "P", "each seed")
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from cse_jax.export import escaping
 from cse_jax.reporting.final_table import (
     EXPLANATION,
+    UNTOUCHED,
     loss_as_data,
     markdown_rows,
     markdown_table,
@@ -108,11 +109,7 @@ def markdown(data: dict[str, Any]) -> str:
     lines += [data["ended"], ""] if data["ended"] else []
     lines += ["## Test split", "", EXPLANATION, ""]
     lines += markdown_rows(data["table"])
-    lines += [
-        "",
-        "The test split and these seeds took no part in any selection; candidates were selected on the select split.",
-        "",
-    ]
+    lines += ["", UNTOUCHED, ""]
     for row in data["table"]:
         if row["role"] == Role.DISCOVERED:
             lines += [f"### {escaping.markdown_name(row['name'])}", ""]

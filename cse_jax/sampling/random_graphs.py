@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Int
 from cse_jax.language.graph import Graph
 from cse_jax.language.population import PAD, arities
 from cse_jax.language.spaces import Space
+from cse_jax.sampling.random_trees import VARIABLE_SHARE
 
 HEIGHTS = 6
 MIN_HEIGHT = 2
-_VARIABLE_SHARE = 0.8  # of random leaves
 _INDEPENDENT = 8  # one slot in so many is independent of the prediction
 _RARE = 1e-12  # nearly all of high nodes depend on the prediction
 
@@ -65,7 +65,7 @@ def _odds(space: Space, *, full: bool) -> list[_Odds]:
     """The odds of each height, from those below it."""
     arities = [row.arity for row in space.table if row.name in space.operators]
     binary = arities.count(2) / len(arities)
-    of_leaves = _VARIABLE_SHARE * len(space.differentiable) / len(space.variables)
+    of_leaves = VARIABLE_SHARE * len(space.differentiable) / len(space.variables)
     share = len(space.leaves) / (len(space.leaves) + len(space.operators))
     odds, below = [], of_leaves
     for height in range(HEIGHTS):
@@ -155,8 +155,8 @@ def _leaf(space: Space, chance: jax.Array, draw: jax.Array, depends: jax.Array) 
     moving = np.array([space.leaves.index(name) for name in space.differentiable])
     fixed = np.array([k for k, v in enumerate(space.variables) if v.name not in space.differentiable] or [0])
     constants = len(space.variables) + np.arange(len(space.constants))
-    others = _VARIABLE_SHARE * (len(space.variables) - len(moving)) / len(space.variables)
-    other = others / (others + 1.0 - _VARIABLE_SHARE)
+    others = VARIABLE_SHARE * (len(space.variables) - len(moving)) / len(space.variables)
+    other = others / (others + 1.0 - VARIABLE_SHARE)
 
     def pick(rows: np.ndarray) -> jax.Array:
         return jnp.asarray(rows)[draw % np.uint32(len(rows))]

@@ -20,7 +20,7 @@ from cse_jax.language.population import PAD, arities, encode, structure, vocabul
 from cse_jax.language.spaces import Space
 
 BLOCK = 4096  # formulas drawn at once; more are drawn block by block, so that their number compiles nothing
-_VARIABLE_SHARE = 0.8  # of random leaves
+VARIABLE_SHARE = 0.8  # of random leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,4 +214,4 @@ def constants(space: Space) -> list[int]:
 def random_leaf(space: Space, which: jax.Array, chance: jax.Array) -> jax.Array:
     """A variable four times out of five, else a constant."""
     variables = list(range(len(space.variables)))
-    return jnp.where(which < _VARIABLE_SHARE, pick(variables, chance), pick(constants(space), chance))
+    return jnp.where(which < VARIABLE_SHARE, pick(variables, chance), pick(constants(space), chance))

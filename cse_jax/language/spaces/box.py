@@ -12,7 +12,7 @@ from cse_jax.language.float64 import float64
 from cse_jax.language.operators import OPERATORS
 from cse_jax.language.spaces.space import Path, PredictionTask, Space, Variable
 
-AREA_EPS = 1e-7  # added to union and enclosure, as in the authors' code
+AREA_EPS = 1e-7  # added to areas that divide, as in the released code of CSE-AutoLoss and in MMDetection
 SIDES = {  # of targets on the verification paths, and limits of those in the prediction task
     "pixels": ((1.0, 4.0, 16.0, 64.0, 128.0), (8.0, 64.0)),
     "strides": ((0.25, 1.0, 4.0, 8.0, 16.0), (1.0, 8.0)),
