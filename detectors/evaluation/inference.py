@@ -17,7 +17,7 @@ from cse_jax.workdir import WorkdirError, differences, read_json, write_whole
 from detectors import checkpoint, compiling, weights
 from detectors.evaluation.coco import Predict
 from detectors.models import DetectorConfig, build_detector
-from detectors.models.detector import Detector
+from detectors.models.detector import Detector, abstract_detector
 from detectors.models.mask_rcnn import MaskRCNNConfig
 from detectors.structures import Detections, Images, Normalisation
 
@@ -114,7 +114,7 @@ def restored(config: DetectorConfig, path: pathlib.Path, normalisation: Normalis
     Raises:
       CheckpointError: there is none, or it is of another detector; all differences are named.
     """
-    graph, *parts = nnx.split(_abstract(config, normalisation), nnx.Param, ...)
+    graph, *parts = nnx.split(abstract_detector(build_detector(config, normalisation)[1]), nnx.Param, ...)
     return nnx.merge(graph, *jax.device_put(checkpoint.restore(path, tuple(parts))))
 
 
@@ -126,7 +126,7 @@ def loaded(config: DetectorConfig, path: pathlib.Path, normalisation: Normalisat
     Raises:
       As ``weights.load_whole``.
     """
-    model = _abstract(config, normalisation)
+    model = abstract_detector(build_detector(config, normalisation)[1])
     weights.load_whole(model, path)
     return model
 
@@ -187,8 +187,3 @@ def relabelled(detections: Detections, table: Int[np.ndarray, " labels"]) -> Det
     """The detections with the labels of a table; those with -1 become invalid."""
     labels = jnp.asarray(table)[detections.labels]
     return detections._replace(labels=jnp.maximum(labels, 0), valid=detections.valid & (labels >= 0))
-
-
-def _abstract(config: DetectorConfig, normalisation: Normalisation) -> Detector:
-    build = build_detector(config, normalisation)[1]
-    return nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -1,6 +1,6 @@
 """What training and evaluation need of a detector."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -89,3 +89,8 @@ class Detector(nnx.Module):
           image_size: (height, width) inside the padding, pixels.
         """
         raise NotImplementedError
+
+
+def abstract_detector(build: Callable[[nnx.Rngs], Detector]) -> Detector:
+    """The detector that a function makes from random numbers, with shapes and types in place of its arrays."""
+    return nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -24,7 +24,7 @@ from detectors import compiling
 from detectors.data.pipeline import Source, eval_batches
 from detectors.evaluation.coco import Metrics, collect, evaluate, ground_truth, joined
 from detectors.losses import DetectionLosses
-from detectors.models.detector import Detector
+from detectors.models.detector import Detector, abstract_detector
 from detectors.parallel import Devices, everywhere, map_rows
 from detectors.structures import AnyArray, Batch, Detections, Images
 from detectors.training.step import Model, TrainConfig, Variables, cast, descend, learning_rate, optimiser_for
@@ -89,15 +89,15 @@ def jit_many(
     """
     mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,))
     whole, spread = everywhere(mesh), NamedSharding(mesh, PartitionSpec(_AXIS))
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    frozen = abstract.backbone.config.is_frozen
+    detector = abstract_detector(build)
+    frozen = detector.backbone.config.is_frozen
 
     def is_own(path, value) -> bool:
         del value
         path = tuple(path)
         return own(path) and not (path[0] == "backbone" and frozen(path[1:]))
 
-    graph, params, _ = nnx.split(abstract, nnx.Param, ...)
+    graph, params, _ = nnx.split(detector, nnx.Param, ...)
     abstract_own, _ = nnx.split_state(params, is_own, ...)
     optimiser = optimiser_for(config, abstract_own)
     compute = jnp.dtype(config.compute)

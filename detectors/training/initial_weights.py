@@ -9,7 +9,7 @@ from flax import nnx
 
 from cse_jax.errors import InputError
 from detectors import weights
-from detectors.models.detector import Detector
+from detectors.models.detector import Detector, abstract_detector
 from detectors.models.mobilenet import MobileNetV1
 from detectors.training.step import JittedDetector, TrainState
 
@@ -76,7 +76,7 @@ def starting_from(
     Raises:
       As ``load``.
     """
-    detector = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    detector = abstract_detector(build)
     load(detector, config)
     if not config.file:
         return compiled

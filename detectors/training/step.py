@@ -15,7 +15,7 @@ from cse_jax.errors import InputError
 from cse_jax.ranges import Amount, Count, Positive, PositiveAmount, Range, Share, validate
 from detectors import compiling
 from detectors.losses import DetectionLosses
-from detectors.models.detector import Detector
+from detectors.models.detector import Detector, abstract_detector
 from detectors.models.norms import is_norm
 from detectors.parallel import Devices, by_image, everywhere, gathered, mesh_for, own_rows, shared, using
 from detectors.structures import AnyArray, Batch, Detections, Images
@@ -132,9 +132,9 @@ def jit_detector(
     validate(config, "train")
     part = config.batch_size // config.accumulate
     mesh = mesh_for(part, devices)
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    graph, abstract_params, _ = nnx.split(abstract, nnx.Param, ...)
-    is_frozen = abstract.backbone.config.is_frozen
+    detector = abstract_detector(build)
+    graph, abstract_params, _ = nnx.split(detector, nnx.Param, ...)
+    is_frozen = detector.backbone.config.is_frozen
     frozen = _mask(abstract_params, lambda path: path[0] == "backbone" and is_frozen(path[1:]))
     optimiser = optimiser_for(config, abstract_params, frozen)
     compute = jnp.dtype(config.compute)

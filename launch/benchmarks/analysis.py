@@ -26,6 +26,7 @@ from cse_jax.screening import simulation
 from cse_jax.screening.sizes import sizes
 from detectors.losses import resolve_pair
 from detectors.models import DetectorConfig, build_detector
+from detectors.models.detector import abstract_detector
 from detectors.models.faster_rcnn import FasterRCNNConfig
 from detectors.models.fcos import FCOSConfig, fcos_tiny
 from detectors.structures import Batch
@@ -161,7 +162,7 @@ def side_by_side(
     detector, build = build_detector(config)
     own = {"own": detector.is_output} if heads else {}
     many = jit_many(build, TrainConfig(batch_size=len(batch.image_id)), **own)
-    _, *model = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)
+    _, *model = nnx.split(abstract_detector(build), nnx.Param, ...)
     losses = resolve_pair(detector.cls_space)
     with jax.default_device(device):
         return many.lower(tuple(model), count, batch, losses)

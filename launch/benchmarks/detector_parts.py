@@ -17,6 +17,7 @@ from flax import nnx
 
 from detectors.losses import DetectionLosses
 from detectors.models import faster_rcnn, fcos, roi_head, rpn
+from detectors.models.detector import abstract_detector
 from detectors.ops import nms
 from detectors.structures import Batch
 from detectors.training.step import TrainState
@@ -80,7 +81,7 @@ def recorded_calls(
     build: Callable[[nnx.Rngs], nnx.Module], state: TrainState, batch: Batch, losses: DetectionLosses
 ) -> dict[tuple[str, str], list[Call]]:
     """The calls of all parts in inference and in the loss of a training step, by work and label of the part."""
-    graph, *_ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)
+    graph, *_ = nnx.split(abstract_detector(build), nnx.Param, ...)
     key = jax.random.PRNGKey(0)  # an array of numbers: keys proper can't be recorded
     works = {
         "inference": lambda model, batch, _: model.predict(batch.image, batch.image_size),
