@@ -23,6 +23,7 @@ from absl import flags
 
 import compilation
 import config_file
+import trained_detector
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import open_dataset
@@ -61,8 +62,7 @@ def main(argv: list[str]) -> None:
     compilation.keep()
     if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
         raise InputError("--results_file needs --annotations, and they go together")
-    if _WEIGHTS.value and _CHECKPOINT.value:
-        raise InputError("give either --weights or --checkpoint")
+    trained_detector.check(checkpoint=_CHECKPOINT.value, weights=_WEIGHTS.value)
     with script.ending("The evaluation", interrupted="Nothing was written."):
         if _RESULTS_FILE.value is not None:
             _score_file(pathlib.Path(_RESULTS_FILE.value), pathlib.Path(_ANNOTATIONS.value))
@@ -91,23 +91,16 @@ def _doubts(objects: GroundTruth | Found, reference: Reference) -> list[str]:
 
 
 def _score_detector(config) -> None:
-    folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
-    if _WEIGHTS.value:
-        origin = pathlib.Path(_WEIGHTS.value)
-        model = inference.loaded(config.detector, origin, config.data.normalisation)
-    else:
-        inference.check_trained_with(folder, config)
-        origin = inference.find_checkpoint(folder, _CHECKPOINT.value)
-        model = inference.restored(config.detector, origin, config.data.normalisation)
+    asked = {"workdir": _WORKDIR.value, "checkpoint": _CHECKPOINT.value, "weights": _WEIGHTS.value}
+    trained = trained_detector.find(config, **asked)
+    folder, origin = trained.folder, trained.origin
     about = workdir.describe(config)
     with_masks = isinstance(config.detector, MaskRCNNConfig)
     data = _opened(config.data, masks=with_masks)
     # Masks are scored from the annotations: batches need none.
     source = getattr(data, _SPLIT.value)
     source = dataclasses.replace(source, layout=source.layout._replace(mask_stride=0))
-    names = getattr(config, "label_names", None) or inference.label_names(
-        config.detector.classes, lambda: data.categories, None if _WEIGHTS.value else folder
-    )
+    names = trained.label_names(lambda: data.categories)
     labels = inference.label_table(names, data.categories)
     unknown = sorted(set(data.categories) - set(names))
     kind = type(config.detector).__name__.removesuffix("Config")
@@ -116,7 +109,7 @@ def _score_detector(config) -> None:
         print(f"Categories that the detector does not know: {', '.join(unknown)}")
     started = time.monotonic()
     found = detect(
-        inference.predictor(model, labels),
+        inference.predictor(trained.model, labels),
         source,
         batch_size=_BATCH.value,
         whole_pixels=inference.whole_pixels(config.detector),

@@ -20,6 +20,7 @@ from absl import flags
 
 import compilation
 import config_file
+import trained_detector
 from cse_jax import workdir
 from cse_jax.errors import InputError
 from detectors.data.datasets import category_names
@@ -58,8 +59,7 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise InputError("name the images, or folders of them")
-    if _WEIGHTS.value and _CHECKPOINT.value:
-        raise InputError("give either --weights or --checkpoint")
+    trained_detector.check(checkpoint=_CHECKPOINT.value, weights=_WEIGHTS.value)
     script.quiet()
     compilation.keep()
     out = pathlib.Path(_OUT.value)
@@ -122,19 +122,11 @@ def _said(error: PhotoError, before: int) -> int:
 
 def _detector(config):
     """The detector, and the names of its labels."""
-    folder = None
-    if _WEIGHTS.value:
-        model = inference.loaded(config.detector, pathlib.Path(_WEIGHTS.value), config.data.normalisation)
-    else:
-        folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
-        inference.check_trained_with(folder, config)
-        path = inference.find_checkpoint(folder, _CHECKPOINT.value)
-        model = inference.restored(config.detector, path, config.data.normalisation)
-    names = getattr(config, "label_names", None) or inference.label_names(
-        config.detector.classes, lambda: category_names(config.data), folder
-    )
+    asked = {"workdir": _WORKDIR.value, "checkpoint": _CHECKPOINT.value, "weights": _WEIGHTS.value}
+    trained = trained_detector.find(config, **asked)
+    names = trained.label_names(lambda: category_names(config.data))
     categories = tuple(name for name in names if name)
-    return inference.predictor(model, inference.label_table(names, categories)), categories
+    return inference.predictor(trained.model, inference.label_table(names, categories)), categories
 
 
 def _listed(finding: Finding, categories: tuple[str, ...]) -> dict:

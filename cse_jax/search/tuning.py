@@ -57,7 +57,7 @@ def tuned(count: int, *, trials: Trials, seeds: Sequence[int]) -> tuple[str, Los
     default losses as they are are the first setting.
 
     Args:
-      count: trainings at most.
+      count: trainings at most; one or two more where it is less than a handful.
       trials: trains them.
       seeds: of these trainings.
 
