@@ -13,7 +13,7 @@ from cse_jax.language.canonical import canonical
 from cse_jax.language.expression import Expression
 from cse_jax.language.parsing import parse
 from cse_jax.language.spaces import Space
-from cse_jax.loss_table.table import TableLoss
+from cse_jax.loss_table.table import REJECTED, TableLoss
 from cse_jax.sampling.random_trees import Shape, random_population
 from cse_jax.sampling.variation import offspring
 from cse_jax.screening import verification
@@ -179,5 +179,5 @@ def _rejected(part: Part, tokens: Int[np.ndarray, "n m"], space: Space, count: i
     found = []
     for row, formula, simulation in zip(rows, formulas, simulate(formulas, space, units=units), strict=True):
         if math.isfinite(simulation.after) and simulation.gradient > 0.0 and len(found) < count:
-            found.append(TableLoss(part, canonical(formula), f"rejected: {Property(int(failed[row, 0])).name.lower()}"))
+            found.append(TableLoss(part, canonical(formula), f"{REJECTED}{Property(int(failed[row, 0])).name.lower()}"))
     return found

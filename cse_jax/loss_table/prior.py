@@ -24,7 +24,7 @@ def tried(table: LossTable, task: Task) -> dict[Part, list[Tried]]:
         kept = [
             Tried(loss.formula, float(ap), loss.scores.get("simulation", math.nan))
             for loss, ap in zip(losses, select[:, :, -1].mean(1), strict=True)
-            if not loss.origin.startswith("rejected") and loss.formula.space == task.space(part)
+            if not loss.is_rejected and loss.formula.space == task.space(part)
         ]
         if kept:
             found[part] = kept

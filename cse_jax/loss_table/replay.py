@@ -166,7 +166,7 @@ def _of(
 ) -> tuple[list[TableLoss], Float[np.ndarray, "n s"], Float[np.ndarray, "n s"], int]:
     """The losses of a replay, their APs on either split at the last horizon, and the place of the default loss."""
     losses, select, test, place = complete(table, part)
-    kept = [k for k, loss in enumerate(losses) if not loss.origin.startswith("rejected")]
+    kept = [k for k, loss in enumerate(losses) if not loss.is_rejected]
     if place < 0 or len(kept) < 2:
         raise InputError(
             f"replays of {part} need the default loss and another one, trained with all seeds; the table holds "
