@@ -13,9 +13,7 @@ import cse_jax
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _COMMAND = re.compile(r"^(?: {4}|\$ )?((?:\w+=\S+ )*python (?:launch|docs)/\w+\.py.*)$", re.M)
-_MISSING = (
-    "is no folder; launch/screen.py makes such folders|there is no such file"  # what a user has, and a test has not
-)
+_MISSING = "is no folder of screened losses|there is no such file"  # what a user has, and a test has not
 
 
 def commands(file: pathlib.Path) -> list[str]:

@@ -65,7 +65,7 @@ class BranchConfig:
         if self.screened and self.template:
             raise InputError("losses of an atlas are whole formulas: give either screened or template")
         if self.screened and not pathlib.Path(self.screened).is_dir():
-            raise InputError(f"screened={self.screened!r} is no folder; launch/screen.py makes such folders")
+            raise InputError(f"screened={self.screened!r} is no folder of screened losses")
 
 
 @dataclasses.dataclass
