@@ -63,6 +63,8 @@ def save(path: pathlib.Path, tree: PyTree) -> None:
                 _sync(path.parent)
                 shutil.rmtree(old, ignore_errors=True)
             together("the end of a checkpoint")
+    except MemoryError:
+        raise
     except Exception as error:  # Orbax and TensorStore report a full disk in several ways
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; make room or choose another folder"
@@ -89,6 +91,8 @@ def restore(path: pathlib.Path, like: Tree) -> Tree:
     try:
         with _ONE_AT_A_TIME:
             stored = _call("load", str(path))
+    except MemoryError:
+        raise
     except Exception as error:  # as many kinds as there are places where a byte may be wrong
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     checksums = stored.pop(_CHECKSUMS, None)

@@ -93,6 +93,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert int(checkpoint.restore(path, TREE)["c"]) == 7
 
 
+def test_a_full_memory_is_no_fault_of_the_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "state", TREE)
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_call", full)
+    with pytest.raises(MemoryError):
+        checkpoint.restore(tmp_path / "state", TREE)
+    with pytest.raises(MemoryError):
+        checkpoint.save(tmp_path / "state", TREE)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, about damaged files
 def test_no_flipped_bit_changes_a_number_silently(tmp_path):

@@ -124,6 +124,15 @@ def test_files_that_hold_no_image_are_refused(content, said):
         decode_rgb(content)
 
 
+def test_a_full_memory_is_no_fault_of_the_image(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        decode_rgb(FILES["grey.png"][0])
+
+
 def test_pipes_and_folders_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path):

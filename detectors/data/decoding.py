@@ -79,7 +79,7 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             yield image
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's formats raise nearly anything on damaged or unusual files
         raise ImageError(str(error) or type(error).__name__) from error
