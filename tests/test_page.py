@@ -223,6 +223,14 @@ def test_a_page_that_cannot_be_written_does_not_stop_the_search(tmp_path):
     assert console.file.getvalue().count("is not written any more") == 1
 
 
+def test_a_fault_of_the_page_is_kept_with_its_place(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "write", lambda *_, **__: {}["missing"])
+    console = Console(file=io.StringIO(), width=1000)
+    LivePage(Monitor(console, steps={}), tmp_path, finished[1]).activity("proxy task")
+    assert "KeyError: 'missing'" in (tmp_path / "page_error.txt").read_text()
+    assert "page_error.txt" in console.file.getvalue()
+
+
 def test_what_was_trained_is_told_apart(finished):
     known = facts.read(*finished)
     kinds = [loss.kind for loss in known.trained]

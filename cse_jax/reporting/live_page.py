@@ -1,13 +1,17 @@
 """The page of a search while it runs: written whole again and again, as seldom as costs next to nothing."""
 
+import contextlib
 import pathlib
 import time
+import traceback
 
 from cse_jax.reporting import page
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.progress import PassedOn
 from cse_jax.search.task import Task
+from cse_jax.workdir import write_whole
 
+ERROR_FILE = "page_error.txt"  # in the folder of the search
 _PAUSE, _LONGEST = 10.0, 120.0  # seconds between two pages, at least and at most
 _SHARE = 0.02  # of the time that pages may take, as far as the longest pause allows
 
@@ -53,5 +57,8 @@ class LivePage(PassedOn):
         except Exception as error:
             self._broken = True
             self._monitor.say(f"The page {page.NAME} is not written any more ({error}); the search goes on.")
+            with contextlib.suppress(OSError):  # of a full disk, say, which the message names
+                write_whole(self._folder / ERROR_FILE, traceback.format_exc())
+                self._monitor.say(f"Where in the code is in {self._folder / ERROR_FILE}.")
         ended = time.monotonic()
         self._next = ended + min(max(_PAUSE, (ended - started) / _SHARE), _LONGEST)
