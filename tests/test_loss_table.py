@@ -3,10 +3,13 @@
 import dataclasses
 import io
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
 from fakes import FakeTrainer
+from pyarrow import parquet
 from rich.console import Console
 
 from cse_jax import loss_table
@@ -298,6 +301,17 @@ def test_a_table_of_one_seed_knows_no_noise():
     (*_, late) = analysis.noise_by_length(table, "box")
     assert np.isnan([late.noise, late.signal, late.tau]).all()
     assert "nan" not in "".join(loss_table_report.sections(table, FilterConfig()))
+
+
+def test_the_columns_of_the_file_are_documented():
+    about = (pathlib.Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    (rows,) = re.findall(r"\| column \| type \|.*\n\| --- .*\n((?:\|.*\n)+)", about)
+    documented = [name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    (file,) = [path for path in loss_table.FOLDER.glob("*.parquet") if path.stem == "fcos_bccd"]
+    schema = parquet.read_schema(file)
+    assert documented == schema.names and b"cse_jax" in schema.metadata
+    parts = {name: re.findall(r"`(\w+)`", rows.split(f"`{name}`")[1].split("|")[1]) for name in ("scores", "trainings")}
+    assert parts == {name: [field.name for field in schema.field(name).type.value_type] for name in parts}
 
 
 def test_what_comes_with_the_package_can_be_read():

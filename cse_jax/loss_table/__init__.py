@@ -10,12 +10,12 @@ from cse_jax.loss_table.table import Curve, LossTable, LossTableError, TableLoss
 
 __all__ = ["Curve", "LossTable", "LossTableError", "TableLoss", "available", "find", "load", "read", "tried"]
 
-_FOLDER = pathlib.Path(__file__).parent / "tables"
+FOLDER = pathlib.Path(__file__).parent / "tables"  # of those that come with the package
 
 
 def available() -> list[str]:
     """The names of the tables that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.parquet"))
+    return sorted(path.stem for path in FOLDER.glob("*.parquet"))
 
 
 def load(name: str = "fcos_digits") -> LossTable:
@@ -26,7 +26,7 @@ def load(name: str = "fcos_digits") -> LossTable:
     """
     if name not in available():
         raise LossTableError(f"there is no table {name!r}; there are {', '.join(available()) or 'none'}")
-    return read(_FOLDER / f"{name}.parquet")
+    return read(FOLDER / f"{name}.parquet")
 
 
 def find(name: str) -> LossTable:
