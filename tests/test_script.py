@@ -11,6 +11,7 @@ from scripts import ROOT, own_flags, run, start
 
 NAMES = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "script.run(main)" in path.read_text())
 HAVE_CONFIGS = ["compare", "data", "evaluate", "loss_table", "predict", "search", "train"]
+DEAR = {"grain", "matplotlib", "orbax", "pandas", "pyarrow", "ray", "scipy", "sklearn", "tensorflow", "torch"}
 WRONG = ["", "x", "maybe", "1.5", "-1", "-1.5", "nan", "inf", "-inf", "1e30", "9" * 30]
 
 
@@ -152,6 +153,10 @@ def test_an_interruption_of_the_imports_is_no_traceback(number, delay):
     assert (code, output) == (130, "\nInterrupted.\n")
 
 
-def test_help_lists_the_flags_that_scripts_share():
-    code, output = start("screen", "--help").finish()
-    assert code == 1 and "--coordinator" in output and "--enumerate" in output  # absl's code
+def test_help_lists_the_flags_that_scripts_share_and_imports_little(monkeypatch):
+    """It is there within 2 s of CPU: JAX itself is half of it, and nothing comes near it."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    code, output = start("search", "--help").finish()
+    assert code == 1 and "--coordinator" in output and "--retry_failed" in output  # absl's code
+    imported = set(re.findall(r"^import time:.*\| +([a-z_]+)$", output, re.MULTILINE))
+    assert {"jax", "absl"} <= imported and imported.isdisjoint(DEAR), imported & DEAR
