@@ -57,6 +57,7 @@ def test_kinds_are_summed_up(tmp_path):
     assert "| good: within 0.005 AP |" in text, "in the unit of all others"
     assert "| quick | 2 | 5 | 5 (first: 1, 1) | 4 (first: 1, 2) | +0.020 (+0.010 to +0.030) | 3.0 |" in text
     assert "| slow | 1 | 2 | 0 (first: never) | 0 (first: never) |  | 2.0 |" in text
+    assert "| quick: 5 of 5 | slow: 0 of 2 | 0.048 | 0.048 |" in text, "1 of the 21 ways to choose 2 of 7"
     with open(tmp_path / "searches.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["best_so_far"] for row in rows if row["folder"] == "q1"] == ["-0.00400", "0.01000", "0.01000"]

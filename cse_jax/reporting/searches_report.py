@@ -13,6 +13,8 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from cse_jax.errors import InputError
 from cse_jax.export.escaping import markdown_name
 from cse_jax.reporting import curves_plot
@@ -20,6 +22,7 @@ from cse_jax.reporting.final_table import markdown_table
 from cse_jax.reporting.page.chart import Series, stair
 from cse_jax.reporting.page.facts import Facts
 from cse_jax.search.comparison import Role
+from cse_jax.search.statistics.verdicts import holm
 from cse_jax.workdir import write_whole
 
 WITHIN = (0.005, 0.0)  # AP below the default losses, at most, that makes a loss a good one
@@ -134,7 +137,37 @@ def markdown(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
         "",
         *markdown_table(header, summary),
         "",
+        *_differences(kinds),
         "![The best found so far against losses trained](searches.svg)",
+        "",
+    ]
+
+
+def _differences(kinds: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """Whether kinds differ in how many of the losses that they train are good."""
+    from scipy import stats
+
+    gains = {kind: [gain for each in curves for gain in each.gains] for kind, curves in kinds.items()}
+    good = {kind: sum(gain >= -WITHIN[0] for gain in found) for kind, found in gains.items()}
+    pairs = list(itertools.combinations(kinds, 2))
+    if not pairs:
+        return []
+    counts = [[[good[kind], len(gains[kind]) - good[kind]] for kind in pair] for pair in pairs]
+    p = [np.asarray(stats.fisher_exact(table)).tolist()[1] for table in counts]
+    rows = [
+        [
+            *(f"{markdown_name(kind)}: {good[kind]} of {len(gains[kind])}" for kind in pair),
+            f"{alone:.2g}",
+            f"{corrected:.2g}",
+        ]
+        for pair, alone, corrected in zip(pairs, p, holm(p), strict=True)
+    ]
+    return [
+        f"Losses within {WITHIN[0]:g} AP by kind, with the p of Fisher's exact test, alone and by Holm for all pairs. "
+        "The test takes losses of a search to be independent; a strategy that learns makes them alike, so the true p "
+        "is larger.",
+        "",
+        *markdown_table(["good", "good", "p", "p, all pairs"], rows),
         "",
     ]
 
