@@ -1,7 +1,8 @@
 """One branch of the search: generations of formulas for one of the two losses, the other one fixed.
 
 A generation is a function of the settings, the seed and the hall of fame so far; its trainings and its result are
-recalled from the ledger.  A search that was interrupted therefore resumes where it stopped, with the same result.
+recalled from the ledger.  A search that was interrupted therefore resumes where it stopped, on a CPU with the same
+result; on a GPU a training that was cut off may end otherwise (docs/design.md, "Devices and rounding").
 """
 
 import dataclasses
