@@ -17,7 +17,6 @@ from PIL import Image
 from cse_jax import workdir
 from cse_jax.reporting.page.pictures import FILE
 from cse_jax.search.ledger_reader import LedgerReader
-from detectors import compiling
 from detectors.data.datasets import open_dataset
 from detectors.data.drawing import draw_objects
 from detectors.data.pipeline import layout_for
@@ -55,19 +54,14 @@ def write(config: SearchRun, folder: pathlib.Path, result: Mapping[str, Any]) ->
     graph = nnx.graphdef(next(iter(found.values())))
     states = {name: nnx.state(model) for name, model in found.items()}
     names = inference.label_names(config.detector.classes, lambda: source.categories)
-    known = inference.label_table(names, source.categories)
-
-    @compiling.jit
-    def predict(state, image, size):
-        return inference.relabelled(nnx.merge(graph, state).predict(image, size), known)
-
+    predict = inference.predictor_of_any(graph, inference.label_table(names, source.categories))
     rows = []
     for number, (image, annotation, _) in enumerate(examples, start=1):
         scale = np.array(image.shape[1::-1] * 2, np.float32) / np.array(annotation.size[::-1] * 2, np.float32)
         true = annotation._replace(size=image.shape[:2], boxes=annotation.boxes * scale, masks=None)
         row = [_picture(f"image {number}, as labelled", image, true, source.categories)]
         for name, state in states.items():
-            seen = find_objects(lambda i, s, state=state: predict(state, i, s), image, layout, config.data, least=LEAST)
+            seen = find_objects(functools.partial(predict, state), image, layout, config.data, least=LEAST)
             title = f"image {number}, {name}"
             row.append(_picture(title, image, seen.objects._replace(masks=None), source.categories, seen.scores))
         rows.append(row)

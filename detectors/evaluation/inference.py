@@ -1,6 +1,7 @@
 """Trained detectors, from a training's checkpoint or from weights of torchvision, ready to predict."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -154,13 +155,25 @@ def predictor(model: Detector, table: Int[np.ndarray, " labels"] | None = None) 
             "detector.classes and label_names (or data) to those that the weights were trained with"
         )
     graph, state = nnx.split(model)
+    return functools.partial(predictor_of_any(graph, table), state)
+
+
+def predictor_of_any(
+    graph: nnx.GraphDef[Detector], table: Int[np.ndarray, " labels"] | None = None
+) -> Callable[..., Detections]:
+    """``predict(state, image, image_size)`` for all detectors of one structure, which share what is compiled.
+
+    Args:
+      graph: the structure, ``nnx.graphdef`` of a detector.
+      table: as for ``predictor``.
+    """
 
     @compiling.jit
-    def predict(state, image: Images, image_size: jax.Array) -> Detections:
+    def predict(state: nnx.State, image: Images, image_size: jax.Array) -> Detections:
         detections = nnx.merge(graph, state).predict(image, image_size)
         return detections if table is None else relabelled(detections, table)
 
-    return lambda image, image_size: predict(state, image, image_size)
+    return predict
 
 
 def label_table(names: Sequence[str], categories: Sequence[str]) -> Int[np.ndarray, " labels"]:
