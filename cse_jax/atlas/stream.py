@@ -154,9 +154,13 @@ def _grow_and_filter(
 
 @functools.cache
 def _on_all_devices(space: Space, units: str, per_operator: int, width: int, max_nodes: int) -> Callable:
-    mesh = Mesh(np.array(float64_devices()), ("batch",))
+    mesh, of_each = Mesh(np.array(float64_devices()), ("batch",)), PartitionSpec("batch")
 
-    def one(seed: jax.Array, numbers: jax.Array) -> tuple[Grown, Bool[Array, "1 r"]]:
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), of_each), out_specs=of_each, check_vma=False
+    )
+    def grow_and_filter(seed: jax.Array, numbers: jax.Array) -> tuple[Grown, Bool[Array, "1 r"]]:
         grid = coarse_grid(space, units, *sizes().everyone)
         key = jax.random.fold_in(jax.random.key(seed), numbers[0])
         grown = grow(key, space, width=width, per_operator=per_operator, max_nodes=max_nodes)
@@ -165,5 +169,4 @@ def _on_all_devices(space: Space, units: str, per_operator: int, width: int, max
         found = grown, grown.candidate & may_pass(space, grid.steps, values, grown.wide)
         return jax.tree.map(lambda a: a[None], found)
 
-    specs = (PartitionSpec(), PartitionSpec("batch")), PartitionSpec("batch")
-    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False))
+    return grow_and_filter

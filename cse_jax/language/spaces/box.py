@@ -1,5 +1,6 @@
 """Box regression from the areas of intersection, union and smallest enclosing box."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -54,18 +55,9 @@ def _paths(units: str) -> list[Path]:
     targets = np.array(
         [(side if k % 2 else side * 1.25, side if k % 2 else side * 0.8) for k, side in enumerate(SIDES[units][0])]
     )
-
-    def along(sides: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
-        """The variables on every motion, at one point of it."""
-        poses = jnp.stack([jnp.stack([jnp.asarray(part, float) for part in motion(s)]) for motion in _MOTIONS.values()])
-        centres, halves = poses[:, :2], poses[:, 2:] / 2
-        return areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
-
     with float64(), jax.ensure_compile_time_eval():
-        inputs, tangents = (
-            jax.device_get(jax.jit(jax.vmap(jax.vmap(fn, (None, 0), -1), (0, None), 1))(targets, steps))
-            for fn, steps in ((along, _STEPS), (jax.jacfwd(along, 1), _STEPS + _RIGHT))
-        )
+        inputs = jax.device_get(_on_all_motions(targets, _STEPS, False))
+        tangents = jax.device_get(_on_all_motions(targets, _STEPS + _RIGHT, True))
     return [
         Path(
             f"{name} (target {width:g} x {height:g})",
@@ -75,6 +67,21 @@ def _paths(units: str) -> list[Path]:
         for m, name in enumerate(_MOTIONS)
         for k, (width, height) in enumerate(targets)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _on_all_motions(
+    targets: Float[Array, "t 2"], steps: Float[Array, " s"], tangent: bool
+) -> dict[str, Float[Array, "m t s"]]:
+    """The variables on every motion away from every target, or their derivatives along it."""
+
+    def at(sides: jax.Array, s: jax.Array) -> dict[str, jax.Array]:
+        poses = jnp.stack([jnp.stack([jnp.asarray(part, float) for part in motion(s)]) for motion in _MOTIONS.values()])
+        centres, halves = poses[:, :2], poses[:, 2:] / 2
+        return areas(jnp.concatenate([centres - halves, centres + halves], -1), sides)
+
+    along = jax.jacfwd(at, 1) if tangent else at
+    return jax.vmap(jax.vmap(along, (None, 0), -1), (0, None), 1)(targets, steps)
 
 
 def _prediction(units: str, seed: int) -> PredictionTask:
