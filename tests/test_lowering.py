@@ -300,3 +300,11 @@ def test_anchors_are_no_constants_of_the_program(settings):
     program = lowered(jax.jit(loss), state, batch_of(16, 800, 1344), platforms=GPU).mlir_module()
     assert len(program) < 1e6, f"{len(program) / 1e6:.1f} MB"
     assert max(len(line) for line in program.splitlines() if "stablehlo.constant" in line) < 10_000
+
+
+def test_asked_for_exact_products_all_are():
+    """JAX_DEFAULT_MATMUL_PRECISION=highest, in the detector that has most kinds of products."""
+    with jax.default_matmul_precision("highest"):
+        program = training_step(faster_rcnn_smallest(3), batch_of(2, 64, 96))
+    products = [line for line in program.splitlines() if "stablehlo.dot" in line or "stablehlo.convolution" in line]
+    assert len(products) > 50 and all(line.count("HIGHEST") == 2 for line in products)
