@@ -32,6 +32,14 @@ hypothesis.settings.register_profile("project", max_examples=100, deadline=None,
 hypothesis.settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests that need a GPU are left out where there is none: skipped ones would have to run with the extras."""
+    of_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if of_gpus and jax.default_backend() != "gpu":
+        config.hook.pytest_deselected(items=of_gpus)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
 def pytest_collection_finish():
     """Rubbish is looked for less often, and not among what all tests share: it was a twentieth of the time."""
     gc.collect()
