@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import cse_jax
-from cse_jax.atlas import levels
 from cse_jax.atlas.enumeration import count_formulas, enumerate_losses
 from cse_jax.language.expression import Expression
 from cse_jax.language.population import encode
 from cse_jax.language.spaces import BINARY_CLASS, BOX, MULTI_CLASS
+from cse_jax.screening import sizes
 from cse_jax.screening.verification import Property, fingerprint, judge, verify
 
 
@@ -19,7 +19,7 @@ from cse_jax.screening.verification import Property, fingerprint, judge, verify
 def small_chunks():
     """Of which these few formulas fill several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(levels, "CHUNK", 512)
+        patch.setattr(sizes, "CPU", dataclasses.replace(sizes.CPU, operands=512))
         yield
 
 

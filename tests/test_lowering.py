@@ -239,8 +239,9 @@ def test_enumeration(space, lowers, monkeypatch):
     monkeypatch.setattr(probes, "coarse_grid", no_grid)
     monkeypatch.setattr(probes, "probes_of", functools.cache(probes.probes_of.__wrapped__))
     with jax.enable_x64(True):
-        values = jax.ShapeDtypeStruct((64, *probes.probes_of(space, "pixels").leaves.shape[1:]), jnp.float64)
-        wide = jax.ShapeDtypeStruct((64,), bool)
+        points, operands = probes.probes_of(space, "pixels").leaves.shape[1:], sizes.sizes().operands
+        values = jax.ShapeDtypeStruct((operands, *points), jnp.float64)
+        wide = jax.ShapeDtypeStruct((operands,), bool)
         lowers(probes.digests, space, "pixels", 1, values, None, wide, platforms=GPU)
         lowers(probes.digests, space, "pixels", 2, values, values, wide, platforms=GPU)
         division = [row.name for row in space.table].index("Div")

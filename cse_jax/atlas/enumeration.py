@@ -97,7 +97,7 @@ def enumerate_losses(
     """All behaviours of a space by size, and the losses among them.
 
     Memory: of the behaviours, 8 bytes for each value at a probe up to ``max_nodes - 2``, 11 bytes up to
-    ``max_nodes - 1``, 16 bytes for all; and some 0.5 GB that does not grow.
+    ``max_nodes - 1``, 16 bytes for all; and on a CPU some 0.5 GB that does not grow.
 
     Args:
       space: the space; its ``operators`` are used.

@@ -13,10 +13,9 @@ from cse_jax.atlas.probes import WIDE, apply, digests, probes_of, variants
 from cse_jax.language.float64 import float64
 from cse_jax.language.population import PAD, arities
 from cse_jax.language.spaces import Space
+from cse_jax.screening.sizes import sizes
 
-CHUNK = 4096  # operands, or pairs of them, at once
-SETTLE = 1 << 21  # candidates between two eliminations of duplicates
-WORKERS = 2
+SETTLE = 1 << 21  # candidates between two eliminations of duplicates, which the host does
 
 
 class Level(NamedTuple):
@@ -47,22 +46,23 @@ class Block(NamedTuple):
     flags: UInt8[np.ndarray, "m k"]
 
 
-def count_candidates(space: Space, sizes: list[int]) -> int:
+def count_candidates(space: Space, counts: list[int]) -> int:
     """Candidates of the next size, by how many behaviours each size has."""
-    if not sizes:
+    if not counts:
         return len(space.leaves)
     pairs = sum(
         a * b if i < j else a * (a + 1) // 2
         for i, j, a, b in zip(
-            range(len(sizes)), range(len(sizes) - 2, -1, -1), sizes, reversed(sizes[:-1]), strict=False
+            range(len(counts)), range(len(counts) - 2, -1, -1), counts, reversed(counts[:-1]), strict=False
         )
         if i <= j
     )
-    return sizes[-1] * len(variants(space, 1)) + pairs * len(variants(space, 2))
+    return counts[-1] * len(variants(space, 1)) + pairs * len(variants(space, 2))
 
 
 def blocks_of(space: Space, units: str, levels: list[Level], values: list[np.ndarray]) -> Iterator[Block]:
-    """Digests of all candidates of the next size, in order; two blocks are in work at once."""
+    """Digests of all candidates of the next size, in order; as many blocks as there are workers are in work at once."""
+    workers = sizes().workers
     starts = np.cumsum([0] + [len(level.token) for level in levels])
 
     def leaves() -> Iterator[tuple]:
@@ -91,11 +91,11 @@ def blocks_of(space: Space, units: str, levels: list[Level], values: list[np.nda
 
     kinds = [kind for arity, kind in ((1, unary), (2, binary)) if variants(space, arity)] if levels else [leaves]
     tasks = (task for kind in kinds for task in kind())
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pending: deque[concurrent.futures.Future[Block]] = deque()
         for task in tasks:
             pending.append(pool.submit(digest, *task))
-            if len(pending) > WORKERS:
+            if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -116,20 +116,20 @@ def in_batches(blocks: Iterator[Block]) -> Iterator[list[Block]]:
 
 def pad(array: np.ndarray) -> np.ndarray:
     """A full chunk; the first entry fills it up."""
-    if len(array) == CHUNK:
-        return array
-    return np.concatenate([array, np.broadcast_to(array[:1], (CHUNK - len(array), *array.shape[1:]))])
+    missing = sizes().operands - len(array)
+    return np.concatenate([array, np.broadcast_to(array[:1], (missing, *array.shape[1:]))]) if missing else array
 
 
 def _pairs(rows: int, columns: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of a row and a column, or the unordered pairs of two rows if there are no columns, in chunks."""
+    chunk = sizes().operands
     if columns is not None:
-        for start in range(0, rows * columns, CHUNK):
-            yield np.divmod(np.arange(start, min(start + CHUNK, rows * columns)), columns)
+        for start in range(0, rows * columns, chunk):
+            yield np.divmod(np.arange(start, min(start + chunk, rows * columns)), columns)
         return
     starts = np.concatenate([[0], np.cumsum(np.arange(rows, 0, -1))])  # of the pairs whose first is each row
-    for start in range(0, int(starts[-1]), CHUNK):
-        number = np.arange(start, min(start + CHUNK, int(starts[-1])))
+    for start in range(0, int(starts[-1]), chunk):
+        number = np.arange(start, min(start + chunk, int(starts[-1])))
         left = np.searchsorted(starts, number, side="right") - 1
         yield left, number - starts[left] + left
 
@@ -141,9 +141,9 @@ def _operands(
     if len(values) < len(levels):
         yield from recomputed(space, units, levels, values)
         return
-    begin = sum(len(level.token) for level in levels[:-1])
-    for start in range(0, len(values[-1]), CHUNK):
-        part = values[-1][start : start + CHUNK]
+    begin, most = sum(len(level.token) for level in levels[:-1]), sizes().operands
+    for start in range(0, len(values[-1]), most):
+        part = values[-1][start : start + most]
         yield begin + start, len(part), pad(part)
 
 
@@ -151,13 +151,13 @@ def recomputed(
     space: Space, units: str, levels: list[Level], values: list[np.ndarray]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The same as ``_operands``, computed again from the values of the operands, which are at hand."""
-    level, leaves = levels[-1], len(space.leaves)
+    level, leaves, most = levels[-1], len(space.leaves), sizes().operands
     starts = np.cumsum([0] + [len(other.token) for other in levels])
     wide_rows = np.concatenate([other.flags & WIDE > 0 for other in levels])
     for token in np.unique(level.token):
         begin, end = np.searchsorted(level.token, [token, token + 1])
-        for start in range(begin, end, CHUNK):
-            part = slice(start, min(start + CHUNK, end))
+        for start in range(begin, end, most):
+            part = slice(start, min(start + most, end))
             left, right = level.left[part], level.right[part]
             if token < leaves:
                 chunk = pad(probes_of(space, units).leaves[left])
