@@ -19,13 +19,10 @@ import script
 
 import os
 import pathlib
-import platform
 import sys
 
 if any("suite=screening" in argument for argument in sys.argv):  # batches run side by side instead
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-if any("suite=accelerator" in argument for argument in sys.argv):
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the memory is for the suites that it starts
 if any("topology=" in argument for argument in sys.argv):
     os.environ["JAX_PLATFORMS"] = "cpu"  # the TPU is not there
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor is a cloud that would describe it
@@ -43,6 +40,7 @@ from benchmarks import (
     analysis,
     convolutions,
     detectors,
+    device,
     filters,
     losses,
     scaling,
@@ -96,10 +94,10 @@ def main(argv: list[str]) -> None:
         if value and not pathlib.Path(value).absolute().parent.is_dir():
             raise InputError(f"--{flag}={value} is in no folder that exists")
     console = Console(file=sys.stdout, width=150 if not sys.stdout.isatty() else None)
-    size = _SIZE.value or ("small" if jax.default_backend() == "cpu" else "full")
-    device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
-    about = {"suite": _SUITE.value, "size": size, "device": device, "jax": jax.__version__}
-    first = f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {device}, jax {jax.__version__}"
+    where = device.asked() if _SUITE.value == "accelerator" else device.here()  # which is left to those it starts
+    size = _SIZE.value or ("small" if where.platform == "cpu" else "full")
+    about = {"suite": _SUITE.value, "size": size, "device": str(where), "jax": jax.__version__}
+    first = f"{_SUITE.value}, size {size}, {_ROUNDS.value} rounds; {where}, jax {jax.__version__}"
     console.print(first, markup=False)
     report = Report(about, lambda text: console.print(text, markup=False), _JSON.value and pathlib.Path(_JSON.value))
     with script.ending("The measurement"):

@@ -1,7 +1,7 @@
 """What a GPU or a TPU does: the other suites one after the other, cut to nine minutes.
 
 Each runs in a process of its own, which has the device to itself, and is ended at its limit; what it has measured by
-then counts.
+then counts. This process leaves the device alone, as a TPU admits only one.
 """
 
 import json
@@ -34,8 +34,7 @@ def _suite(report: Report, suite: str, size: str, rounds: int, limit: float, fol
     """Runs one suite, takes over its figures, and says how it ended."""
     started, path = time.monotonic(), folder / f"{suite}.json"
     flags = [f"--suite={suite}", f"--size={size}", f"--rounds={rounds}", f"--json={path}"]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_PYTHON_CLIENT_PREALLOCATE"}
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")} | os.environ
     with (folder / "output").open("w+") as output:
         command = [sys.executable, _BENCHMARK, *flags]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
