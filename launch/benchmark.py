@@ -6,6 +6,7 @@
     python launch/benchmark.py --suite=simulation
     python launch/benchmark.py --suite=detectors
     python launch/benchmark.py --suite=convolutions --size=full
+    python launch/benchmark.py --suite=input
     python launch/benchmark.py --suite=scaling
     python launch/benchmark.py --suite=accelerator --markdown=gpu.md
     python launch/benchmark.py --suite=analysis --topology=v5e:2x2
@@ -42,6 +43,7 @@ from benchmarks import (
     detectors,
     device,
     filters,
+    input_pipeline,
     losses,
     scaling,
     screening,
@@ -57,6 +59,7 @@ SUITES = {
     "simulation": simulation.measure,
     "detectors": detectors.measure,
     "convolutions": convolutions.measure,
+    "input": input_pipeline.measure,
     "accelerator": accelerator.measure,
     "analysis": lambda report, **keywords: analysis.measure(report, topology=_TOPOLOGY.value, **keywords),
     "scaling": scaling.measure,

@@ -19,7 +19,6 @@ import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
 
 import numpy as np
 from absl import flags, logging
@@ -27,13 +26,12 @@ from absl import flags, logging
 import config_file
 import own_configs
 from cse_jax.errors import InputError
-from detectors.data.datasets import open_dataset, read_built
+from detectors.data.datasets import read_built
 from detectors.data.decoding import mode_of
 from detectors.data.doubts import doubts_of_annotations
 from detectors.data.drawing import draw_objects
 from detectors.data.layouts import recognise
 from detectors.data.on_disk import ROLES, DiskData, build_detection_set, built_categories, repaired_files
-from detectors.data.pipeline import train_batches
 
 _CONFIG = config_file.define("configs/data/coco.py", "The data set.", DiskData)
 _DRAW = flags.DEFINE_integer(
@@ -58,8 +56,6 @@ _BENCHMARK = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=10**6,
 )
-_BATCH = 16
-_STARTED = 3  # batches that come before the timed ones, until processes and buffers are started
 _SATURATED = 0.6  # share of an image's values that are 0 or 255, from which on it is doubted
 
 
@@ -80,7 +76,7 @@ def main(argv: list[str]) -> None:
         if _ROOT.value is not None:
             own_configs.write(config, read_built(builder, "train", masks=False), _SEARCH_CONFIG.value)
         if _BENCHMARK.value:
-            _benchmark(config, _BENCHMARK.value)
+            _print_rates(config, _BENCHMARK.value)
 
 
 def _with_changed_fields(recognised: DiskData, given: DiskData) -> DiskData:
@@ -159,40 +155,19 @@ def _verify(builder, role: str) -> None:
         print(f"drawn: {len(chosen)} images in {out}")
 
 
-def _benchmark(config, count: int) -> None:
+def _print_rates(config: DiskData, count: int) -> None:
     """Prints images a second of the training pipeline and, if torch is installed, of its DataLoader."""
-    config = dataclasses.replace(config, cache=False)
-    source = open_dataset(config).train
-    pipeline = train_batches(source, batch_size=_BATCH, seed=0, flip=config.flip, workers=config.workers)
-    ours = _images_per_second(pipeline, count)
-    if config.workers:
-        pipeline.close()
-    made_by = f"{config.workers} processes" if config.workers else "2 threads"
-    print(f"\ntraining batches by {made_by}: {ours:.0f} images/s", flush=True)
-    try:
-        import torch_loader
-    except ImportError as error:
-        print(f"torch's DataLoader is not timed: {error}")
-        return
-    split = read_built(build_detection_set(config), "train", masks=False)
-    places = {annotation.image_id: index for index, annotation in enumerate(split.annotations)}
-    groups = [[places[source.annotations[index].image_id] for index in group] for group in source.orientations()]
-    photos, workers = torch_loader.Photos(split.encoded, config), config.workers or 2
-    loader = torch_loader.batches(photos, groups, batch_size=_BATCH, count=_STARTED + count, workers=workers)
-    theirs = _images_per_second(loader, count)
-    print(
-        f"torch's DataLoader with {workers} processes, the same images as float32: {theirs:.0f} images/s; ours are "
-        f"{ours / theirs:.2f} times as many"
-    )
+    from benchmarks import input_pipeline  # not needed to build a data set
 
-
-def _images_per_second(batches: Iterator, count: int) -> float:
-    for _ in range(_STARTED):
-        next(batches)
-    started = time.monotonic()
-    for _ in range(count):
-        next(batches)
-    return count * _BATCH / (time.monotonic() - started)
+    found = input_pipeline.rates(config, count)
+    print(f"\ntraining batches by {found.made_by}: {found.ours:.0f} images/s")
+    if found.torch is None:
+        print(f"torch's DataLoader is not timed: {found.note}")
+    else:
+        print(
+            f"torch's DataLoader with {found.workers} processes, the same images: {found.torch:.0f} images/s; ours are "
+            f"{found.ours / found.torch:.2f} times as many ({found.note})"
+        )
 
 
 if __name__ == "__main__":

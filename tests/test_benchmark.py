@@ -9,6 +9,9 @@ import pytest
 from extras import need
 from scripts import ROOT, run, start
 
+from benchmarks import input_pipeline
+from benchmarks.report import Report
+
 
 def benchmark(path, *flags):
     process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags)
@@ -127,6 +130,27 @@ def test_strategies(tmp_path):
 def test_unknown_suites_are_refused():
     code, output = run("benchmark", "--suite=speed")
     assert code != 0 and "losses" in output
+
+
+def measured_input():
+    report = Report({}, print)
+    input_pipeline.measure(report, size="smallest", rounds=1)
+    ((row,),) = report.tables.values()
+    assert row["by"] == "2 threads" and row["ours"] > 0
+    return row
+
+
+def test_input_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "benchmarks.torch_loader", None)
+    row = measured_input()
+    assert row["torch's DataLoader"] is None and "torch is not installed" in row["note"]
+
+
+@pytest.mark.slow
+def test_input_beside_torch():
+    need("torch")
+    row = measured_input()
+    assert row["its processes"] == 2 and row["ours / torch's"] == row["ours"] / row["torch's DataLoader"] > 0
 
 
 def test_convolutions(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -547,6 +548,16 @@ def test_repaired_images_are_read_again(tmp_path):
     builder = build_detection_set(CocoData(str(root), data_dir=str(tmp_path / "built")))
     stored = np.asarray(Image.open(root / "train2017" / "1.jpg"))
     np.testing.assert_array_equal(read_built(builder, "train").image(0), stored)
+
+
+def test_launch_data_times_batches(coco, monkeypatch):
+    monkeypatch.setitem(sys.modules, "benchmarks.torch_loader", None)
+    small = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    code, output = run(
+        "data", f"--config.root={coco.root}", f"--config.data_dir={coco.data_dir}", *small, "--benchmark=1"
+    )
+    assert code == 0 and re.search(r"\ntraining batches by 2 threads: [1-9]\d* images/s\n", output), output
+    assert "torch's DataLoader is not timed: torch is not installed: " in output
 
 
 def test_launch_data_fails_with_one_line():

@@ -1,6 +1,7 @@
 """torch's DataLoader as a yardstick of the training pipeline: images as torch users commonly load them."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ def padded(images: list[torch.Tensor]) -> torch.Tensor:
 def batches(
     photos: Photos, groups: Sequence[Sequence[int]], *, batch_size: int, count: int, workers: int
 ) -> Iterator[torch.Tensor]:
-    """Shuffled batches, each of images of one group.
+    """Shuffled batches, each of images of one group; one may reach into the next epoch.
 
     Args:
       photos: the images.
@@ -51,17 +52,21 @@ def batches(
       count: batches to make.
       workers: processes.
     """
-    rng = np.random.default_rng(0)
-    chosen: list[list[int]] = []
-    while len(chosen) < count:
-        orders = (rng.permutation(group) for group in groups)
-        epoch = [order[k : k + batch_size].tolist() for order in orders for k in range(0, len(order), batch_size)]
-        chosen += [epoch[place] for place in rng.permutation(len(epoch)) if len(epoch[place]) == batch_size]
+    rng, sizes = np.random.default_rng(0), np.array([len(group) for group in groups])
+    orders = [_endless(group, rng) for group in groups]
+    turns = rng.choice(len(groups), count, p=sizes / sizes.sum())
+    chosen = [list(itertools.islice(orders[turn], batch_size)) for turn in turns]
     loader = torch.utils.data.DataLoader(
         photos,
-        batch_sampler=chosen[:count],
+        batch_sampler=chosen,
         num_workers=workers,
         collate_fn=padded,
         multiprocessing_context="spawn",
     )
     return iter(loader)
+
+
+def _endless(group: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+    """The group's indices in a new order each epoch."""
+    while True:
+        yield from rng.permutation(group).tolist()
