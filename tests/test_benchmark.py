@@ -7,16 +7,19 @@ import sys
 
 import pytest
 from extras import need
-from scripts import ROOT, run, start
+from scripts import ROOT, functions, run, start
 
-from benchmarks import input_pipeline
+from benchmarks import accelerator, input_pipeline
 from benchmarks.report import Report
 
 
 def benchmark(path, *flags):
     process = start("benchmark", "--size=smallest", "--rounds=1", f"--json={path}", *flags)
     code, output = process.finish(timeout=600)
-    return code, output, json.loads(path.read_text())["tables"] if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {"planned": {}, "tables": {}}
+    for title, names in found["planned"].items():
+        assert len(found["tables"][title]) == len(names), output
+    return code, output, found["tables"]
 
 
 @pytest.mark.slow
@@ -57,7 +60,7 @@ def test_screening_beside_its_peers(rates):
 def test_simulation(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=simulation")
     assert code == 0, output
-    simulated, together, tried = tables.values()
+    simulated, tried, together = tables.values()
     assert [row["space"] for row in simulated] == ["box"] and simulated[0]["per second"] > 0
     assert [row["at once"] for row in tried] == [4]
     for row in tried:
@@ -89,13 +92,18 @@ def test_accelerator_gathers_what_the_suites_have_measured(tmp_path):
         """
 import json, os, sys, time
 flags = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
-assert flags["size"] == "smallest" and flags["rounds"] == "1" and os.environ["JAX_COMPILATION_CACHE_DIR"]
-rows = [{"loss": flags["suite"], "ms": 1.5}]
-open(flags["json"], "w").write(json.dumps({"notes": ["as a loop"], "tables": {f"Times of {flags['suite']}": rows}}))
-if flags["suite"] == "losses":
+assert flags["size"] == "smallest" and flags["rounds"] == "3" and os.environ["JAX_COMPILATION_CACHE_DIR"]
+suite, found = flags["suite"], {"planned": {}, "notes": [], "tables": {}}
+if suite != "detectors":
+    found["planned"] = {f"Times of {suite}": ["a", "b"][: 1 if suite == "scaling" else 2], f"Memory of {suite}": ["c"]}
+    found["tables"] = {f"Times of {suite}": [{"loss": "a|b", "ms": 1.5}]}
+if suite == "scaling":
+    found["tables"]["Memory of scaling"] = [{"MiB": 7}]
+open(flags["json"], "w").write(json.dumps(found))
+if suite == "losses":
     time.sleep(60)
-if flags["suite"] == "detectors":
-    sys.exit("no memory")
+if suite == "detectors":
+    sys.exit("no memory\\nleft")
 """
     )
     code = f"""
@@ -104,22 +112,32 @@ os.environ["JAX_PLATFORMS"] = "nowhere"
 import jax
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, "launch")
-sys.argv = ["benchmark.py", "--suite=accelerator", "--size=smallest", "--rounds=1", "--markdown={tmp_path}/section.md"]
+sys.argv = ["benchmark.py", "--suite=accelerator", "--size=smallest", "--markdown={tmp_path}/section.md"]
 import benchmark
 from benchmarks import accelerator
 accelerator._BENCHMARK = pathlib.Path("{tmp_path}/suite.py")
-accelerator._PARTS = {{"scaling": 60, "losses": 1, "detectors": 60}}
+accelerator._PARTS = {{"losses": 3, "scaling": 60, "detectors": 60}}
 benchmark.script.run(benchmark.main)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     section = (tmp_path / "section.md").read_text()
-    for suite, how in [
-        ("scaling", r"\d+ s"),
-        ("losses", "ended at its limit of 1 s"),
-        ("detectors", "failed .*no memory"),
-    ]:
-        assert re.search(f"\nSuite {suite}: {how}", section) and f"\n| {suite} | 1.5 |\n" in section
+    assert section.startswith("## cpu\n\naccelerator, size smallest, 3 rounds; cpu (")
+    for suite in ("scaling", "losses"):
+        assert f"**Times of {suite}**\n\n| loss | ms |\n| --- | --- |\n| a\\|b | 1.5 |\n" in section
+    missing = re.sub(r"\d+ s\b", "N s", section[section.index("**Not measured**") :]).splitlines()
+    assert missing[2:] == [
+        "| table | rows | why |",
+        "| --- | --- | --- |",
+        "| Times of losses | b | suite losses: ended at its limit of N s |",
+        "| Memory of losses | c | suite losses: ended at its limit of N s |",
+        "| all of the suite detectors | all | suite detectors: failed after N s with exit status 1: no memory left |",
+    ]
+
+
+def test_the_parts_of_the_accelerators_suite_fit_its_time():
+    assert accelerator._PARTS.keys() <= functions("benchmark")["SUITES"].keys()
+    assert sum(accelerator._PARTS.values()) <= accelerator._SECONDS
 
 
 def test_strategies(tmp_path):

@@ -39,11 +39,12 @@ _DETECTORS = {
 _CLASSES = 90
 _RATE = 1e-9
 
-
 _SPEED = "Images per second"
 _MEMORY = "Memory, MiB (as compiled; most on the device since the start; most allocated by torch)"
 _SHARES = "Share of the step"
+_WORKS = ("inference", "training step")
 Precision = Literal["float32", "bfloat16"]
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def measure(report: Report, *, size: str, rounds: int) -> None:
@@ -51,9 +52,12 @@ def measure(report: Report, *, size: str, rounds: int) -> None:
     images, height, width = _SIZES[size][:3]
     report.note(f"{images} images of {height} x {width}; products of float32 in JAX's default precision.")
     on_cpu = jax.default_backend() == "cpu"
-    for precision in ("float32",) if on_cpu else ("float32", "bfloat16"):
-        for name in list(_DETECTORS)[: 1 if size == "smallest" else None]:
-            _detector(report, name, size, rounds, precision, parts=on_cpu)
+    names = list(_DETECTORS)[: 1 if size == "smallest" else None]
+    cases = [(name, precision) for name in names for precision in _PRECISIONS[: 1 if on_cpu else None]]
+    for title in (_SPEED, _MEMORY):
+        report.plan(title, [f"{name}, {precision}, {work}" for name, precision in cases for work in _WORKS])
+    for name, precision in cases:
+        _detector(report, name, size, rounds, precision, parts=on_cpu)
 
 
 def _batch(images: int, height: int, width: int) -> Batch:
@@ -90,44 +94,42 @@ def _detector(report: Report, name: str, size: str, rounds: int, precision: Prec
     report.note(f"{name}: {peer.conditions}")
     calls = recorded_calls(build, state, batch, losses) if parts else {}
 
-    asked, told = batch[:2], (batch, losses, jnp.int32(1000), jnp.int32(0))
-    predict, predict_costs = _compiled(jax.jit(detector.predict), state, *asked)
-    step, step_costs = _compiled(detector.step, state, *told)
+    functions = {"inference": jax.jit(detector.predict), "training step": detector.step}
+    given = {"inference": batch[:2], "training step": (batch, losses, jnp.int32(1000), jnp.int32(0))}
+    for work in _WORKS:
+        compiled, cost = _compiled(functions[work], state, *given[work])
 
-    def advance():
-        nonlocal state
-        state, metrics = step(state, *told)
-        return metrics
+        def ours():
+            nonlocal state
+            result = compiled(state, *given[work])
+            if work == "training step":
+                state, result = result
+            return result
 
-    ours = {"inference": lambda: predict(state, *asked), "training step": advance}
-    costs = {"inference": predict_costs, "training step": step_costs}
-    for work, run in ours.items():
-        result = jax.block_until_ready(run())
+        result = jax.block_until_ready(ours())
         peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        costs[work]["ours, device"] = peak and peak / 2**20
         if work == "inference":
             theirs = f", torchvision {peer.works[work]()}" if peer.works else ""
             report.note(f"{name}: detections in the batch: ours {result.valid.sum()}{theirs}")
         elif not result["finite"]:
             raise SystemExit(f"{name}: the loss or its gradient is not finite; the times would be of no use")
-
-    contestants = {("ours", work): run for work, run in ours.items()}
-    contestants |= {("torchvision", work): run for work, run in peer.works.items()}
-    contestants |= {key: together(own, gradient=key[0] == "training step") for key, own in calls.items()}
-    seconds = alternate(contestants, rounds)
-    for work, cost in costs.items():
+        in_parts = {label: own for (of, label), own in calls.items() if of == work}
+        contestants = {"ours": ours} | ({"torchvision": peer.works[work]} if peer.works else {})
+        contestants |= {label: together(own, gradient=work == "training step") for label, own in in_parts.items()}
+        seconds = alternate(contestants, rounds)
         about = {"detector": name, "precision": precision, "work": work}
         compiling = {"ours: compile, s": cost.pop("compile"), "torchvision is": peer.version}
-        report.row(_SPEED, about | _speeds(seconds, work, images) | compiling)
-        report.row(_MEMORY, about | cost | {"torchvision": peer.memory.get(work)})
-    for (work, label), own in calls.items():
-        share, _ = ratio(seconds, (work, label), ("ours", work))
-        backwards = ", with gradient" if work == "training step" and own[0].part.moving else ""
-        report.row(
-            _SHARES,
-            {"detector": name, "work": work, "part": label, "calls": len(own)}
-            | {"ms": milliseconds(seconds[work, label]), "share": share, "note": f"timed alone{backwards}"},
-        )
+        report.row(_SPEED, about | _speeds(seconds, images) | compiling)
+        cost |= {"ours, device": peak and peak / 2**20, "torchvision": peer.memory.get(work)}
+        report.row(_MEMORY, about | cost)
+        for label, own in in_parts.items():
+            share, _ = ratio(seconds, label, "ours")
+            backwards = ", with gradient" if work == "training step" and own[0].part.moving else ""
+            report.row(
+                _SHARES,
+                {"detector": name, "work": work, "part": label, "calls": len(own)}
+                | {"ms": milliseconds(seconds[label]), "share": share, "note": f"timed alone{backwards}"},
+            )
 
 
 def _compiled(function, *args) -> tuple[Callable, dict]:
@@ -138,13 +140,13 @@ def _compiled(function, *args) -> tuple[Callable, dict]:
     return compiled, {"compile": seconds, "ours, compiled": bytes_needed(compiled) / 2**20}
 
 
-def _speeds(seconds: dict[tuple[str, str], list[float]], work: str, images: int) -> dict:
+def _speeds(seconds: dict[str, list[float]], images: int) -> dict:
     """Images per second of both sides, and how they compare."""
-    ours = images / statistics.median(seconds["ours", work])
+    ours = images / statistics.median(seconds["ours"])
     theirs, faster, spread = None, None, ""
-    if ("torchvision", work) in seconds:
-        theirs = images / statistics.median(seconds["torchvision", work])
-        faster, spread = ratio(seconds, ("torchvision", work), ("ours", work))
+    if "torchvision" in seconds:
+        theirs = images / statistics.median(seconds["torchvision"])
+        faster, spread = ratio(seconds, "torchvision", "ours")
     return {"ours": ours, "torchvision": theirs, "ours / torchvision": faster, "each round": spread}
 
 

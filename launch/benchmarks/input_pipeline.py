@@ -49,6 +49,7 @@ def measure(report: Report, *, size: str, rounds: int) -> None:
     """The suite's table, on generated photographs; batches take turns in no rounds, since both sides prefetch."""
     del rounds
     images, height, width, short_side, long_side, count, processes = _SIZES[size]
+    report.plan(_TITLE, map(_made_by, processes))
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder) / "photographs"
         _write_photographs(root, images, (height, width))
@@ -77,7 +78,7 @@ def rates(config: DiskData, count: int) -> Rates:
     ours = _images_per_second(pipeline, count)
     if config.workers:
         pipeline.close()
-    made_by, workers = f"{config.workers} processes" if config.workers else "2 threads", config.workers or 2
+    made_by, workers = _made_by(config.workers), config.workers or 2
     try:
         from benchmarks.torch_loader import Photos, batches
     except ImportError as error:
@@ -88,6 +89,10 @@ def rates(config: DiskData, count: int) -> Rates:
     photos = Photos(split.encoded, config)
     loader = batches(photos, groups, batch_size=_BATCH, count=_STARTED + count, workers=workers)
     return Rates(made_by, ours, workers, _images_per_second(loader, count), "torch's are float32, ours bytes")
+
+
+def _made_by(workers: int) -> str:
+    return f"{workers} processes" if workers else "2 threads"
 
 
 def _images_per_second(batches: Iterator, count: int) -> float:

@@ -38,22 +38,34 @@ _DETECTORS = {
 }
 
 
+_COUNTS = {"smallest": (1, 1), "small": (6, 6), "full": (6, 2)}  # pairs of losses timed alone, and in a training step
+_ALONE, _STEP, _SWITCH = "Loss and gradient alone, at the head's size", "Training step", "Going over to another loss"
+
+
 def measure(report: Report, *, size: str, rounds: int) -> None:
-    """All tables of the suite."""
-    few = 1 if size == "smallest" else None
-    of_spaces = (spaces.BINARY_CLASS, spaces.MULTI_CLASS)[:few]
-    cases = [(space, *pair) for space in of_spaces for pair in _pairs(space)[:few]]
-    heads = []
-    for space, *pair in cases:
-        heads.append(_head(space, *pair, size, rounds))
-        report.row("Loss and gradient alone, at the head's size", heads[-1])
-    for (space, *pair), head in zip(cases, heads, strict=True):
-        report.say(f"{space.name}: {pair[0]}")
-        row, switch = _step(space, *pair, size, rounds)
+    """All tables of the suite; the default losses of both spaces come first, and a training step before other pairs."""
+    alone, in_steps = _COUNTS[size]
+    of_spaces = (spaces.BINARY_CLASS, spaces.MULTI_CLASS)[: 1 if alone == 1 else None]
+    both = zip(*([(space, *pair) for pair in _pairs(space)] for space in of_spaces), strict=True)
+    cases = [case for pairs in both for case in pairs][:alone]
+    names = [f"{space.name}: {name}" for space, name, *_ in cases]
+    report.plan(_ALONE, names)
+    report.plan(_STEP, names[:in_steps])
+    report.plan(_SWITCH, names[:in_steps])
+    order = [(_ALONE, 0), (_STEP, 0)]
+    order += [(_ALONE, k) for k in range(1, alone)] + [(_STEP, k) for k in range(1, in_steps)]
+    heads = {}
+    for title, k in order:
+        report.say(f"{title}: {names[k]}")
+        if title == _ALONE:
+            heads[k] = _head(*cases[k], size, rounds)
+            report.row(title, heads[k])
+            continue
+        row, switch = _step(*cases[k], size, rounds)
         if size == "full":  # else the heads have another size than the detector's
-            row |= {"loss, share of the step": head["as data, ms"] / row["as data, ms"]}
-        report.row("Training step", row)
-        report.row("Going over to another loss", switch)
+            row |= {"loss, share of the step": heads[k]["as data, ms"] / row["as data, ms"]}
+        report.row(title, row)
+        report.row(_SWITCH, switch)
 
 
 def _pairs(space: Space) -> list[tuple[str, Expression, Expression]]:
@@ -165,27 +177,27 @@ def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, 
     make, batch = _detector(space, size)
     as_data, as_code = make(), make()
     losses = DetectionLosses(term(cls), term(box))
-    states = {"data": as_data.init(0), "code": as_code.init(0)}
+    states = {"data": as_data.init(0), "code": as_data.init(0)}
     rest = batch, losses, jnp.int32(1000), jnp.int32(0)
 
-    def advance(which: str, compiled, losses=losses):
-        states[which], metrics = compiled.step(states[which], batch, losses, *rest[2:])
+    def advance(which: str, step, losses=losses):
+        states[which], metrics = step(states[which], batch, losses, *rest[2:])
         return metrics["loss"]
 
     memory = _bytes(as_data.step.lower(states["data"], *rest).compile())
     with traced(cls, box):
         started = time.perf_counter()
-        lowered = as_code.step.lower(states["code"], *rest)
-        code_memory = _bytes(lowered.compile())
+        step_as_code = as_code.step.lower(states["code"], *rest).compile()
         compiling = time.perf_counter() - started
-        jax.block_until_ready(advance("code", as_code))
-    seconds = alternate({"data": lambda: advance("data", as_data), "code": lambda: advance("code", as_code)}, rounds)
+    seconds = alternate(
+        {"data": lambda: advance("data", as_data.step), "code": lambda: advance("code", step_as_code)}, rounds
+    )
     median, spread = ratio(seconds, "data", "code")
     before = as_data.step._cache_size()
     others = decode(random_population(jax.random.key(1), space, Shape(), max(3, rounds)), space)
     switching = {
-        "switch": lambda: advance("data", as_data, DetectionLosses(term(others[0]), term(box))),
-        "stay": lambda: advance("data", as_data),
+        "switch": lambda: advance("data", as_data.step, DetectionLosses(term(others[0]), term(box))),
+        "stay": lambda: advance("data", as_data.step),
     }
     extra = []
     for other in others:
@@ -203,7 +215,7 @@ def _step(space: Space, name: str, cls: Expression, box: Expression, size: str, 
         "ratio": median,
         "ratio, each round": spread,
         "as data, MiB": memory,
-        "as code, MiB": code_memory,
+        "as code, MiB": _bytes(step_as_code),
     }
     return row, {
         "loss": name,

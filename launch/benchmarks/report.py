@@ -2,7 +2,9 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+from cse_jax import workdir
 
 
 class Report:
@@ -19,6 +21,7 @@ class Report:
     ) -> None:
         self.tables: dict[str, list[dict]] = {}
         self.notes: list[str] = []
+        self.planned: dict[str, list[str]] = {}  # rows of each table, by what they are of
         self._about, self._print, self._path = dict(about), print_line, path
 
     def say(self, text: str) -> None:
@@ -31,6 +34,11 @@ class Report:
         self.notes.append(text)
         self._write()
 
+    def plan(self, title: str, rows: Iterable[str]) -> None:
+        """Says of what a table's rows will be, in their order, so that one that is cut short tells what it lacks."""
+        self.planned[title] = list(rows)
+        self._write()
+
     def row(self, title: str, row: dict) -> None:
         """Adds a row to a table."""
         self.tables.setdefault(title, []).append(row)
@@ -38,8 +46,8 @@ class Report:
 
     def _write(self) -> None:
         if self._path:
-            text = json.dumps(self._about | {"notes": self.notes, "tables": self.tables}, indent=1)
-            self._path.write_text(text)
+            found = {"planned": self.planned, "notes": self.notes, "tables": self.tables}
+            workdir.write_whole(self._path, json.dumps(self._about | found, indent=1))
 
 
 def shown(value: object) -> str:
@@ -56,6 +64,10 @@ def markdown(tables: Mapping[str, list[dict]]) -> str:
     parts = []
     for title, rows in tables.items():
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        lines = [columns, ["---"] * len(columns), *([shown(row.get(c)) for c in columns] for row in rows)]
+        lines = [columns, ["---"] * len(columns), *([_cell(row.get(c)) for c in columns] for row in rows)]
         parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: object) -> str:
+    return " ".join(shown(value).replace("|", "\\|").split())

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.screening_peers.kozax import kozax
 from benchmarks.screening_peers.stack_machine import vmapped_switch
 from cse_jax.atlas.stream import screen_batches
 from cse_jax.language import graph as graphs
+from cse_jax.language.expression import Expression
 from cse_jax.language.float64 import float64
 from cse_jax.language.population import decode
 from cse_jax.language.spaces import BOX, SPACES, Space, trajectories
@@ -27,18 +29,48 @@ _SIZES = {  # candidates judged by everyone's full grid, by peers one at a time,
 }
 
 
+_RATES, _WORK = "Candidates per second, judged in float64", "The work"
+_AUTHORS = "DEAP + PyTorch, one at a time"
+_OURS = ("ours: generation", "ours: full grid for everyone", "ours: end to end, coarse to fine")
+_COMPILED_PEERS = {"vmapped lax.switch": vmapped_switch, "kozax": kozax}  # slow to compile, and so the last
+
+
+class _Judged(NamedTuple):
+    """Formulas of a space, ours and the authors' verdicts a second on them, and what ours are."""
+
+    expressions: list[Expression]
+    verdicts: np.ndarray
+    base: float | None
+
+
 def measure(report: Report, *, size: str, rounds: int) -> None:
     """All tables of the suite."""
-    for space in [BOX] if size == "smallest" else SPACES.values():
-        report.say(f"{space.name}")
-        rows, share = _space(space, size, rounds)
-        for row in rows:
-            report.row("Candidates per second, judged in float64", row)
-        report.row("The work", share)
+    chosen, few = [BOX] if size == "smallest" else list(SPACES.values()), _SIZES[size][2]
+    names = [f"{space.name}, {name}" for space in chosen for name in (*_OURS, _AUTHORS, "DEAP: generation")]
+    report.plan(_RATES, names + [f"{space.name}, {name}" for space in chosen for name in _COMPILED_PEERS])
+    report.plan(_WORK, [space.name for space in chosen])
+    judged = {}
+    for space in chosen:
+        report.say(space.name)
+        judged[space.name] = _space(report, space, size, rounds)
+    for space in chosen:
+        expressions, verdicts, base = judged[space.name]
+        for name, peer in _COMPILED_PEERS.items():
+            report.say(f"{space.name}, {name}")
+            report.row(_RATES, _row(space, name, base, *_peer(peer(expressions[:few], space), verdicts)))
 
 
-def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
-    everyone, one_by_one, few, batches = _SIZES[size]
+def _row(space: Space, engine: str, base: float | None, rate: float | None, agreement: str | None, note: str) -> dict:
+    over = rate / base if rate and base else None
+    return {"space": space.name, "engine": engine, "per second": rate, "ratio": over} | {
+        "same verdicts": agreement,
+        "note": note,
+    }
+
+
+def _space(report: Report, space: Space, size: str, rounds: int) -> _Judged:
+    """Rows of ours and of the authors' route, which is what the ratios are to."""
+    everyone, one_by_one, _, batches = _SIZES[size]
     growth = {"per_operator": 1 if size == "smallest" else sizes().per_operator, "width": sizes().width}
     with float64():
         grown = grow(jax.random.key(1), space, **growth)
@@ -62,38 +94,32 @@ def _space(space: Space, size: str, rounds: int) -> tuple[list[dict], dict]:
         int(np.asarray(grow(jax.random.key(2), space, **growth).candidate).sum()),
         rounds,
     )
-    found = {
-        "ours: generation": (growing, None, ""),
-        "ours: full grid for everyone": (full, None, ""),
-        "ours: end to end, coarse to fine": (statistics.median(streams), None, "generation included"),
-    }
-    authors = authors_route(expressions, space)
-    found["DEAP + PyTorch, one at a time"] = _peer(authors, verdicts)
-    generated = authors_generate(one_by_one, space)
-    if generated.seconds:
-        found["DEAP: generation"] = (len(generated.expressions) / generated.seconds, None, generated.note)
-    for name, peer in (("vmapped lax.switch", vmapped_switch), ("kozax", kozax)):
-        found[name] = _peer(peer(expressions[:few], space), verdicts)
-    base = found["DEAP + PyTorch, one at a time"][0]
-    table = [
-        {"space": space.name, "engine": name, "per second": rate, "ratio": rate / base if rate and base else None}
-        | {"same verdicts": agreement, "note": note}
-        for name, (rate, agreement, note) in found.items()
-    ]
+    theirs, generated = _peer(authors_route(expressions, space), verdicts), authors_generate(one_by_one, space)
+    base, drawing = theirs[0], len(generated.expressions) / generated.seconds if generated.expressions else None
+    for name, rate, note in zip(
+        _OURS, (growing, full, statistics.median(streams)), ("", "", "generation included"), strict=True
+    ):
+        report.row(_RATES, _row(space, name, base, rate, None, note))
+    report.row(_RATES, _row(space, _AUTHORS, base, *theirs))
+    report.row(_RATES, _row(space, "DEAP: generation", base, drawing, None, generated.note))
     graph, _, _ = graphs.from_tokens(tokens, space)
     distinct = int((np.asarray(graph.left)[: int(graph.count)] != 0).sum())
     operators = int((tokens >= len(space.leaves)).sum())
     points = trajectories(space).inputs[0].size
-    return table, {
-        "space": space.name,
-        "numbers a row": points,
-        "candidates": len(tokens),
-        "operator nodes each": operators / len(tokens),
-        "distinct, share": min(1.0, distinct / operators),
-        "node-numbers/s, full grid": full * operators / len(tokens) * points,
-        "of it actually computed": full * distinct / len(tokens) * points,
-        "limit: multiply-adds/s": _limit(),
-    }
+    report.row(
+        _WORK,
+        {
+            "space": space.name,
+            "numbers a row": points,
+            "candidates": len(tokens),
+            "operator nodes each": operators / len(tokens),
+            "distinct, share": min(1.0, distinct / operators),
+            "node-numbers/s, full grid": full * operators / len(tokens) * points,
+            "of it actually computed": full * distinct / len(tokens) * points,
+            "limit: multiply-adds/s": _limit(),
+        },
+    )
+    return _Judged(expressions, verdicts, base)
 
 
 def _peer(result, verdicts) -> tuple[float | None, str | None, str]:

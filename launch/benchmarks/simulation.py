@@ -45,40 +45,50 @@ _WORKERS = SearchConfig().workers
 _SIZES = {  # simulated; probed, trained, compiled each
     "smallest": (16, 4, 2, 1),
     "small": (1024, 64, 8, 2),
-    "full": (16384, 1024, 64, 1),
+    "full": (16384, 256, 64, 1),
 }
 _SCHEDULES = {
     "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, overfit=2, proxy=(2, 4)),
     "small": ScheduleConfig(overfit=80, proxy=(200, 550)),
-    "full": ScheduleConfig(probe_at_once=256, overfit=80, proxy=(200, 550), at_once=64),
+    "full": ScheduleConfig(probe_at_once=128, overfit=80, proxy=(200, 400), at_once=64),
 }
-_SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (1, 16, 64)}
-_WAYS = (
-    ("heads on fixed features", "probe"),
-    ("proxy task, to its end", "proxy"),
-    ("whole detector, one image per category", "overfit"),
-)
+_SIDE_BY_SIDE = {"smallest": (1,), "small": (1, 2, 4), "full": (64,)}
+_WAYS = {
+    "probe": "heads on fixed features",
+    "proxy": "proxy task, to its end",
+    "overfit": "whole detector, one image per category",
+}
+_HALVING = "proxy task, halved at each horizon"
+_SIMULATION, _TOGETHER = "Prediction-space simulation", "Whole detectors side by side"
+_TRIED = "Candidates per minute"
 
 
 def measure(report: Report, *, size: str, rounds: int) -> None:
-    """All tables of the suite."""
+    """All tables of the suite; what says most comes first."""
     simulated, probed, trained, compiled_each = _SIZES[size]
-    spaces = [BOX] if size == "smallest" else SPACES.values()
-    for space in spaces:
-        report.row("Prediction-space simulation", _simulation(space, simulated, rounds))
+    ways = list(_WAYS)[: 1 if size == "smallest" else None]
+    others = [] if size == "smallest" else [space for space in SPACES.values() if space != BOX]
+    report.plan(_SIMULATION, [space.name for space in (BOX, *others)])
+    report.plan(_TRIED, [_WAYS[purpose] for purpose in ways] + [_HALVING] * ("proxy" in ways))
+    report.plan(_TOGETHER, [f"{count} at once" for count in _SIDE_BY_SIDE[size]])
+    report.row(_SIMULATION, _simulation(BOX, simulated, rounds))
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(size, pathlib.Path(folder))
         candidates = [bench.task.replaced("box", formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
-        report.say("detectors side by side")
-        for count in _SIDE_BY_SIDE[size]:
-            report.row("Whole detectors side by side", bench.side_by_side(count, rounds))
-        for what, purpose in _WAYS[: 1 if size == "smallest" else None]:
-            report.say(what)
+        rows = {}
+        for purpose in ways:
+            report.say(_WAYS[purpose])
             count = probed if purpose == "probe" else trained
-            row = bench.compare(what, purpose, candidates[:count], candidates[:compiled_each], rounds)
-            report.row("Candidates per minute", row)
-            if purpose == "proxy":
-                report.row("Candidates per minute", bench.halving(candidates[:trained], row))
+            rows[purpose] = bench.compare(purpose, candidates[:count], candidates[:compiled_each], rounds)
+            report.row(_TRIED, rows[purpose])
+            if purpose == "probe":
+                report.say("detectors side by side")
+                for together in _SIDE_BY_SIDE[size]:
+                    report.row(_TOGETHER, bench.side_by_side(together, rounds))
+        for space in others:
+            report.row(_SIMULATION, _simulation(space, simulated, rounds))
+        if "proxy" in ways:
+            report.row(_TRIED, bench.halving(candidates[:trained], rows["proxy"]))
 
 
 def converging(space: Space, count: int, seed: int) -> list[Expression]:
@@ -139,9 +149,7 @@ class _Bench:
     def _compile(self) -> JittedDetector:
         return jit_detector(self._build, self._config)
 
-    def compare(
-        self, what: str, purpose: str, ours: Sequence[LossPair], theirs: Sequence[LossPair], rounds: int
-    ) -> dict:
+    def compare(self, purpose: str, ours: Sequence[LossPair], theirs: Sequence[LossPair], rounds: int) -> dict:
         """Rates of both ways, in rounds that alternate; the first of ours, which compiles, is not counted."""
         count = self.trainer.at_once(purpose)
         one = self._probe_compiled if purpose == "probe" else functools.partial(self._train_compiled, purpose)
@@ -158,7 +166,7 @@ class _Bench:
         median = {name: float(np.median(values)) for name, values in rates.items()}
         each = [a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True)]
         return {
-            "what": what,
+            "what": _WAYS[purpose],
             "steps": self.trainer.horizons(purpose)[-1],
             "at once": count,
             "ours": median["ours"],
@@ -180,7 +188,7 @@ class _Bench:
         rate = 60.0 * len(candidates) / (time.perf_counter() - started)
         peer = whole["one at a time, compiled for each"]
         return whole | {
-            "what": "proxy task, halved at each horizon",
+            "what": _HALVING,
             "ours": rate,
             "ratio": rate / peer,
             "each round": "-",
@@ -236,8 +244,9 @@ class _Bench:
         evaluated = self.trainer._splits[purpose][1]
         batch = next(self.trainer._batches(purpose, 0, 0))
         looks = [(b.image, b.image_size) for b in list(eval_batches(evaluated, self._config.batch_size))]
-        if purpose == "probe":
-            many, several = self.trainer._heads, stack_losses([self.trainer._terms(self.task.default)] * count)
+        if purpose == "probe" or count > 1:
+            many = self.trainer._heads if purpose == "probe" else self.trainer._whole
+            several = stack_losses([self.trainer._terms(self.task.default)] * count)
             start = lambda: many.init(self.compiled.init(0).model, count)  # noqa: E731
             step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
             predict = many.predict
