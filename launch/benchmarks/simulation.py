@@ -43,12 +43,12 @@ from detectors.training.step import JittedDetector, jit_detector
 NEVER = threading.Event()
 _WORKERS = SearchConfig().workers
 _SIZES = {  # simulated; probed, trained, compiled each
-    "smallest": (16, 4, 2, 1),
+    "smallest": (4, 4, 2, 1),
     "small": (1024, 64, 8, 2),
     "full": (16384, 256, 64, 1),
 }
 _SCHEDULES = {
-    "smallest": ScheduleConfig(probe=(2, 4), probe_images=8, probe_at_once=4, overfit=2, proxy=(2, 4)),
+    "smallest": ScheduleConfig(probe=(1, 2), probe_images=8, probe_at_once=4, overfit=2, proxy=(2, 4)),
     "small": ScheduleConfig(overfit=80, proxy=(200, 550)),
     "full": ScheduleConfig(probe_at_once=128, overfit=80, proxy=(200, 400), at_once=64),
 }
@@ -71,7 +71,8 @@ def measure(report: Report, *, size: str, rounds: int) -> None:
     report.plan(_SIMULATION, [space.name for space in (BOX, *others)])
     report.plan(_TRIED, [_WAYS[purpose] for purpose in ways] + [_HALVING] * ("proxy" in ways))
     report.plan(_TOGETHER, [f"{count} at once" for count in _SIDE_BY_SIDE[size]])
-    report.row(_SIMULATION, _simulation(BOX, simulated, rounds))
+    converging = functools.partial(_converging, **({"per_operator": 1, "width": 16} if size == "smallest" else {}))
+    report.row(_SIMULATION, _simulation(BOX, converging(BOX, simulated, 1), rounds))
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(size, pathlib.Path(folder))
         candidates = [bench.task.replaced("box", formula, 1.0) for formula in converging(BOX, max(probed, trained), 7)]
@@ -86,15 +87,15 @@ def measure(report: Report, *, size: str, rounds: int) -> None:
                 for together in _SIDE_BY_SIDE[size]:
                     report.row(_TOGETHER, bench.side_by_side(together, rounds))
         for space in others:
-            report.row(_SIMULATION, _simulation(space, simulated, rounds))
+            report.row(_SIMULATION, _simulation(space, converging(space, simulated, 1), rounds))
         if "proxy" in ways:
             report.row(_TRIED, bench.halving(candidates[:trained], rows["proxy"]))
 
 
-def converging(space: Space, count: int, seed: int) -> list[Expression]:
+def _converging(space: Space, count: int, seed: int, **growth: int) -> list[Expression]:
     """Random formulas of a space that pass the gate."""
     with float64():
-        grown = grow(jax.random.key(seed), space)
+        grown = grow(jax.random.key(seed), space, **growth)
         rows = np.flatnonzero(grown.candidate)[: 1 << 15]
         tokens = tokens_of(grown, rows, space)
     good = decode(tokens[judge(tokens, space).failed[:, 0] == 7], space)
@@ -102,8 +103,7 @@ def converging(space: Space, count: int, seed: int) -> list[Expression]:
     return [good[k % len(good)] for k in range(count)]
 
 
-def _simulation(space: Space, count: int, rounds: int) -> dict:
-    candidates = converging(space, count, 1)
+def _simulation(space: Space, candidates: Sequence[Expression], rounds: int) -> dict:
     simulate(candidates, space)
     seconds = []
     for _ in range(rounds):
@@ -112,10 +112,10 @@ def _simulation(space: Space, count: int, rounds: int) -> dict:
         seconds.append(time.perf_counter() - started)
     return {
         "space": space.name,
-        "candidates": count,
+        "candidates": len(candidates),
         "nodes, mean": float(np.mean([len(c) for c in candidates])),
         "predictions": " x ".join(map(str, space.prediction("pixels", 0).start.shape)),
-        "per second": count / float(np.median(seconds)),
+        "per second": len(candidates) / float(np.median(seconds)),
     }
 
 
@@ -247,11 +247,12 @@ class _Bench:
         if purpose == "probe" or count > 1:
             many = self.trainer._heads if purpose == "probe" else self.trainer._whole
             several = stack_losses([self.trainer._terms(self.task.default)] * count)
+            batch = many.place(batch)  # as trainings do: else it is compiled again
             start = lambda: many.init(self.compiled.init(0).model, count)  # noqa: E731
             step = lambda state: many.step(state, batch, several, 100, 0)  # noqa: E731
             predict = many.predict
         else:
-            losses = self.trainer._terms(self.task.default)
+            losses, batch = self.trainer._terms(self.task.default), self.compiled.place(batch)
             start = lambda: self.compiled.init(0)  # noqa: E731
             step = lambda state: self.compiled.step(state, batch, losses, jnp.int32(100), jnp.int32(0))  # noqa: E731
             predict = self.compiled.predict
@@ -275,7 +276,8 @@ class _Bench:
 
     def side_by_side(self, count: int, rounds: int) -> dict:
         """A step of ``count`` whole detectors at once."""
-        many, batch = self.trainer._whole, next(self.trainer._batches("proxy", 0, 0))
+        many = self.trainer._whole
+        batch = many.place(next(self.trainer._batches("proxy", 0, 0)))
         several = stack_losses([self.trainer._terms(self.task.default)] * count)
         started = time.perf_counter()
         state = many.init(self.compiled.init(0).model, count)
@@ -302,7 +304,7 @@ class _Bench:
     def _alone(self, rounds: int) -> float:
         state, batch, losses = (
             self.compiled.init(0),
-            next(self.trainer._batches("proxy", 0, 0)),
+            self.compiled.place(next(self.trainer._batches("proxy", 0, 0))),
             self.trainer._terms(self.task.default),
         )
         seconds = []
