@@ -69,13 +69,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder; runs/compare_<config.na
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     workers.check()
     config: SearchRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / f"compare_{config.name}")
     console = Console(file=sys.stdout)
     resumes = f"Nothing finished is lost: the same command goes on in {folder}."
-    with script.ending("The comparison", interrupted=resumes), workers.joined(config) as leads:
+    with script.ending("The comparison", interrupted=resumes), compilation.kept(), workers.joined(config) as leads:
         if not leads:
             return
         kept = f"What was finished is kept in {folder}."

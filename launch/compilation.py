@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 import platform
 import threading
+from collections.abc import Iterator
 
 import jax
 import jaxlib.version
@@ -19,7 +20,21 @@ _LONG = 1.0  # seconds from which a program is kept (JAX's default) and named
 
 _compiled: list[tuple[str, float]] = []  # names and seconds
 _read: list[str] = []
+_told = False
 _thread = threading.local()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Keeps compiled programs, and prints at the end what was compiled, unless the script has told it by then."""
+    global _told
+    keep()
+    _compiled.clear()
+    _read.clear()
+    _told = False
+    yield
+    if _compiled and not _told:
+        print(summary(), flush=True)
 
 
 @functools.cache
@@ -38,7 +53,9 @@ def keep() -> None:
 
 
 def summary() -> str:
-    """What was compiled or read until now, in words; empty for nothing that took long."""
+    """What was compiled or read until now, in words; empty for nothing that took long. The end does not repeat it."""
+    global _told
+    _told = True
     folder = jax.config.jax_compilation_cache_dir
     parts = []
     if _compiled:

@@ -31,14 +31,13 @@ _SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     workers.check()
     if _WORKDIR.value is None:
         raise InputError("--workdir names the folder of a finished search")
     search = pathlib.Path(_WORKDIR.value)
     with script.ending("The confirmation", interrupted="Nothing finished is lost: the same command resumes."):
         config = _CONFIG.value or recorded.search_run(workdir.read_result(search)["config"])
-        with workers.joined(config) as leads:
+        with compilation.kept(), workers.joined(config) as leads:
             if leads:
                 confirm(config, search, _SEEDS.value, Console(file=sys.stdout))
 

@@ -59,11 +59,10 @@ _SAY_EVERY = 5.0  # seconds between lines of progress
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     if (_RESULTS_FILE.value is None) != (_ANNOTATIONS.value is None):
         raise InputError("--results_file needs --annotations, and they go together")
     trained_detector.check(checkpoint=_CHECKPOINT.value, weights=_WEIGHTS.value)
-    with script.ending("The evaluation", interrupted="Nothing was written."):
+    with script.ending("The evaluation", interrupted="Nothing was written."), compilation.kept():
         if _RESULTS_FILE.value is not None:
             _score_file(pathlib.Path(_RESULTS_FILE.value), pathlib.Path(_ANNOTATIONS.value))
         else:

@@ -38,7 +38,6 @@ _OF_THE_MACHINE = (  # fields of the task that another machine may have otherwis
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     config: LossTableRun = _CONFIG.value
     console = Console(file=sys.stdout)
     if _REPORT.value:
@@ -47,13 +46,9 @@ def main(argv: list[str]) -> None:
     path = pathlib.Path(_FILE.value or pathlib.Path("runs") / f"{config.name}.parquet")
     folder = path.with_suffix("")
 
-    with script.in_folder(
-        "The table",
-        folder,
-        console,
-        interrupted=f"What is finished is in {path}; the same command goes on with it.",
-        kept=f"What was finished is in {path}.",
-    ):
+    interrupted = f"What is finished is in {path}; the same command goes on with it."
+    kept = f"What was finished is in {path}."
+    with script.in_folder("The table", folder, console, interrupted=interrupted, kept=kept), compilation.kept():
         _show(_make(config, path, folder, console), config, console)
 
 

@@ -61,9 +61,8 @@ def main(argv: list[str]) -> None:
         raise InputError("name the images, or folders of them")
     trained_detector.check(checkpoint=_CHECKPOINT.value, weights=_WEIGHTS.value)
     script.quiet()
-    compilation.keep()
     out = pathlib.Path(_OUT.value)
-    with script.ending("The prediction", interrupted=f"What was found until then is in {out}."):
+    with script.ending("The prediction", interrupted=f"What was found until then is in {out}."), compilation.kept():
         unreadable = _predict(_CONFIG.value, argv[1:], out)
     if unreadable:
         which = "they are" if unreadable <= _NAMED else f"the first {_NAMED} are"

@@ -72,7 +72,6 @@ _FLUSH_SECONDS = flags.DEFINE_float(
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     processes.check()
     console = Console(file=sys.stdout)
 
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
     interrupted = "What is on disk is kept: the same command resumes the screening."
     if _ENUMERATE.value:
         interrupted = "Files of finished sizes are kept; the same command enumerates all sizes again."
-    with script.ending("The screening", interrupted=interrupted, say=say):
+    with script.ending("The screening", interrupted=interrupted, say=say), compilation.kept():
         space = spaces.find(_SPACE.value)
         processes.join()
         what = "atlas" if _ENUMERATE.value else "screen"

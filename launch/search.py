@@ -100,7 +100,6 @@ _ALLOW_DEVICE_CHANGE = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     workers.check()
     config: SearchRun = _CONFIG.value
     started = time.monotonic()
@@ -110,7 +109,7 @@ def main(argv: list[str]) -> None:
     ends = Ends(hours=_HOURS.value or math.inf, target=math.inf if _TARGET.value is None else _TARGET.value)
 
     resumes = f"Nothing finished is lost: the same command resumes the search in {folder}."
-    with script.ending("The search", interrupted=resumes), workers.joined(config) as searches:
+    with script.ending("The search", interrupted=resumes), compilation.kept(), workers.joined(config) as searches:
         if not searches:
             return
         with script.in_folder(

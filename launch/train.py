@@ -59,13 +59,11 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write figures for T
 
 def main(argv: list[str]) -> None:
     script.start(argv)
-    compilation.keep()
     processes.check()
     config: TrainRun = _CONFIG.value
     folder = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / config.name)
-    with script.ending(
-        "The training", interrupted=f"The same command resumes from the last checkpoint in {folder}.", folder=folder
-    ):
+    resumes = f"The same command resumes from the last checkpoint in {folder}."
+    with script.ending("The training", interrupted=resumes, folder=folder), compilation.kept():
         processes.join()
         detector, build = build_detector(config.detector, config.data.normalisation)
         if _SEARCH.value:

@@ -6,6 +6,8 @@ import sys
 
 from scripts import ROOT
 
+import compilation
+
 PROGRAM = """
 import compilation, jax, jax.numpy as jnp
 
@@ -41,3 +43,15 @@ def test_a_program_is_read_the_second_time_and_compiled_again_if_it_is_damaged(t
     assert first.startswith("Programs: 1 compiled in 0 s, the longest doubled (0 s)" + folder)
     assert second.startswith("Programs: 1 read as compiled before" + folder)
     assert third == first
+
+
+def test_the_end_says_what_was_compiled_unless_the_script_has_told_it(capsys):
+    for tells in (False, True):
+        with compilation.kept():
+            compilation._compiled.append(("step", 2.0))
+            told = compilation.summary() if tells else ""
+        said = told + capsys.readouterr().out
+        assert said.count("Programs: 1 compiled in 2 s, the longest step (2 s).") == 1
+    with compilation.kept():
+        pass
+    assert capsys.readouterr().out == ""
