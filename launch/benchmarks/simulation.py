@@ -98,7 +98,7 @@ def _converging(space: Space, count: int, seed: int, **growth: int) -> list[Expr
         grown = grow(jax.random.key(seed), space, **growth)
         rows = np.flatnonzero(grown.candidate)[: 1 << 15]
         tokens = tokens_of(grown, rows, space)
-    good = decode(tokens[judge(tokens, space).failed[:, 0] == 7], space)
+    good = decode(tokens[judge(tokens, space).passed(sign_flip=False)], space)
     good = [formula for formula in good if len(formula) <= 40] or [zoo.default(space)]
     return [good[k % len(good)] for k in range(count)]
 
