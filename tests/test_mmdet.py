@@ -67,10 +67,14 @@ def configured(tmp_path, monkeypatch):
 
 
 def head_of(config):
-    """The head, built as the detector builds it."""
+    """The head, built as the detector builds it, but with few channels."""
     model = config.model
     if "roi_head" not in model:
+        model.bbox_head.update(feat_channels=64, stacked_convs=1)
         return MODELS.build(model.bbox_head | {"train_cfg": model.get("train_cfg"), "test_cfg": model.test_cfg})
+    stages = model.roi_head.bbox_head
+    for stage in stages if isinstance(stages, list) else [stages]:
+        stage.fc_out_channels = 64
     return MODELS.build(model.roi_head | {"train_cfg": model.train_cfg.rcnn, "test_cfg": model.test_cfg.rcnn})
 
 
