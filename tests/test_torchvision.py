@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from torchvision_oracle import (
     CLASSES,
+    DEPTHS,
     EVERY_ANCHOR,
     EVERY_ROI,
     PER_LEVEL,
@@ -51,6 +52,7 @@ def ours(name: str, **changes):
     """Our detector with torchvision's weights: its graph and state."""
     detector, table = DETECTORS[name]
     config = dataclasses.replace(getattr(torchvision_settings, name)(CLASSES), **changes)
+    config.backbone = dataclasses.replace(config.backbone, depths=DEPTHS)
     if hasattr(config, "rpn"):
         kept = dict(train_proposals=PROPOSALS, test_proposals=PROPOSALS)
         kept |= dict(per_level=2 * PER_LEVEL, test_per_level=PER_LEVEL)
@@ -68,12 +70,21 @@ def prepared(model, images, targets=None):
     return listed.tensors.numpy().transpose(0, 2, 3, 1), np.float32(listed.image_sizes), targets
 
 
-@pytest.mark.parametrize(("name", "config"), [("resnet50", resnet50), ("resnet101", resnet101)])
-def test_resnet_features(name, config):
+def test_a_deeper_network_takes_all_weights():
+    with torch.device("meta"):
+        network = torchvision.models.resnet101(weights=None)
+    tensors = arrays(network.to_empty(device="cpu"))
+    backbone = nnx.eval_shape(lambda: ResNet(resnet101(outputs=(1, 2, 3, 4)), rngs=nnx.Rngs(0)))
+    weights.assign(backbone, tensors, weights.RESNET, skip=weights.CLASSIFIER)  # all that there are, in their shapes
+    kernel = tensors["layer3.22.conv3.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(backbone.stages[2][22].convs[2].kernel[...], kernel)
+
+
+def test_resnet_features():
     torch.manual_seed(0)
-    network = getattr(torchvision.models, name)(weights=None).eval()
+    network = torchvision.models.resnet50(weights=None).eval()
     shake(network, torch.stack(pictures([(96, 128)] * 4)))
-    backbone = nnx.eval_shape(lambda: ResNet(config(outputs=(1, 2, 3, 4)), rngs=nnx.Rngs(0)))
+    backbone = nnx.eval_shape(lambda: ResNet(resnet50(outputs=(1, 2, 3, 4)), rngs=nnx.Rngs(0)))
     weights.assign(backbone, arrays(network), weights.RESNET, skip=weights.CLASSIFIER)
     graph, state = nnx.split(backbone)
     image = np.random.default_rng(0).normal(size=(2, 96, 128, 3)).astype(np.float32)
@@ -139,7 +150,7 @@ def test_detections(name):
     assert len(labels_seen) >= 3 and len(sizes_seen) == 4
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"])
 def test_photographs(name, test_data):
     """From the files on: of various sizes, landscape and portrait, as predict.py and torchvision find objects."""
     model = theirs(name)

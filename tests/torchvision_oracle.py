@@ -87,6 +87,7 @@ detection = importlib.import_module("torchvision.models.detection")
 
 CLASSES = 5
 SIZES = dict(min_size=128, max_size=160)
+DEPTHS = (1, 1, 1, 1)  # of the detectors' backbones: whole networks are compared by their features
 PER_LEVEL, PROPOSALS = 300, 100
 # Samples per image: more than there are, so that nothing is left to chance.
 EVERY_ANCHOR, EVERY_ROI, POSITIVES = 20_000, 208, 0.25
@@ -138,7 +139,7 @@ def pictures(sizes):
 
 @functools.cache
 def theirs(name: str):
-    """torchvision's detector with random weights and heads that give detections of all classes."""
+    """torchvision's detector, less deep, with random weights and heads that give detections of all classes."""
     torch.manual_seed(3)
     options = dict(
         rpn_pre_nms_top_n_train=2 * PER_LEVEL,
@@ -155,6 +156,9 @@ def theirs(name: str):
     build = getattr(detection, name)
     model = build(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **SIZES, **options).eval()
     images = pictures([(100, 130), (200, 245)])
+    body = model.backbone.body
+    for stage, depth in enumerate(DEPTHS, start=1):
+        body[f"layer{stage}"] = body[f"layer{stage}"][:depth]
     # torchvision sets eps to 0 for the COCO weights of its R-CNNs.
     shake(model.backbone, model.transform(images)[0].tensors, eps=1e-5 if name.startswith("fcos") else 0.0)
     for layer_name, layer in model.named_modules():
