@@ -78,7 +78,7 @@ def test_graphs_evaluate_what_formulas_do(space, random_graphs):
     grown, tokens, expressions = random_graphs[space.name]
     grid = trajectories(space)
     points = grid.inputs[:, ::5, ::6].reshape(len(space.variables), -1, *grid.inputs.shape[3:])
-    chosen = np.random.default_rng(0).permutation(len(expressions))[:150]
+    chosen = np.random.default_rng(0).permutation(len(expressions))[:75]
     with float64():
         leaves = graphs.leaf_values(space, points)
         rows = np.flatnonzero(grown.candidate)[chosen]
