@@ -84,8 +84,9 @@ def test_the_surrogate_needs_fewer_trainings_where_ap_is_smooth():
         known = smooth(np.random.default_rng(number))
         for name, places in needed.items():
             settings = {"noise": NOISE} if name == "surrogate" and number % 2 else {}
-            order = replay.replay(named(name, **settings), known, 0, np.random.default_rng(number))
-            places.append(int(np.flatnonzero(known.truth[0, order] == known.truth.max())[0]) + 1)
+            most = 60 if name == "surrogate" else 150  # it is slow, and done by then
+            order = replay.replay(named(name, **settings), known, 0, np.random.default_rng(number), most=most)
+            places.append([*np.flatnonzero(known.truth[0, order] == known.truth.max()).tolist(), 149][0] + 1)
     assert np.mean(needed["surrogate"]) < 75.5 / 3, needed
     assert np.mean(needed["surrogate"]) < np.mean(needed["evolution"]) < np.mean(needed["random"]), needed
 
@@ -101,7 +102,7 @@ def test_evolution_beats_random_order_where_ap_is_smooth():
 
 def test_nothing_beats_random_order_where_ap_is_noise():
     """The best of 20 is truly 0.5 with a deviation of 0.02; no mean is off by more than four of its errors."""
-    for name, count in (("random", 400), ("cascade", 400), ("evolution", 400), ("surrogate", 25)):
+    for name, count in (("random", 200), ("cascade", 200), ("evolution", 200), ("surrogate", 15)):
         found = []
         for number in range(count):
             known = lottery(np.random.default_rng(number))
