@@ -33,7 +33,11 @@ hypothesis.settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests that need a GPU are left out where there is none: skipped ones would have to run with the extras."""
+    """Modules that share compiled functions come first, one after the other.
+
+    Tests that need a GPU are left out where there is none: skipped ones would have to run with the extras.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("computes") is None)  # which leaves the order within both
     of_gpus = [item for item in items if item.get_closest_marker("gpu")]
     if of_gpus and jax.default_backend() != "gpu":
         config.hook.pytest_deselected(items=of_gpus)
@@ -76,17 +80,26 @@ def pytest_sessionfinish(session):
         pathlib.Path(path).write_text("".join(f"{test}\n" for test in sorted(_skipped)))
 
 
+_shares = False  # whether the functions that are compiled now are those of a module marked ``computes``
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions(request):
     """Compiles as fast as can be, also in processes that are started, unless a module is marked ``computes``.
 
     Screens in small batches unless it is marked ``batches``, since tests judge few formulas at once and a batch costs
     the same whatever it holds.
-    Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions.
+    Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions. Those
+    marked ``computes`` share most of theirs, such as the programs that judge formulas.
     """
+    global _shares
     from cse_jax.screening import sizes  # not before its types are checked
 
     quick = request.node.get_closest_marker("computes") is None
+    shares = not quick and request.node.get_closest_marker("batches") is None
+    if not (shares and _shares):
+        jax.clear_caches()
+    _shares = shares
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
@@ -94,7 +107,6 @@ def compiled_functions(request):
             small = dataclasses.replace(sizes.CPU, batch=1024, gradient_batch=128, simulated=16)
             patch.setattr(sizes, "CPU", small)
         yield
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
