@@ -146,8 +146,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _two_sided(difference: float, error: float, degrees: int) -> float:
-    from scipy import stats
+    from scipy import special
 
     if error == 0.0:
         return 1.0 if difference == 0.0 else 0.0
-    return float(2.0 * stats.t.sf(abs(difference) / error, degrees))
+    return float(2.0 * special.stdtr(degrees, -abs(difference) / error))
