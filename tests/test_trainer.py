@@ -197,23 +197,23 @@ def test_functions_are_trained_alone_beside_formulas(compiled, data, tmp_path, m
 
 
 def on_devices(folder) -> None:
-    """Run in a process with eight simulated devices: what they train side by side is what one trains."""
+    """Run in a process with four simulated devices: what they train side by side is what one trains."""
     scenes = DigitScenesConfig(train_images=30, select_images=10, test_images=12)
     data = open_dataset(DataConfig(digit_scenes=scenes, data_dir=str(folder)))
     compiled = jit_detector(BUILD, TRAIN)
     trainer = make(compiled, data, folder, at_once=3)
-    assert (trainer.at_once("probe"), trainer.at_once("proxy")) == (8, 8) and trainer._heads.devices == 8
+    assert (trainer.at_once("probe"), trainer.at_once("proxy")) == (4, 4) and trainer._heads.devices == 4
     assert make(compiled, data, folder, at_once=1).at_once("proxy") == 1, "one whose batches all devices share"
     pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
-    batch, losses, model = next(trainer._batches("probe", 0, 0)), trainer._padded(pairs, 16), compiled.init(0).model
+    batch, losses, model = next(trainer._batches("probe", 0, 0)), trainer._padded(pairs, 8), compiled.init(0).model
     found = []
     for devices in (jax.devices(), jax.devices()[:1]):
         many = batched.jit_many(BUILD, TRAIN, own=FCOS.is_output, devices=devices)
-        state = many.init(model, 16)
+        state = many.init(model, 8)
         for _ in range(3):
             state, metrics = many.step(state, many.place(batch), losses, 4, 0)
         for leaf in jax.tree.leaves((state.own, state.opt_state, metrics)):
-            assert {len(shard.data) for shard in leaf.addressable_shards} == {16 // len(devices)}
+            assert {len(shard.data) for shard in leaf.addressable_shards} == {8 // len(devices)}
         found.append(jax.device_get((state.own, metrics)))
         for program in (
             jax.jit(many.predict).lower(state, batch.image, batch.image_size),
@@ -221,18 +221,18 @@ def on_devices(folder) -> None:
         ):
             assert ("manual_computation" in program.as_text()) == (len(devices) > 1), "each with its own rows"
         pausing.pause(state, 5, folder / "paused.npz")
-        again = pausing.resumed(many.init(model, 16), [folder / "paused.npz"])
+        again = pausing.resumed(many.init(model, 8), [folder / "paused.npz"])
         for ours, theirs in zip(jax.tree.leaves(again.own), jax.tree.leaves(state.own), strict=True):
-            np.testing.assert_array_equal(ours[9], theirs[5])
+            np.testing.assert_array_equal(ours[7], theirs[5])
             assert ours.sharding == theirs.sharding
-    assert found[0][1]["finite"].tolist() == [True, False] + [True] * 14
+    assert found[0][1]["finite"].tolist() == [True, False] + [True] * 6
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)
 
 
 @pytest.mark.slow
 def test_candidates_are_spread_over_the_devices(tmp_path):
     script = f"import pathlib, test_trainer; test_trainer.on_devices(pathlib.Path({str(tmp_path)!r}))"
-    run_on_devices(8, script)
+    run_on_devices(4, script)
 
 
 def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):
