@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.smallest import faster_rcnn_smallest, fcos_smallest
 from cse_jax import losses as library
 from cse_jax.language import spaces, zoo
 from detectors import named_losses
@@ -24,8 +25,8 @@ from detectors.losses import (
     term,
 )
 from detectors.models import build_detector
-from detectors.models.faster_rcnn import FasterRCNN, faster_rcnn_tiny
-from detectors.models.fcos import FCOS, fcos_tiny
+from detectors.models.faster_rcnn import FasterRCNN
+from detectors.models.fcos import FCOS
 from detectors.named_losses import LossError, NamedLoss
 from detectors.ops import boxes as box_ops
 from detectors.ops.padding import Pyramid
@@ -35,7 +36,7 @@ from detectors.training.step import TrainConfig, jit_detector
 
 MULTI, BINARY, BOX = spaces.MULTI_CLASS, spaces.BINARY_CLASS, spaces.BOX
 SIZE, CLASSES = 64, 3
-TINY = {"fcos": fcos_tiny(CLASSES), "faster_rcnn": faster_rcnn_tiny(CLASSES)}
+TINY = {"fcos": fcos_smallest(CLASSES), "faster_rcnn": faster_rcnn_smallest(CLASSES)}
 QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
