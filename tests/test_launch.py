@@ -1,6 +1,7 @@
 """The scripts as a user runs them: a whole search, kills, exports, and bad input."""
 
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -10,10 +11,11 @@ import socket
 import time
 
 import pytest
-from extras import need
 from micro import FLAGS
 from PIL import Image
 from scripts import functions, run, start
+
+from cse_jax.search.ray_trainer import RayTrainer
 
 pytestmark = pytest.mark.batches
 SMALL = [
@@ -97,27 +99,20 @@ def signal_after(process, lines, delay, number):
 
 
 @pytest.mark.slow
-def test_a_killed_search_ends_the_same(finished, tmp_path, data_dir):
-    """Kills the real process (SIGKILL) at a random moment of its life, then lets it finish."""
-    workdir = tmp_path / "killed"
-    process = start("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir)
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray's, from JAX's process
+def test_a_killed_search_ends_the_same_whoever_trains(finished, tmp_path, data_dir, monkeypatch):
+    """Kills the real process (SIGKILL) at a random moment of its life; others train the rest, bit for bit the same."""
+    process = start("search", *SMALL, "--workers=inline:1", f"--workdir={tmp_path}", data_dir=data_dir)
     signal_after(process, 4, random.Random(0).uniform(0.0, 1.0), signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert not (workdir / "result.json").exists()
-    code, output = run("search", *SMALL, f"--workdir={workdir}", data_dir=data_dir)
+    assert not (tmp_path / "result.json").exists()
+    asked, ask = set(), RayTrainer.ask
+    monkeypatch.setattr(RayTrainer, "ask", lambda self, *task, **about: asked.add(task[0]) or ask(self, *task, **about))
+    has_ray = importlib.util.find_spec("ray") is not None  # else the two threads of the default train
+    workers = ["--workers=ray:2"] if has_ray else []
+    code, output = run("search", *SMALL, *workers, f"--workdir={tmp_path}", data_dir=data_dir)
     assert code == 0, output
-    assert outcome(workdir) == outcome(finished[0])
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray's, from JAX's process
-@pytest.mark.parametrize("workers", ["inline:1", "ray:2"])
-def test_a_search_ends_the_same_whoever_trains(finished, tmp_path, data_dir, workers):
-    """The halls of fame and the final table, bit for bit, as with the two threads of the default."""
-    if workers.startswith("ray"):
-        need("ray")
-    code, output = run("search", *SMALL, f"--workers={workers}", f"--workdir={tmp_path}", data_dir=data_dir)
-    assert code == 0, output
+    assert ("train" in asked) == has_ray
     assert outcome(tmp_path)[0]["box"] and outcome(tmp_path) == outcome(finished[0])
 
 
@@ -138,20 +133,13 @@ def test_processes_end_together_and_find_what_one_finds(finished, tmp_path, data
     code, output = first.finish(timeout=60)
     assert code == 1 and "The search stopped: process 1 has ended" in output and "Traceback" not in output, output
     code, output = second.finish(timeout=60)
-    assert code == 130 and "Interrupted. Nothing finished is lost" in output and not (tmp_path / "result.json").exists()
+    assert code == 130 and "Interrupted. Nothing finished is lost" in output and "Traceback" not in output
+    assert not (tmp_path / "result.json").exists()
     first, second = together(tmp_path, data_dir)
     (code, output), (other, said) = first.finish(), second.finish(timeout=20)
     assert (code, other) == (0, 0), output + said
     assert "Process 1 of 2 trains for process 0" in said and "Report:" not in said
     assert outcome(tmp_path) == outcome(finished[0])
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_resume(tmp_path, data_dir):
-    process = start("search", *SMALL, f"--workdir={tmp_path / 'run'}", data_dir=data_dir)
-    output = signal_after(process, 3, 0.5, signal.SIGINT)
-    assert process.returncode == 130, output
-    assert "Nothing finished is lost" in output and "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -250,7 +238,7 @@ def test_pairs_are_compared_and_further_ones_added(tmp_path, data_dir):
         assert code == 1 and message in output and "Traceback" not in output, output
 
 
-def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir):
+def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir, monkeypatch):
     """By a script of its own, with the search's own config; the search's flag then finds nothing left to train."""
     workdir, _ = finished
     result = json.loads((workdir / "result.json").read_text())
@@ -270,6 +258,7 @@ def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir):
     code, output = run("search", *SMALL, "--confirm=2", f"--workdir={workdir}", data_dir=data_dir)
     assert code == 0 and confirmed["conclusion"] in output, output
     assert (folder / "confirm.json").read_bytes() == written
+    monkeypatch.setattr("confirming._image_errors", lambda _, found: [0.0] * len(found.table))  # takes long to compile
     for flag, expected, said in (
         ("--config.search.regression.generations=3", 0, confirmed["conclusion"]),
         ("--config.schedule.final=14", 1, "config.schedule.final: 12 -> 14): give this confirmation a name of its own"),
