@@ -265,6 +265,16 @@ def way(request, monkeypatch):
     return WAYS[request.param]
 
 
+def ways(space, inputs, monkeypatch):
+    """Value and gradients of a program as a function compiled for each way to run it."""
+    runs = []
+    for module in WAYS.values():
+        run_in(module, monkeypatch)
+        runs.append(jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs)))
+        runs[-1](programs.compile_expression(cse_jax.parse("1", space)))  # all programs have its shape
+    return runs
+
+
 def test_an_accelerator_branches_for_a_single_program(monkeypatch):
     space, rng = cse_jax.spaces.MULTI_CLASS, np.random.default_rng(2)
     program = programs.compile_expression(zoo.find("A_cls", space))
@@ -289,14 +299,10 @@ def test_programs_equal_traced_formulas(space, monkeypatch):
     their 15th digit, without a square root of almost 0, and with no part above 1e15, as what is divided by 0 has.
     """
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, np.random.default_rng(0)).items()}
-    runs = []
-    for module in WAYS.values():
-        run_in(module, monkeypatch)
-        runs.append(jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs)))
-        runs[-1](programs.compile_expression(zoo.default(space)))
+    runs = ways(space, inputs, monkeypatch)
     shape = Shape(min_height=0, max_height=12, max_nodes=64)
-    formulas = sorted(random_expressions(space, 200, shape=shape), key=len)[1::2]
-    assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) == 12
+    formulas = sorted(random_expressions(space, 200, shape=shape), key=len)[3::4]
+    assert max(map(len, formulas)) > 60 and max(f.height for f in formulas) > 10
     noise = np.random.default_rng(1)
     off = {
         n: np.stack([a * (1.0 + 4e-15 * noise.choice([-1.0, 1.0], a.shape)) for _ in range(4)])
@@ -317,7 +323,7 @@ def test_programs_equal_traced_formulas(space, monkeypatch):
                 stable &= np.isclose(theirs[1:], theirs[0], rtol=1e-11, atol=1e-14).all(0)
                 np.testing.assert_allclose(np.asarray(ours)[stable], theirs[0][stable], rtol=1e-9, atol=1e-12)
                 checked += stable.mean() / (1 + len(space.differentiable)) / len(runs)
-    assert checked > 65
+    assert checked > 32
 
 
 def _traced(expression, inputs):
@@ -527,9 +533,9 @@ def class_axis_space():
     OPERATORS.update(before)
 
 
-def by_engine(formulas, space, inputs, tangent):
-    """Loss per row, and its derivative along a change of X, as three engines have them: traced, program, graph."""
-    run = jax.jit(lambda program: interpreter.value_and_gradients(space, program, inputs))
+def by_engine(formulas, space, inputs, tangent, monkeypatch):
+    """Loss per row, and its derivative along a change of X: traced, by the program in both ways, and by the graph."""
+    runs = ways(space, inputs, monkeypatch)
     leaves = graphs.leaf_values(space, np.stack([inputs[v.name] for v in space.variables]))
     change = np.zeros_like(leaves)
     change[space.leaves.index("X")] = tangent
@@ -539,16 +545,15 @@ def by_engine(formulas, space, inputs, tangent):
         value, derivative = jax.jvp(lambda x, f=formula: f.evaluate(inputs | {"X": x}), (inputs["X"],), (tangent,))
         program = programs.compile_expression(formula)
         assert bool(program.wide) == bool(wide[k]) == (value.shape[-1] > 1)
-        losses, gradients = run(program)
         yield (
             formula,
             (value.sum(-1), derivative.sum(-1)),
-            (losses.sum(-1), (gradients["X"] * tangent).sum(-1)),
+            *((losses.sum(-1), (gradients["X"] * tangent).sum(-1)) for losses, gradients in (r(program) for r in runs)),
             [a[k].sum(-1) if wide[k] else a[k, :, 0] for a in from_graph],
         )
 
 
-def test_engines_agree_on_operators_along_the_class_axis(class_axis_space, way):
+def test_engines_agree_on_operators_along_the_class_axis(class_axis_space, monkeypatch):
     """Operands have a class axis, or none (as a dot product), or are one of each."""
     space, rng = class_axis_space, np.random.default_rng(0)
     inputs = {name: jnp.asarray(value) for name, value in inputs_for(space, rng).items()}
@@ -561,7 +566,7 @@ def test_engines_agree_on_operators_along_the_class_axis(class_axis_space, way):
     ]
     formulas = [cse_jax.parse(text, space) for text in (*texts, *(f"dot({text}, x)" for text in texts))]
     formulas += random_expressions(space, 100, shape=Shape(max_height=5))
-    for formula, traced, *others in by_engine(formulas, space, inputs, tangent):
+    for formula, traced, *others in by_engine(formulas, space, inputs, tangent, monkeypatch):
         for found, expected in itertools.product(others, [traced]):
             for ours, theirs in zip(found, expected, strict=True):
                 atol = 1e-12 * (1.0 + np.abs(theirs).max())
@@ -575,12 +580,12 @@ def test_operators_of_a_user_reject_what_is_no_loss_of_one_row(class_axis_space)
         assert verdict.failed is (Property.RISES if "top" in text else Property.DEPENDS), text
 
 
-def test_no_gradient_out_of_infinities_without_a_class_axis():
+def test_no_gradient_out_of_infinities_without_a_class_axis(monkeypatch):
     """A dot product of two dot products is a product: where it holds 0 times an infinite derivative, that is 0."""
     space = cse_jax.spaces.MULTI_CLASS
     inputs = {"X": jnp.array([[-1.0, -2.0]]), "Y": jnp.array([[0.0, 1.0]]), "Z": jnp.ones((1, 2))}
     formula = cse_jax.parse("dot(sqrt(relu(dot(x, w))), relu(dot(x, w)))", space)
-    ((_, _, *others),) = by_engine([formula], space, inputs, jnp.ones((1, 2)))
+    ((_, _, *others),) = by_engine([formula], space, inputs, jnp.ones((1, 2)), monkeypatch)
     for value, derivative in others:
         assert value == 0.0 and derivative == 0.0
 
