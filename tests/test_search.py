@@ -359,14 +359,14 @@ def test_random_first_population(tmp_path):
 
 
 def test_random_search_with_the_same_budget_is_a_control(tmp_path):
-    sizes, final = dataclasses.replace(ONE, population=1500), FinalConfig(seeds=2, branches=False, random_search=True)
-    config = SearchConfig(classification=sizes, regression=sizes, final=final)
+    final = FinalConfig(seeds=2, branches=False, random_search=True)
+    config = SearchConfig(classification=ONE, regression=ONE, final=final)
     result = run(tmp_path, config=config)
     searched, control = (
         [counts for branch in result.branches if branch.plan.control == control for counts in branch.funnel]
         for control in (False, True)
     )
-    assert [c["generated"] for c in searched] == [c["generated"] for c in control] == [1500] * 2
+    assert [c["generated"] for c in searched] == [c["generated"] for c in control] == [400] * 2
     converged = [sum(counts["verification"] for counts in funnel) for funnel in (control, searched)]
     assert converged[0] < converged[1]  # random formulas rarely do
     (row,) = (row for row in result.table if row.role == Role.RANDOM_SEARCH)
