@@ -1,4 +1,4 @@
-"""Compares how fast searches find good losses, by kind; those of one name that differ in their seeds are one kind.
+"""Compares how fast searches find good losses, by kind; those of one name are one kind, and may differ in their seeds.
 
     python launch/compare_searches.py --searches='runs/algorithms_*'
     python launch/compare_searches.py --searches=runs/a_0,runs/a_1,runs/b_0,runs/b_1 --workdir=runs/a_and_b
@@ -20,7 +20,7 @@ from cse_jax import workdir
 from cse_jax.errors import InputError
 from cse_jax.reporting import searches_report
 from cse_jax.reporting.page import facts
-from cse_jax.reporting.page.compare import setup_differences
+from cse_jax.reporting.page.compare import differences_of_kind, setup_differences
 
 _SEARCHES = flags.DEFINE_list("searches", None, "Folders of searches, or patterns of such, with commas between them.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/searches", "Folder for the files.")
@@ -33,12 +33,18 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(_WORKDIR.value)
     with script.ending("The comparison", interrupted="Nothing was written."):
         kinds: dict[str, list[searches_report.Curve]] = {}
-        first = None
+        first, firsts = None, {}
         for folder in _folders(_SEARCHES.value):
             found = facts.read(folder, recorded.task(folder))
             first = first or found
             if differing := setup_differences(first, found):
                 raise InputError(f"{first.folder} and {folder} differ in {differing[0]}: their APs can't be compared")
+            of_kind = firsts.setdefault(found.name, found)
+            if differing := differences_of_kind(of_kind, found):
+                raise InputError(
+                    f"{of_kind.folder} and {folder} have one name, {found.name}, and differ in {differing[0]}: "
+                    "searches of one name are taken for one kind, so compare these apart"
+                )
             kinds.setdefault(found.name, []).append(searches_report.curve(found))
         with workdir.opened(out):
             searches_report.write(out, kinds)

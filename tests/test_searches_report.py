@@ -73,6 +73,12 @@ def test_the_script_groups_by_name_and_refuses_other_tasks(tmp_path):
     code, output = run("compare_searches", found, f"--workdir={tmp_path / 'out'}")
     assert code == 0 and "| trial | 2 |" in output and "| trial two | 1 |" in output
     assert (tmp_path / "out" / "searches.svg").is_file()
+    config = tmp_path / "run_1" / "config.json"
+    config.write_text(config.read_text().replace('"population": 10000', '"population": 99'))
+    result = tmp_path / "run_1" / "result.json"
+    result.write_text(result.read_text().replace('"population": 10000', '"population": 99'))
+    code, output = run("compare_searches", found, f"--workdir={tmp_path / 'out'}")
+    assert code == 1 and "have one name, trial, and differ in config.search.classification.population" in output, output
     code, output = run("compare_searches", f"--searches={tmp_path}/nothing*")
     assert code == 1 and f"'{tmp_path}/nothing*' names no folder" in output
     code, output = run("compare_searches")

@@ -40,8 +40,14 @@ def setup_differences(one: Facts, other: Facts) -> list[str]:
     return _of_setup(_differences(one, other))
 
 
-def _differences(one: Facts, other: Facts) -> list[str]:
-    return workdir.differences(one.result["config"], other.result["config"], free={"name"})
+def differences_of_kind(one: Facts, other: Facts) -> list[str]:
+    """The fields of two searches' configs that differ and change what is found, but for the seed, with both values."""
+    lines = _differences(one, other, "search.seed", "search.workers", "search.time_limit")
+    return [line for line in lines if not line.startswith("config.search.final.")]
+
+
+def _differences(one: Facts, other: Facts, *free: str) -> list[str]:
+    return workdir.differences(one.result["config"], other.result["config"], free={"name", *free})
 
 
 def _of_setup(lines: Iterable[str]) -> list[str]:
