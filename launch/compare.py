@@ -64,6 +64,11 @@ _TUNED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=100_000,
 )
+_OWN_STARTS = flags.DEFINE_bool(
+    "own_starts",
+    False,
+    "Each seed has a shared start of its own (config.schedule.start), so that intervals hold for other starts as well.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder; runs/compare_<config.name> by default.")
 
 
@@ -92,15 +97,18 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     tuning = experiment.tuned if _TUNED.value is None else _TUNED.value
     if not pairs and not tuning:
         raise InputError("there is nothing to compare with the default losses: give a --pair, or --tuned")
+    if _OWN_STARTS.value and (purpose == "proxy" or not config.schedule.start):
+        raise InputError("--own_starts is of the test split, and of trainings with a start: --config.schedule.start")
     selects = bool(tuning) or purpose == "proxy"
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(workers.opened(config, folder, selects=selects))
+        opened = stack.enter_context(workers.opened(config, folder, selects=selects, own_starts=_OWN_STARTS.value))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
+        about |= {"own_starts": True} if _OWN_STARTS.value else {}
         ledger = stack.enter_context(Ledger(folder / "ledger.sqlite", identity=about))
         workdir.write_description(folder, about)
         costs: dict[str, float] = {name: trainer.horizons(name)[-1] for name in ("proxy", "final")}
         with Monitor(console, steps=costs) as monitor:
-            if trainer.shared_start:
+            if trainer.shared_start and (tuning or not _OWN_STARTS.value):
                 monitor.activity("default losses, the start of all trainings")
                 trainer.prepare()
             trials = Trials(
@@ -118,7 +126,7 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     about |= {
         "title": f"Pairs of losses, {config.name}",
         "split": _SPLIT.value,
-        "note": _note(config.search.proxy_seeds if tuning else ()),
+        "note": _note(config.search.proxy_seeds if tuning else (), starts=bool(config.schedule.start)),
     }
     data = comparison_report.write(folder, found, about=about)
     confirmation_report.show(console, found, split=_SPLIT.value)
@@ -126,13 +134,21 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _note(tuned_with: Sequence[int]) -> str:
-    """What is known of choices among the pairs; the seeds are those with which hyper-parameters were tuned, if any."""
+def _note(tuned_with: Sequence[int], *, starts: bool) -> str:
+    """What is known of choices among the pairs, and of what their trainings begin with.
+
+    Args:
+      tuned_with: the seeds with which hyper-parameters were tuned, if any.
+      starts: whether trainings begin with a detector that the default losses have trained.
+    """
     known = "Whether a choice among these pairs has used these seeds, or this split, is not known here"
-    if not tuned_with:
-        return f"{known}."
     seeds = ", ".join(map(str, tuned_with))
-    return f"{known}, but that the tuned pair was chosen on the select split, with the seeds {seeds}."
+    known += f", but that the tuned pair was chosen on the select split, with the seeds {seeds}." if seeds else "."
+    if not starts:
+        return known
+    if _OWN_STARTS.value:
+        return f"{known} Each seed had a start of its own, which all losses share."
+    return f"{known} All trainings began with one start; another may suit a loss better (--own_starts)."
 
 
 if __name__ == "__main__":

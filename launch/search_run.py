@@ -115,13 +115,16 @@ class LossTableRun(DetectorRun):
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
 
 
-def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, selects: bool = True) -> DetectorTrainer:
+def trainer_of(
+    config: SearchRun | LossTableRun, folder: pathlib.Path, *, selects: bool = True, own_starts: bool = False
+) -> DetectorTrainer:
     """The trainer of a run; its models go to ``checkpoints`` in the folder.
 
     Args:
       config: of the run.
       folder: of the run.
       selects: whether it selects among losses, which takes a split of its own.
+      own_starts: as of ``DetectorTrainer``.
 
     Raises:
       InputError: the data doesn't fit the detector, or has no split to select on.
@@ -145,5 +148,6 @@ def trainer_of(config: SearchRun | LossTableRun, folder: pathlib.Path, *, select
         flip=config.data.flip,
         workers=config.data.workers,
         seed=config.search.seed if isinstance(config, SearchRun) else config.table.seed,
+        own_starts=own_starts,
         checkpoints=folder / "checkpoints",
     )

@@ -212,8 +212,25 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
 
 def test_a_comparison_says_how_its_tuned_pair_was_chosen():
     note = functions("compare")["_note"]
-    assert note([0, 1]).endswith("but that the tuned pair was chosen on the select split, with the seeds 0, 1.")
-    assert "tuned" not in note(())
+    tuned = note([0, 1], starts=False)
+    assert tuned.endswith("but that the tuned pair was chosen on the select split, with the seeds 0, 1.")
+    assert "tuned" not in note((), starts=False) and "start" not in note((), starts=False)
+
+
+def test_a_comparison_says_what_its_trainings_begin_with(tmp_path, data_dir):
+    arguments = ["compare", *SMALL, "--pair=| 1 - i / u", "--own_starts"]
+    for wrong in ("--split=select", "--config.schedule.start=0"):
+        code, output = run(*arguments, wrong, f"--workdir={tmp_path / 'wrong'}", data_dir=data_dir)
+        assert code == 1 and "--own_starts is of the test split, and of trainings with a start" in output, output
+    code, output = run(*arguments, "--workers=ray:2", f"--workdir={tmp_path / 'wrong'}", data_dir=data_dir)
+    assert code == 1 and "--own_starts needs --workers=inline:N" in output, output
+    for flags, said in ((["--seeds=2"], "one start; another may suit"), (["--seeds=2", "--own_starts"], "of its own")):
+        folder = tmp_path / f"run{len(flags)}"
+        code, output = run(*arguments[:-1], *flags, f"--workdir={folder}", data_dir=data_dir)
+        assert code == 0 and said in (folder / "compare.md").read_text(), output
+    assert len(list((tmp_path / "run2" / "checkpoints").glob("features-seed*"))) == 2
+    code, output = run(*arguments[:-1], "--seeds=2", f"--workdir={folder}", data_dir=data_dir)
+    assert code == 1 and "own_starts" in output, "those that began otherwise are not taken"
 
 
 @pytest.mark.slow

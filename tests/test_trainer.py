@@ -66,7 +66,7 @@ def compiled_for_all_trainers():
         yield
 
 
-def make(compiled, data, folder, *, workers=0, **schedule):
+def make(compiled, data, folder, *, workers=0, own_starts=False, **schedule):
     lengths = ScheduleConfig(**(dict(probe=(2, 4), probe_at_once=3, overfit=4, proxy=(3, 6), final=12) | schedule))
     return DetectorTrainer(
         compiled,
@@ -79,6 +79,7 @@ def make(compiled, data, folder, *, workers=0, **schedule):
         flip=0.0,
         workers=workers,
         seed=0,
+        own_starts=own_starts,
         checkpoints=folder,
     )
 
@@ -260,6 +261,31 @@ def test_trainings_begin_with_a_shared_start(compiled, data, tmp_path):
     for path, value in nnx.to_flat_state(other):
         expected = fresh[2] if FCOS.is_output(path) else kept
         np.testing.assert_array_equal(value[...], dict(nnx.to_flat_state(expected))[path][...], str(path))
+
+
+def test_final_trainings_may_begin_with_starts_of_their_own(compiled, data, tmp_path):
+    """All losses of a seed with one start, which the default losses have trained from that seed."""
+    begun = []
+
+    def step(state, *rest):
+        if not int(state.step):
+            begun.append(jax.tree.map(np.asarray, state.params))
+        return compiled.step(state, *rest)
+
+    other = LossPair(DEFAULT.cls, cse_jax.parse("1 - i / u", spaces.BOX))
+    own = make(compiled._replace(step=step), data, tmp_path, start=2, final=1, proxy=(1,), own_starts=True)
+    for losses, purpose, seed in ((DEFAULT, "final", 1), (other, "final", 1), (other, "final", 2), (other, "proxy", 1)):
+        train(own, [losses], purpose, seed=seed)
+    assert {path.name for path in tmp_path.glob("features*")} == {"features", "features-seed1", "features-seed2"}
+    starts, firsts = [begun[k] for k in (0, 3, 5)], [begun[k] for k in (1, 2, 4, 6)]
+    for seed, start in zip((1, 2, 0), starts, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, start, compiled.init(seed).params)
+    names = ("features-seed1", "features-seed1", "features-seed2", "features")
+    for first, name in zip(firsts, names, strict=True):
+        kept = dict(nnx.to_flat_state(checkpoint.restore(tmp_path / name, compiled.init(0).model)[0]))
+        for path, value in nnx.to_flat_state(first):
+            if not FCOS.is_output(path):
+                np.testing.assert_array_equal(value[...], kept[path][...], str(path))
 
 
 def test_a_training_for_the_table_is_scored_on_both_splits(compiled, data, tmp_path):

@@ -60,6 +60,7 @@ class DetectorTrainer:
         flip: float,
         workers: int = 0,
         seed: int,
+        own_starts: bool = False,
         checkpoints: pathlib.Path,
     ) -> None:
         """Prepares trainings.
@@ -75,16 +76,17 @@ class DetectorTrainer:
           flip: probability of mirroring a training image.
           workers: processes that decode training images; 0 for threads of this one (``DataConfig.workers``).
           seed: of the choice of one image per category, and of the features.
+          own_starts: whether final trainings begin with a shared start of their own seed, not with that of ``seed``.
           checkpoints: folder for final models, the features and interrupted trainings.
         """
         self._compiled, self._build, self._config = compiled, build, config
         self._schedule, self._is_output = schedule, _rule(is_output)
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
-        self._workers = workers
+        self._workers, self._own_starts = workers, own_starts
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._lock = threading.Lock()
-        self._diverged = ""  # why there are no features
+        self._diverged: dict[int, str] = {}  # why there are no features, by their seed
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "probe": (one_each, data.select.subset(range(min(schedule.probe_images, len(data.select))))),
@@ -136,9 +138,10 @@ class DetectorTrainer:
         self, losses: Sequence[LossPair], purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
         if self._schedule.start or purpose == "probe":
-            self.prepare(stop)
-            if self._diverged:
-                return [Training(None, failure=self._diverged) for _ in losses]
+            of_start = self._start_of(purpose, seed)
+            self._prepare(of_start, stop)
+            if of_start in self._diverged:
+                return [Training(None, failure=self._diverged[of_start]) for _ in losses]
         if purpose == "probe":
             features, fresh = self._features, self._compiled.init(seed).model
             start = functools.partial(self._heads.init, fresh, common=features)
@@ -168,20 +171,24 @@ class DetectorTrainer:
         Raises:
           Stopped: ``stop`` was set meanwhile.
         """
-        default = self.task.default
+        self._prepare(self._seed, stop or threading.Event())
+
+    def _prepare(self, seed: int, stop: threading.Event) -> None:
+        """The start of a seed, or the features of the first one."""
+        default, folder = self.task.default, self._features_folder(seed)
         purpose = "start" if self._schedule.start else "proxy"
-        partial = self._partial(default, purpose, self._seed)
+        partial = self._partial(default, purpose, seed)
         with self._lock:
-            if self._diverged or checkpoint.exists(self._features_folder):
+            if seed in self._diverged or checkpoint.exists(folder):
                 return
             try:
-                state = self._fit(default, purpose, self._seed, self.horizons(purpose)[-1], stop or threading.Event())
+                state = self._fit(default, purpose, seed, self.horizons(purpose)[-1], stop)
             except TrainingDiverged as error:
-                self._diverged = f"the training of the default losses that it begins with diverged: {error}"
+                self._diverged[seed] = f"the training of the default losses that it begins with diverged: {error}"
             else:
                 if purpose == "proxy":
                     checkpoint.save(partial, state)
-                checkpoint.save(self._features_folder, state.model)
+                checkpoint.save(folder, state.model)
             if purpose == "start":
                 checkpoint.delete(partial)
 
@@ -218,7 +225,8 @@ class DetectorTrainer:
         state = self._compiled.init(seed)
         if not self._schedule.start or purpose in ("start", "overfit"):
             return state
-        started, rest = self._features
+        of_start = self._start_of(purpose, seed)
+        started, rest = self._features if of_start == self._seed else self._restored(of_start)
         fresh, _ = nnx.split_state(state.params, self._is_output, ...)
         _, kept = nnx.split_state(started, self._is_output, ...)
         params, rest = jax.tree.map(jnp.copy, (nnx.merge_state(fresh, kept), rest))  # a step donates its state
@@ -375,15 +383,22 @@ class DetectorTrainer:
         source = self._splits[purpose][0]
         return train_batches(source, batch_size=self._config.batch_size, seed=seed, flip=self._flip, start_step=start)
 
-    @property
-    def _features_folder(self) -> pathlib.Path:
-        return self._checkpoints / "features"
+    def _start_of(self, purpose: _Purpose, seed: int) -> int:
+        """The seed of the start that a training begins with."""
+        return seed if self._own_starts and purpose == "final" else self._seed
+
+    def _features_folder(self, seed: int) -> pathlib.Path:
+        return self._checkpoints / ("features" if seed == self._seed else f"features-seed{seed}")
 
     @functools.cached_property
     def _features(self) -> tuple[nnx.State, nnx.State]:
         """The prepared detector."""
         self.prepare()
-        return checkpoint.restore(self._features_folder, self._compiled.init(self._seed).model)
+        return self._restored(self._seed)
+
+    def _restored(self, seed: int) -> tuple[nnx.State, nnx.State]:
+        """The start of a seed, which is prepared."""
+        return checkpoint.restore(self._features_folder(seed), self._compiled.init(self._seed).model)
 
     def _evaluate(self, state: TrainState, source: Source) -> Metrics:
         def predict(image, image_size):
