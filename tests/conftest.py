@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import hypothesis
@@ -81,6 +82,7 @@ def pytest_sessionfinish(session):
 
 
 _shares = False  # whether the functions that are compiled now are those of a module marked ``computes``
+_quick_before = None  # whether the module before was not
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,14 +94,16 @@ def compiled_functions(request):
     Forgets what was compiled, which keeps the memory of a run bounded: modules share few compiled functions. Those
     marked ``computes`` share most of theirs, such as the programs that judge formulas.
     """
-    global _shares
+    global _shares, _quick_before
     from cse_jax.screening import sizes  # not before its types are checked
 
     quick = request.node.get_closest_marker("computes") is None
     shares = not quick and request.node.get_closest_marker("batches") is None
     if not (shares and _shares):
         jax.clear_caches()
-    _shares = shares
+    if quick != _quick_before:
+        _forget_results()
+    _shares, _quick_before = shares, quick
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
         jax.config.update("jax_disable_most_optimizations", quick)
@@ -107,6 +111,14 @@ def compiled_functions(request):
             small = dataclasses.replace(sizes.CPU, batch=1024, gradient_batch=128, simulated=16)
             patch.setattr(sizes, "CPU", small)
         yield
+
+
+def _forget_results():
+    """Empties the project's caches: numbers round otherwise in functions that are compiled otherwise."""
+    for name, module in list(sys.modules.items()):
+        for value in vars(module).values() if name.split(".")[0] in ("cse_jax", "detectors") else ():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 @pytest.fixture(scope="session")
