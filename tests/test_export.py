@@ -257,11 +257,13 @@ def test_curves_of_what_is_divided_by_0_have_ends_in_float32(name, framework):
     x, y = np.array([[-2.0, 2.0]], np.float32), np.ones((1, 2), np.float32)
     expected = [[-1.0 if name == "tanh" else 0.0, 1.0]]
     value, gradients = engine(expression, {"X": x, "Q": y, "PY": y, "NY": 0 * y})
-    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=np.finfo(np.float32).eps)
     np.testing.assert_array_equal(gradients["X"], [[0.0, 0.0]])
     arrays = [torch.tensor(a) for a in (x, y)] if framework == "pytorch" and (torch := need("torch")) else [x, y]
     loss = execute(export.FORMATS[framework](export.prepare(expression)))["loss"]
-    np.testing.assert_array_equal(loss(arrays[0], arrays[1], arrays[1], 0 * arrays[1]), expected)
+    # gd adds to 1 a product that is -1 but for its rounding, which differs between libraries and their versions.
+    found = loss(arrays[0], arrays[1], arrays[1], 0 * arrays[1])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=np.finfo(np.float32).eps)
 
 
 @ALL_KNOWN
