@@ -183,10 +183,10 @@ def test_a_config_of_no_known_class_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["atss", "faster_rcnn", "cascade_rcnn"])
-def test_heads_are_trained_under_formulas_side_by_side(name, tmp_path, monkeypatch):
+def test_heads_are_trained_under_formulas_side_by_side(name, tmp_path):
     """On random features; all else of a search is that of Mask R-CNN."""
     _, trainer = opened(name, tmp_path)
-    monkeypatch.setattr(trainer, "_features", trainer._compiled.init(0).model)
+    trainer._starts.save(0, trainer._compiled.init(0).model)
     pairs = [trainer.task.default, trainer.task.replaced("box", cse_jax.parse("1 - i / u", spaces.BOX), 2.0)]
     trainings = trainer.train(pairs, purpose="probe", seed=0, horizon=2, stop=threading.Event())
     assert all(0.0 <= training.ap <= 1.0 for training in trainings), trainings

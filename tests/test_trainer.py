@@ -443,7 +443,7 @@ def prober(compiled, data, tmp_path_factory):
 def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     """A probe is a training of nothing but the output layers: here against one made of jax.grad."""
     pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
-    features, fresh = prober._features, prober._compiled.init(0).model
+    features, fresh = prober.features, prober._compiled.init(0).model
     trainings = train(prober, pairs, "probe")
     assert [bool(t.failure) for t in trainings] == [False, True, False]
     assert trainings[1].failure == "not finite at step 1"

@@ -32,6 +32,7 @@ from detectors.training.loop import fit, placed_batches
 from detectors.training.pausing import filled, pause, resumed
 from detectors.training.remembered import remembered
 from detectors.training.schedule import ScheduleConfig
+from detectors.training.starts import Starts
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
@@ -80,13 +81,19 @@ class DetectorTrainer:
           checkpoints: folder for final models, the features and interrupted trainings.
         """
         self._compiled, self._build, self._config = compiled, build, config
-        self._schedule, self._is_output = schedule, _rule(is_output)
+        self._schedule = schedule
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
-        self._workers, self._own_starts = workers, own_starts
+        self._workers = workers
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
-        self._lock = threading.Lock()
-        self._diverged: dict[int, str] = {}  # why there are no features, by their seed
+        self._starts = Starts(
+            compiled,
+            shared=self.shared_start,
+            seed=seed,
+            own=own_starts,
+            is_output=is_output,
+            folder=checkpoints,
+        )
         one_each = one_image_per_category(data.train, seed)
         self._splits: dict[str, tuple[Source, Source]] = {
             "probe": (one_each, data.select.subset(range(min(schedule.probe_images, len(data.select))))),
@@ -138,18 +145,18 @@ class DetectorTrainer:
         self, losses: Sequence[LossPair], purpose: Purpose, seed: int, horizon: int, stop: threading.Event
     ) -> list[Training]:
         if self._schedule.start or purpose == "probe":
-            of_start = self._start_of(purpose, seed)
+            of_start = self._starts.of(purpose, seed)
             self._prepare(of_start, stop)
-            if of_start in self._diverged:
-                return [Training(None, failure=self._diverged[of_start]) for _ in losses]
+            if failure := self._starts.failure(of_start):
+                return [Training(None, failure=failure) for _ in losses]
         if purpose == "probe":
-            features, fresh = self._features, self._compiled.init(seed).model
-            start = functools.partial(self._heads.init, fresh, common=features)
+            fresh = self._compiled.init(seed).model
+            start = functools.partial(self._heads.init, fresh, common=self._starts.features)
             return self._train_many(self._heads, start, losses, purpose, seed, horizon, stop)
         together = self._side_by_side(losses, purpose, seed)
         found: dict[LossPair, Training] = {}
         if together:
-            start = functools.partial(self._whole.init, self._first(purpose, seed).model)
+            start = functools.partial(self._whole.init, self._starts.first(purpose, seed).model)
             trained = self._train_many(self._whole, start, together, purpose, seed, horizon, stop)
             found |= zip(together, trained, strict=True)
         found |= {p: self._train_one(p, purpose, seed, horizon, stop) for p in losses if p not in found}
@@ -173,22 +180,27 @@ class DetectorTrainer:
         """
         self._prepare(self._seed, stop or threading.Event())
 
+    @property
+    def features(self) -> tuple[nnx.State, nnx.State]:
+        """Parameters and the rest of the prepared detector."""
+        self.prepare()
+        return self._starts.features
+
     def _prepare(self, seed: int, stop: threading.Event) -> None:
         """The start of a seed, or the features of the first one."""
-        default, folder = self.task.default, self._features_folder(seed)
-        purpose = "start" if self._schedule.start else "proxy"
+        default, purpose = self.task.default, "start" if self.shared_start else "proxy"
         partial = self._partial(default, purpose, seed)
-        with self._lock:
-            if seed in self._diverged or checkpoint.exists(folder):
+        with self._starts.lock:
+            if self._starts.settled(seed):
                 return
             try:
                 state = self._fit(default, purpose, seed, self.horizons(purpose)[-1], stop)
             except TrainingDiverged as error:
-                self._diverged[seed] = f"the training of the default losses that it begins with diverged: {error}"
+                self._starts.fail(seed, f"the training of the default losses that it begins with diverged: {error}")
             else:
                 if purpose == "proxy":
                     checkpoint.save(partial, state)
-                checkpoint.save(folder, state.model)
+                self._starts.save(seed, state.model)
             if purpose == "start":
                 checkpoint.delete(partial)
 
@@ -199,7 +211,7 @@ class DetectorTrainer:
 
     def gradient_norms(self, losses: Sequence[LossPair]) -> list[tuple[float, float]]:
         """Norms of both losses' gradients in the output layers that the default losses have trained, on one batch."""
-        features = self._features
+        features = self.features
         batch = next(self._batches("proxy", self._seed, 0))
         count, norms = self.at_once("probe"), []
         for start in range(0, len(losses), count):
@@ -220,19 +232,6 @@ class DetectorTrainer:
         found = detect(predict, source, batch_size=self._config.batch_size, masks=False)
         return all_matches(found, ground_truth(source.annotations), source.categories)
 
-    def _first(self, purpose: _Purpose, seed: int) -> TrainState:
-        """What a training begins with."""
-        state = self._compiled.init(seed)
-        if not self._schedule.start or purpose in ("start", "overfit"):
-            return state
-        of_start = self._start_of(purpose, seed)
-        started, rest = self._features if of_start == self._seed else self._restored(of_start)
-        fresh, _ = nnx.split_state(state.params, self._is_output, ...)
-        _, kept = nnx.split_state(started, self._is_output, ...)
-        params, rest = jax.tree.map(jnp.copy, (nnx.merge_state(fresh, kept), rest))  # a step donates its state
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        return jax.device_put(state._replace(params=params, rest=rest, ema=ema), state.step.sharding)
-
     def _fit(
         self,
         losses: LossPair,
@@ -244,7 +243,7 @@ class DetectorTrainer:
     ) -> TrainState:
         """Trains one detector up to a horizon, from where it was paused or interrupted."""
         return fit(
-            self._compiled._replace(init=functools.partial(self._first, purpose)),
+            self._compiled._replace(init=functools.partial(self._starts.first, purpose)),
             self._terms(losses),
             self._splits[purpose][0],
             steps=self.horizons(purpose)[-1],
@@ -383,23 +382,6 @@ class DetectorTrainer:
         source = self._splits[purpose][0]
         return train_batches(source, batch_size=self._config.batch_size, seed=seed, flip=self._flip, start_step=start)
 
-    def _start_of(self, purpose: _Purpose, seed: int) -> int:
-        """The seed of the start that a training begins with."""
-        return seed if self._own_starts and purpose == "final" else self._seed
-
-    def _features_folder(self, seed: int) -> pathlib.Path:
-        return self._checkpoints / ("features" if seed == self._seed else f"features-seed{seed}")
-
-    @functools.cached_property
-    def _features(self) -> tuple[nnx.State, nnx.State]:
-        """The prepared detector."""
-        self.prepare()
-        return self._restored(self._seed)
-
-    def _restored(self, seed: int) -> tuple[nnx.State, nnx.State]:
-        """The start of a seed, which is prepared."""
-        return checkpoint.restore(self._features_folder(seed), self._compiled.init(self._seed).model)
-
     def _evaluate(self, state: TrainState, source: Source) -> Metrics:
         def predict(image, image_size):
             return self._compiled.predict(state, image, image_size)
@@ -422,11 +404,6 @@ class DetectorTrainer:
     def _paused(self, losses: LossPair, purpose: Purpose, seed: int) -> pathlib.Path:
         """The file of a training side by side with others between its horizons."""
         return self._partial(losses, purpose, seed).with_suffix(".paused.npz")
-
-
-def _rule(is_output: Callable[[tuple], bool]) -> Callable[[tuple, Any], bool]:
-    """As Flax wants it."""
-    return lambda path, value: is_output(tuple(path))
 
 
 def _plain(metrics: Metrics) -> dict:

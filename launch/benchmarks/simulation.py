@@ -223,7 +223,7 @@ class _Bench:
 
     def _probe_compiled(self, losses: LossPair) -> float:
         """Likewise, with the heads only."""
-        features, fresh = self.trainer._features, self.compiled.init(0).model
+        features, fresh = self.trainer.features, self.compiled.init(0).model
         steps = self.schedule.probe[-1]
         batches = self.trainer._batches("probe", 0, 0)
         many, several = self.trainer._heads, stack_losses([self.trainer._terms(losses)])
