@@ -102,13 +102,11 @@ def opened(
       config, folder, selects, own_starts: as of ``trainer_of``.
 
     Raises:
-      InputError: as of ``trainer_of``, or several processes would train with starts of their own.
+      InputError: as of ``trainer_of``.
       WorkersError: there is no such cluster, or the devices of the processes differ.
     """
     make = functools.partial(trainer_of, config, folder, selects=selects, own_starts=own_starts)
     form = _FORMS.fullmatch(_WORKERS.value or "")
-    if own_starts and (_links or (form and form["where"] != "inline")):
-        raise InputError("processes would make the same start at once: --own_starts needs --workers=inline:N")
     if _links:
         together = ProcessTrainer(make, _links)
         config.search.workers = together.workers

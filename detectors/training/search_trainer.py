@@ -190,8 +190,8 @@ class DetectorTrainer:
         """The start of a seed, or the features of the first one."""
         default, purpose = self.task.default, "start" if self.shared_start else "proxy"
         partial = self._partial(default, purpose, seed)
-        with self._starts.lock:
-            if self._starts.settled(seed):
+        with self._starts.making(seed, stop) as missing:
+            if not missing:
                 return
             try:
                 state = self._fit(default, purpose, seed, self.horizons(purpose)[-1], stop)

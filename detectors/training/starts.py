@@ -1,25 +1,26 @@
 """What the trainings of a search begin with: features that the default losses have learned."""
 
+import contextlib
+import fcntl
 import functools
 import pathlib
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cse_jax.search.trainer import Stopped
 from detectors import checkpoint
 from detectors.training.step import JittedDetector, TrainState
 
+_LOOK_SECONDS = 0.1
+
 
 class Starts:
-    """Detectors that the default losses have trained, by the seed of that training.
-
-    Attributes:
-      lock: held while one is trained.
-    """
+    """Detectors that the default losses have trained, by the seed of that training."""
 
     def __init__(
         self,
@@ -41,7 +42,6 @@ class Starts:
           is_output: which parameters a training draws anew.
           folder: where they are kept.
         """
-        self.lock = threading.Lock()
         self._compiled, self._shared, self._seed, self._own = compiled, shared, seed, own
         self._folder = folder
         self._is_output: Callable[[tuple, Any], bool] = lambda path, value: is_output(tuple(path))
@@ -51,9 +51,22 @@ class Starts:
         """The seed of the start that a training begins with."""
         return seed if self._own and purpose == "final" else self._seed
 
-    def settled(self, seed: int) -> bool:
-        """Whether the start of a seed was trained, or can't be."""
-        return seed in self._failures or checkpoint.exists(self._file(seed))
+    @contextlib.contextmanager
+    def making(self, seed: int, stop: threading.Event) -> Iterator[bool]:
+        """Holds the start of a seed; waits while another thread or process does.
+
+        Yields:
+          Whether it is still to be made; not if it was found that it can't be.
+
+        Raises:
+          Stopped: ``stop`` was set meanwhile.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / f".{self._file(seed).name}.lock", "ab") as lock:
+            while not _taken(lock):
+                if stop.wait(_LOOK_SECONDS):
+                    raise Stopped("stopped while it waited for its start")
+            yield seed not in self._failures and not checkpoint.exists(self._file(seed))
 
     def failure(self, seed: int) -> str:
         """Why there is no start of a seed; empty if there is one, or it was not trained yet."""
@@ -90,3 +103,12 @@ class Starts:
 
     def _file(self, seed: int) -> pathlib.Path:
         return self._folder / ("features" if seed == self._seed else f"features-seed{seed}")
+
+
+def _taken(lock: IO) -> bool:
+    """Whether nobody else holds the file, so that it is held from now until it is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
