@@ -126,29 +126,26 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     about |= {
         "title": f"Pairs of losses, {config.name}",
         "split": _SPLIT.value,
-        "note": _note(config.search.proxy_seeds if tuning else (), starts=bool(config.schedule.start)),
+        "note": _note(config.search.proxy_seeds if tuning else (), own_starts=_OWN_STARTS.value),
     }
-    data = comparison_report.write(folder, found, about=about)
+    one_start = trainer.shared_start and not _OWN_STARTS.value
+    data = comparison_report.write(folder, found, about=about, one_start=one_start)
     confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _note(tuned_with: Sequence[int], *, starts: bool) -> str:
+def _note(tuned_with: Sequence[int], *, own_starts: bool) -> str:
     """What is known of choices among the pairs, and of what their trainings begin with.
 
     Args:
       tuned_with: the seeds with which hyper-parameters were tuned, if any.
-      starts: whether trainings begin with a detector that the default losses have trained.
+      own_starts: whether each seed had a start of its own.
     """
     known = "Whether a choice among these pairs has used these seeds, or this split, is not known here"
     seeds = ", ".join(map(str, tuned_with))
     known += f", but that the tuned pair was chosen on the select split, with the seeds {seeds}." if seeds else "."
-    if not starts:
-        return known
-    if _OWN_STARTS.value:
-        return f"{known} Each seed had a start of its own, which all losses share."
-    return f"{known} All trainings began with one start; another may suit a loss better (--own_starts)."
+    return f"{known} Each seed had a start of its own, which all losses share." if own_starts else known
 
 
 if __name__ == "__main__":

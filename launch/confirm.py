@@ -27,6 +27,12 @@ from search_run import SearchRun
 _CONFIG = config_file.define(None, "Config of a search; that of the search in --workdir if none.", SearchRun)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished search.")
 _SEEDS = flags.DEFINE_integer("seeds", 10, "Trainings of each row.", lower_bound=1, upper_bound=10_000)
+_OWN_STARTS = flags.DEFINE_bool(
+    "own_starts",
+    True,
+    "Each seed has a shared start of its own (config.schedule.start); --noown_starts takes less time, and its "
+    "intervals hold for one start only.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> None:
         config = _CONFIG.value or recorded.search_run(workdir.read_result(search)["config"])
         with compilation.kept(), workers.joined(config) as leads:
             if leads:
-                confirm(config, search, _SEEDS.value, Console(file=sys.stdout))
+                confirm(config, search, _SEEDS.value, Console(file=sys.stdout), own_starts=_OWN_STARTS.value)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def _of_trainings(config: dict) -> dict:
     }
 
 
-def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Console) -> None:
+def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Console, *, own_starts: bool = True) -> None:
     """Retrains the rows of a search's final table with fresh seeds and says what they show.
 
     Args:
@@ -45,6 +45,7 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
       search: folder of the finished search.
       seeds: how many.
       console: where to show the work and the table.
+      own_starts: whether each seed has a shared start of its own, where the config's trainings begin with one.
 
     Raises:
       InputError: nothing was discovered, the detector takes other losses, or the folder holds a confirmation by another
@@ -56,8 +57,11 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
     with workdir.opened(folder_of(config, search)) as folder, contextlib.ExitStack() as stack:
         remedy = "give this confirmation a name of its own, such as --config.name=scratch, or delete that folder"
         workdir.check_same_config(folder, dataclasses.asdict(config), remedy=remedy, relevant=_of_trainings)
-        opened = stack.enter_context(workers.opened(config, folder, selects=False))
+        own_starts = own_starts and config.schedule.start > 0
+        opened = stack.enter_context(workers.opened(config, folder, selects=False, own_starts=own_starts))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
+        about |= {"own_starts": True} if own_starts else {}
+        one_start = trainer.shared_start and not own_starts
         identity = about | {"config": _of_trainings(about["config"])}
         with Ledger(folder / "ledger.sqlite", identity=identity) as ledger:
             workdir.write_description(folder, about)
@@ -72,9 +76,10 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
             "search": str(search),
             "title": f"Confirmation of the search in {search}",
             "split": "test",
-            "note": "No selection and no final table has used these seeds.",
+            "note": "No selection and no final table has used these seeds."
+            + (" Each of them had a start of its own, which all losses share." if own_starts else ""),
         }
-        data = confirmation_report.confirmation_dict(found, image_errors=errors, about=about)
+        data = confirmation_report.confirmation_dict(found, image_errors=errors, about=about, one_start=one_start)
         confirmation_report.write(folder, data)
     confirmation_report.show(console, found)
     text = f"{data['conclusion']}\n{data['scope']}\nConfirmation: {folder / 'confirm.md'}"

@@ -212,9 +212,9 @@ def test_what_a_search_found_trains_a_detector(finished, tmp_path, data_dir):
 
 def test_a_comparison_says_how_its_tuned_pair_was_chosen():
     note = functions("compare")["_note"]
-    tuned = note([0, 1], starts=False)
+    tuned = note([0, 1], own_starts=False)
     assert tuned.endswith("but that the tuned pair was chosen on the select split, with the seeds 0, 1.")
-    assert "tuned" not in note((), starts=False) and "start" not in note((), starts=False)
+    assert "tuned" not in note((), own_starts=False) and "start" not in note((), own_starts=False)
 
 
 def test_a_comparison_says_what_its_trainings_begin_with(tmp_path, data_dir):
@@ -222,9 +222,7 @@ def test_a_comparison_says_what_its_trainings_begin_with(tmp_path, data_dir):
     for wrong in ("--split=select", "--config.schedule.start=0"):
         code, output = run(*arguments, wrong, f"--workdir={tmp_path / 'wrong'}", data_dir=data_dir)
         assert code == 1 and "--own_starts is of the test split, and of trainings with a start" in output, output
-    code, output = run(*arguments, "--workers=ray:2", f"--workdir={tmp_path / 'wrong'}", data_dir=data_dir)
-    assert code == 1 and "--own_starts needs --workers=inline:N" in output, output
-    for flags, said in ((["--seeds=2"], "one start; another may suit"), (["--seeds=2", "--own_starts"], "of its own")):
+    for flags, said in ((["--seeds=2"], "all begin with one start: "), (["--seeds=2", "--own_starts"], "of its own")):
         folder = tmp_path / f"run{len(flags)}"
         code, output = run(*arguments[:-1], *flags, f"--workdir={folder}", data_dir=data_dir)
         assert code == 0 and said in (folder / "compare.md").read_text(), output
@@ -269,6 +267,9 @@ def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir, monkeypatch)
     assert confirmed["config"] == result["config"] and len(confirmed["seeds"]) == 2
     assert all(row["image_error"] >= 0.0 for row in confirmed["table"])
     assert "over images" in (folder / "confirm.md").read_text()
+    assert "all begin with one start" in result["scope"] and "one start" not in confirmed["scope"]
+    assert "start of its own" in confirmed["note"]
+    assert len(list((folder / "checkpoints").glob("features-seed*"))) == 2
     assert [row["name"] for row in confirmed["table"]] == [row["name"] for row in result["table"]]
     assert confirmed["conclusion"] in output and str(folder / "confirm.md") in output
     written = (folder / "confirm.json").read_bytes()

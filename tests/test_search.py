@@ -672,7 +672,8 @@ def row(role, aps, weight=1.0, failures=()):
 def test_the_conclusion_is_honest(discovered, said):
     rows = judged([row(Role.DEFAULT, (0.40, 0.41, 0.42)), row(Role.DISCOVERED, discovered, 2.0)])
     assert said in conclusion(rows)
-    assert "says nothing of longer trainings" in scope(rows)
+    assert "says nothing of longer trainings" in scope(rows, one_start=False)
+    assert "says nothing of other starts, longer trainings" in scope(rows, one_start=True)
 
 
 def test_one_seed_gives_no_verdict():
@@ -690,7 +691,7 @@ def test_rows_whose_trainings_failed_are_named_and_not_compared():
     assert "is better than the best other row (default)" in conclusion(compared)
     assert "Not compared, because trainings failed: published (seed 1001: not finite at step 3)" in conclusion(compared)
     alone = judged([failed, rows[2]])
-    assert "is compared with nothing" in conclusion(alone) and "noise" not in scope(alone)
+    assert "is compared with nothing" in conclusion(alone) and "noise" not in scope(alone, one_start=False)
 
 
 def test_rows_of_the_same_losses_count_once():

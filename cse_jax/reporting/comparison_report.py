@@ -18,18 +18,21 @@ from cse_jax.workdir import write_whole
 _COLUMNS = ("losses", "cls", "cls_weight", "box", "box_weight", "ap", "std", "difference", "low", "high", "verdict")
 
 
-def write(folder: pathlib.Path, found: Confirmation, *, about: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: pathlib.Path, found: Confirmation, *, about: dict[str, Any], one_start: bool = False
+) -> dict[str, Any]:
     """Writes the four files; each is complete or not there.
 
     Args:
       folder: of the comparison.
       found: the table.
       about: title, split, a note on the seeds, config, versions and device.
+      one_start: whether all trainings began with the same trained features.
 
     Returns:
       What is in the JSON file.
     """
-    data = confirmation_report.confirmation_dict(found, about=about, subject="The last pair")
+    data = confirmation_report.confirmation_dict(found, about=about, one_start=one_start, subject="The last pair")
     data["gains"] = [gain and comparison_as_data(gain) for gain in gains(found.table)]
     confirmation_report.write(folder, data, name="compare", further=_beside_default(data))
     write_whole(folder / "compare.csv", _csv(data))

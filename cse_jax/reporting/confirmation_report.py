@@ -26,6 +26,7 @@ def confirmation_dict(
     found: Confirmation,
     *,
     about: dict[str, Any],
+    one_start: bool = False,
     image_errors: Sequence[float] | None = None,
     subject: str = "The discovered loss",
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def confirmation_dict(
     Args:
       found: the confirmation.
       about: title, split, a note on the seeds, config, versions and device.
+      one_start: whether all trainings began with the same trained features.
       subject: what the pair is, as a sentence begins.
       image_errors: of each row, the standard error over images of the pair's difference to it, in AP; NaN if unknown.
     """
@@ -44,7 +46,7 @@ def confirmation_dict(
         "seeds": list(found.seeds),
         "table": rows,
         "conclusion": conclusion(found.table, subject=subject),
-        "scope": scope(found.table),
+        "scope": scope(found.table, one_start=one_start),
     } | about
 
 

@@ -46,7 +46,7 @@ def result_dict(result: SearchResult, *, about: dict[str, Any]) -> dict[str, Any
         "prior_variance": number(prior_variance(result.branches, result.discovered, result.table[0].losses)),
         "table": rows_as_data(result.table),
         "conclusion": conclusion(result.table),
-        "scope": scope(result.table),
+        "scope": scope(result.table, one_start=result.one_start),
         "ended": result.ended,
     } | about
 

@@ -59,13 +59,18 @@ def _needed(found: Comparison) -> str:
     return f"about {needed} seeds would show a difference of {size:.3f} AP (80 % power)"
 
 
-def scope(rows: Sequence[Row]) -> str:
-    """What the table can show and what it cannot."""
+def scope(rows: Sequence[Row], *, one_start: bool) -> str:
+    """What the table can show and what it cannot.
+
+    Args:
+      rows: of the table.
+      one_start: whether all trainings began with the same trained features.
+    """
     found = next((row.against for row in rows if row.against and math.isfinite(row.against.noise)), None)
-    limits = (
-        "The trainings are short and of one detector on one data set: a difference here says nothing of longer "
-        "trainings, larger detectors or other data."
-    )
+    trainings, others = "short and of one detector on one data set", "longer trainings, larger detectors or other data"
+    if one_start:
+        trainings, others = f"{trainings}, and all begin with one start", f"other starts, {others}"
+    limits = f"The trainings are {trainings}: a difference here says nothing of {others}."
     if found is None:
         return limits
     size = (

@@ -41,12 +41,14 @@ class SearchResult:
       discovered: of the branches' winners with each other and with the default losses, the best pair on the proxy task;
         None if no candidate passed all filters.
       table: the final comparison, the default losses first.
+      one_start: whether all trainings of the table began with the same trained features.
     """
 
     branches: list[BranchResult]
     default_proxy_ap: float
     discovered: LossPair | None
     table: list[Row]
+    one_start: bool = False
 
     @property
     def ended(self) -> str:
@@ -123,7 +125,7 @@ def run(
     discovered = found[-1] if found else None
     signal = prior_variance(branches, discovered, trainer.task.default)
     table = compare(contestants, config.final_seeds, trials=trials, signal=signal)
-    return SearchResult(branches, default_ap, discovered, table)
+    return SearchResult(branches, default_ap, discovered, table, trainer.shared_start)
 
 
 def _train_default(config: SearchConfig, *, trials: Trials, progress: Progress) -> float:
