@@ -118,7 +118,8 @@ def _train(config, folder: pathlib.Path, detector, build, losses) -> None:
 
     batch_size, partial = config.train.batch_size, folder / "partial"
     steps, epoch = config.length(len(data.train))
-    log = TrainingLog(folder, steps=steps, epoch_steps=epoch, batch_size=batch_size, tensorboard=_TENSORBOARD.value)
+    board = _TENSORBOARD.value and parallel.writes()
+    log = TrainingLog(folder, steps=steps, epoch_steps=epoch, batch_size=batch_size, tensorboard=board)
 
     def scores(state, source) -> Scores:
         predict, whole_pixels = functools.partial(compiled.predict, state), inference.whole_pixels(config.detector)
