@@ -179,5 +179,6 @@ def _rejected(part: Part, tokens: Int[np.ndarray, "n m"], space: Space, count: i
     found = []
     for row, formula, simulation in zip(rows, formulas, simulate(formulas, space, units=units), strict=True):
         if math.isfinite(simulation.after) and simulation.gradient > 0.0 and len(found) < count:
-            found.append(TableLoss(part, canonical(formula), f"{REJECTED}{Property(int(failed[row, 0])).name.lower()}"))
+            fails = Property(int(failed[row, 0])).name.lower()
+            found.append(TableLoss(part, canonical(formula), f"{REJECTED}: {fails}"))
     return found

@@ -18,7 +18,7 @@ from cse_jax.search.task import Part
 from cse_jax.workdir import irregular, writing
 
 FORMAT = 1
-REJECTED = "rejected: "  # an origin's beginning
+REJECTED = "rejected"  # the kind of an origin, before the property that fails
 
 
 class LossTableError(UserError, RuntimeError):
@@ -48,7 +48,7 @@ class TableLoss:
       part: which loss of a detector; the other one is the default.
       formula: the loss.
       origin: where it comes from: the name of a known loss, ``"hand-made"``, ``"generated"``, ``"weak"`` for a
-        generated one that the simulation rejects, or ``REJECTED`` and the property that it fails.
+        generated one that the simulation rejects, or ``"rejected: "`` and the property that it fails.
       weight: factor that matches its gradient to the default loss's; 1 for known losses.
       scores: by stage, higher is better; NaN where a stage could not judge it.
       trainings: by seed.
@@ -62,9 +62,14 @@ class TableLoss:
     trainings: dict[int, Curve] = dataclasses.field(default_factory=dict)
 
     @property
+    def kind(self) -> str:
+        """The origin without the property that fails."""
+        return self.origin.partition(":")[0]
+
+    @property
     def is_rejected(self) -> bool:
         """Whether the verification rejects it."""
-        return self.origin.startswith(REJECTED)
+        return self.kind == REJECTED
 
 
 @dataclasses.dataclass

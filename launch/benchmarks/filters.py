@@ -38,7 +38,7 @@ def measure(report: Report, *, size: str, rounds: int, table: str | None = None)
     for name, held in tables.chosen(table):
         for part in ("cls", "box"):
             losses = held.of(part)
-            if not {_kind(loss.origin) for loss in losses} >= _KINDS:
+            if not {loss.kind for loss in losses} >= _KINDS:
                 report.say(f"{name} lacks {part} losses that some filter rejects")
                 continue
             space = losses[0].formula.space
@@ -59,7 +59,7 @@ def rows(held: LossTable, part, shares: tuple[float, float]) -> list[dict]:
     """
     known = complete(held, part)
     truth = known.test[:, :, -1].mean(1)
-    kinds = np.array([_kind(loss.origin) for loss in known.losses])
+    kinds = np.array([loss.kind for loss in known.losses])
     passed = kinds == "generated"
     verified, simulated = shares
     groups = [(passed, simulated), (kinds == "weak", 1.0 - simulated)]
@@ -107,11 +107,6 @@ def _mixed(good: np.ndarray, mixture: Sequence[tuple[np.ndarray, float]]):
 
 def _inverse(p: float) -> float | None:
     return 1.0 / p if p > 0.0 else None
-
-
-def _kind(origin: str) -> str:
-    """Rejected, weak, generated, or another; hand-made and known losses are no random formulas."""
-    return origin.split(":")[0]
 
 
 def _reach(known: Complete, stage: str, share: float) -> np.ndarray:
