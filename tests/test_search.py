@@ -604,6 +604,20 @@ def test_simulation_tells_losses_from_their_negations(space):
             assert up.gradient == pytest.approx(down.gradient, rel=1e-5)
 
 
+@pytest.mark.parametrize("space", [spaces.BINARY_CLASS, spaces.BOX], ids=str)
+def test_simulation_does_not_depend_on_the_scale_of_a_loss(space):
+    """Not even where the squares of its gradient are none of float32, here with a factor of 3e23."""
+    text, large = to_authors(zoo.default(space)), "(exp(3 * 3 * 3) * exp(3 * 3 * 3))"
+    usual, up, down = simulate(
+        [cse_jax.parse(t, space) for t in (text, f"{large} * ({text})", f"({text}) / {large}")], space
+    )
+    assert up.gradient == pytest.approx(math.exp(54) * usual.gradient, rel=1e-4)  # that of exp in float32
+    assert down.gradient == pytest.approx(math.exp(-54) * usual.gradient, rel=1e-4)
+    assert all(
+        found.after == pytest.approx(usual.after, abs=5e-3) for found in (up, down)
+    )  # sixty steps round otherwise
+
+
 def test_simulation_does_not_depend_on_the_batch():
     known = list(zoo.known(spaces.BOX).values())
     together = simulate(known, spaces.BOX)

@@ -83,7 +83,13 @@ def _descend(space: Space, task: PredictionTask, program: Program) -> tuple[Floa
     def step(_, prediction):
         return prediction - task.rate / first * gradient(prediction)
 
-    first = jnp.sqrt(jnp.mean(gradient(task.start) ** 2))
+    first = _root_mean_square(gradient(task.start))
     end = jax.lax.fori_loop(0, STEPS, step, task.start)
     after = jnp.where(jnp.isfinite(end).all(), task.metric(end), jnp.nan)
     return task.metric(task.start), after, first
+
+
+def _root_mean_square(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Also where the squares themselves are too large or too small for their type."""
+    largest = jnp.max(jnp.abs(values))
+    return largest * jnp.sqrt(jnp.mean((values / jnp.where(largest > 0, largest, 1)) ** 2))
