@@ -21,9 +21,10 @@ from detectors.training.step import TrainConfig, jit_detector
 
 def search_in_minutes() -> SearchConfig:
     """Sizes of a search in minutes where trainings take seconds: both branches, five seeds in the final comparison."""
+    few = {"generations": 2, "max_probe": 64, "max_proxy": 4}
     return SearchConfig(
-        classification=BranchConfig(generations=2, population=20_000, offspring=5_000, max_overfit=8, max_proxy=4),
-        regression=BranchConfig(generations=2, population=10_000, offspring=3_000, max_overfit=6, max_proxy=4),
+        classification=BranchConfig(population=20_000, offspring=5_000, max_overfit=8, **few),
+        regression=BranchConfig(population=10_000, offspring=3_000, max_overfit=6, **few),
         filters=FilterConfig(later_overfit_tolerance=0.9),
         final=FinalConfig(seeds=5, branches=False),
     )
