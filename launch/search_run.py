@@ -20,13 +20,13 @@ from detectors.training.step import TrainConfig, jit_detector
 
 
 def search_in_minutes() -> SearchConfig:
-    """Sizes of a search in minutes where trainings take seconds: both branches, five seeds in the final comparison."""
-    few = {"generations": 2, "max_probe": 64, "max_proxy": 4}
+    """Sizes of a search in minutes where trainings take seconds: both branches, four seeds in the final comparison."""
+    few = {"generations": 2, "max_probe": 32, "max_proxy": 3, "proxy_seeds": 1}
     return SearchConfig(
-        classification=BranchConfig(population=20_000, offspring=5_000, max_overfit=8, **few),
-        regression=BranchConfig(population=10_000, offspring=3_000, max_overfit=6, **few),
+        classification=BranchConfig(population=20_000, offspring=5_000, max_overfit=6, **few),
+        regression=BranchConfig(population=10_000, offspring=3_000, max_overfit=5, **few),
         filters=FilterConfig(later_overfit_tolerance=0.9),
-        final=FinalConfig(seeds=5, branches=False),
+        final=FinalConfig(seeds=4, branches=False),
     )
 
 
