@@ -20,13 +20,16 @@ from detectors.training.step import TrainConfig, jit_detector
 
 
 def search_in_minutes() -> SearchConfig:
-    """Sizes of a search in minutes where trainings take seconds: both branches, four seeds in the final comparison."""
+    """Sizes of a search in minutes where trainings take seconds: both branches, four seeds in the final comparison.
+
+    Only twice a default loss's usual weight is tried: for the other loss that is much like half of its own.
+    """
     few = {"generations": 2, "max_probe": 32, "max_proxy": 3, "proxy_seeds": 1}
     return SearchConfig(
         classification=BranchConfig(population=20_000, offspring=5_000, max_overfit=6, **few),
         regression=BranchConfig(population=10_000, offspring=3_000, max_overfit=5, **few),
         filters=FilterConfig(later_overfit_tolerance=0.9),
-        final=FinalConfig(seeds=4, branches=False),
+        final=FinalConfig(seeds=4, fit_weights=(2.0,), branches=False),
     )
 
 
