@@ -108,6 +108,7 @@ def loss_and_gradient():
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [[[5, 8, 40, 50], [30, 10, 60, 28]], [], [[20, 20, 20, 20], [90, 90, 99, 99]]])
 def test_loss_and_gradient_are_finite(boxes):
     (total, parts), gradients = loss_and_gradient()(parts_of()[1], batch_of(boxes))

@@ -105,6 +105,7 @@ def _rounded(boxes):
 # Losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [[[5, 8, 40, 50], [30, 10, 60, 28]], [], [[20, 20, 20, 20]]])
 def test_loss_and_gradient_are_finite(boxes):
     (total, parts), gradients = loss_and_gradient()(parts_of()[1], batch_of(boxes))
@@ -123,6 +124,7 @@ def test_padding_of_boxes_has_no_influence():
     assert run(parts_of()[1], batch)[0][0] == run(parts_of()[1], other)[0][0]
 
 
+@pytest.mark.slow
 def test_one_stage_is_faster_rcnn():
     """With one box for all classes, and RoIs drawn with the same keys."""
     graph, params, rest = parts_of(1)
@@ -152,6 +154,7 @@ def test_one_stage_is_faster_rcnn():
 # Detections
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_mean_of_the_logits():
     batch = batch_of([[5, 8, 40, 50]])
     rois = np.float32([[[4, 4, 30, 40], [10, 20, 50, 60]]])

@@ -475,6 +475,7 @@ def assert_same(one, other) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches(coco):
     """In a program of its own: processes are started afresh from its main module."""
     program = f"""
@@ -585,6 +586,7 @@ def test_real_blood_cells(test_data, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_real_coco_with_masks_and_crowds(test_data, tmp_path):
     from configs.data.coco_format import get_config
 

@@ -75,6 +75,7 @@ def finite(tree) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("boxes", [3, 0])
 def test_loss_and_gradient_are_finite(name, boxes):
@@ -140,6 +141,7 @@ def test_every_known_loss_trains(name):
             assert finite(total) and finite(gradients), str(formula)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_new_loss_compiles_nothing(name):
     """Counts compilations by JAX's own log of them."""

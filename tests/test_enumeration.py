@@ -100,6 +100,7 @@ KNOWN = [  # a space that has the operators of the loss, the loss, and the nodes
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("space", "name", "nodes"), KNOWN, ids=lambda p: str(p))
 def test_known_losses_are_rows(space, name, nodes):
     (verdict,) = verify([cse_jax.parse(space.losses[name], space)], space)
@@ -107,6 +108,7 @@ def test_known_losses_are_rows(space, name, nodes):
     assert verdict.passed and sizes[verdict.fingerprint] == nodes
 
 
+@pytest.mark.slow
 def test_a_focal_like_loss_is_a_row():
     """The squared error of the probability: as the focal loss, it gives easy examples less weight than CE does."""
     space = smaller(BINARY_CLASS, "Sub Mul Sig")

@@ -43,6 +43,7 @@ def leave_training(folder: pathlib.Path, config, name="best") -> None:
 # --- detectors that are there already ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [fcos_tiny(3), mask_rcnn_tiny(3)], ids=["fcos", "mask_rcnn"])
 def test_a_restored_detector_predicts_what_the_trained_one_did(tmp_path, config):
     normalisation = Normalisation((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))

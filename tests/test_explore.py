@@ -78,6 +78,7 @@ def test_the_nearest_known_loss():
     assert found[0] == ("IoU", pytest.approx(0.0, abs=1e-6)) and found[1][1] > 0.01
 
 
+@pytest.mark.slow
 def test_an_explanation_has_every_check(tmp_path):
     folder = tmp_path / "run"
     recorded_searches.write(folder)

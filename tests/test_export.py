@@ -134,6 +134,7 @@ def test_an_iou_of_0_is_a_point_where_losses_differ():
     assert loss.note.startswith("not simplified to")
 
 
+@pytest.mark.slow
 @ALL_SPACES
 def test_random_formulas_stay_the_same_loss_or_stay_as_they_are(space):
     changed = 0

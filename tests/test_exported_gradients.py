@@ -102,6 +102,7 @@ def assert_follows(expression, framework, *, dtype, rtol):
             np.testing.assert_allclose(ours[finite], theirs[finite], rtol, atol, err_msg=str(expression))
 
 
+@pytest.mark.slow
 @FRAMEWORKS
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_gradients_of_box_losses_are_finite_where_the_engine_s_are(framework, dtype):
@@ -114,6 +115,7 @@ def test_gradients_of_box_losses_are_finite_where_the_engine_s_are(framework, dt
                 assert_follows(expression, framework, dtype=dtype, rtol=1e-6 if dtype == "float64" else 0)
 
 
+@pytest.mark.slow
 @FRAMEWORKS
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("space", [spaces.MULTI_CLASS, spaces.BINARY_CLASS], ids=str)
@@ -127,6 +129,7 @@ def test_gradients_of_classification_losses_are_finite_where_the_engine_s_are(sp
                 assert_follows(expression, framework, dtype=dtype, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", spaces.SPACES.values(), ids=str)
 @pytest.mark.parametrize("framework", ["jax", "numpy", "pytorch"])
 def test_half_precision_is_computed_in_float32(space, framework):

@@ -73,6 +73,7 @@ def keys_of(images=2, seed=0):
 # First stage
 
 
+@pytest.mark.slow
 def test_proposals_stay_inside_the_image_itself():
     proposals, real, _ = outputs()(batch_of(size=(20.0, 30.0)), keys_of())
     inside = np.asarray(proposals)[np.asarray(real)]
@@ -194,6 +195,7 @@ def test_the_class_loss_sees_the_iou_of_positives_and_1_elsewhere(monkeypatch):
     assert (iou[background] == 1.0).all() and ((iou[~background] > 0.0) & (iou[~background] < 1.0)).all()
 
 
+@pytest.mark.slow
 def test_overflow_of_the_final_selection_is_reported():
     """Every pair over the threshold that did not enter suppression is counted."""
     config = dataclasses.replace(faster_rcnn_tiny(CLASSES), score_threshold=0.0)
@@ -254,6 +256,7 @@ def test_groups_suppress_as_if_apart():
             np.testing.assert_array_equal(together & (group == g), alone)
 
 
+@pytest.mark.slow
 def test_roi_align_as_a_product_is_the_same():
     """Value and gradient, with RoIs across the borders, outside, and without area."""
     rng = np.random.default_rng(0)
@@ -305,6 +308,7 @@ def test_coarse_maps_are_laid_over_finer_ones_as_the_nearest_cell():
     np.testing.assert_array_equal(_upsampled(jnp.asarray(x), (5, 7)), double[:, :5, :7])
 
 
+@pytest.mark.slow
 def test_roi_align_is_linear_and_its_gradient_conserves_weight():
     """Pooling is a matrix in the features: its transpose is the gradient, also at borders and for empty RoIs."""
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def heads_and_padding(size):
 # Masks
 
 
+@pytest.mark.slow
 def test_outputs_in_the_padding_have_no_influence():
     size = (SIZE, 20.0)
     heads, beyond = heads_and_padding(size)
@@ -176,6 +177,7 @@ def test_bias_factors_spare_the_biases_of_norms():
     assert doubled == 2 + 2 + 2 * config.towers + 3  # lateral, output, towers, outputs
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_part_in_the_gradient_norm():
     config = fcos_smallest(3)
     config.backbone = dataclasses.replace(config.backbone, frozen_stages=1)

@@ -56,6 +56,7 @@ def test_a_table_that_no_filter_has_rejected_anything_of_says_nothing(tmp_path):
     assert not report.tables and "lacks box losses that some filter rejects" in said[-1]
 
 
+@pytest.mark.slow
 def test_random_formulas_say_how_often_each_kind_is_drawn():
     verified, simulated = filters._shares(BOX, 2_000)
     assert 0.01 < verified < 0.1 and 0.3 < simulated < 1.0

@@ -112,6 +112,7 @@ def test_fingerprints_ignore_positive_factors_and_constants():
     assert len(others) == len(different) and not others & first
 
 
+@pytest.mark.slow
 @ALL_SPACES
 def test_a_verdict_does_not_depend_on_its_batch(space):
     population = descendants(list(zoo.hand_made(space).values()), 300)

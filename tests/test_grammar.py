@@ -32,6 +32,7 @@ def within(formula, outer, inner):
     return max((formula.tokens[k + 1 : formula.end(k)].count(inner) for k in places), default=0)
 
 
+@pytest.mark.slow
 def test_weights_and_nesting_hold_for_random_formulas_and_their_offspring():
     sizes = BranchConfig(operators="exp 0, - 0.05", nesting="log in log 0, sqrt in tanh 1")
     shape, _ = grammar(sizes, BOX, max_nodes=40)

@@ -275,6 +275,7 @@ def ways(space, inputs, monkeypatch):
     return runs
 
 
+@pytest.mark.slow
 def test_an_accelerator_branches_for_a_single_program(monkeypatch):
     space, rng = cse_jax.spaces.MULTI_CLASS, np.random.default_rng(2)
     program = programs.compile_expression(zoo.find("A_cls", space))
@@ -446,6 +447,7 @@ def test_a_batch_of_programs_equals_each_alone(space, way):
         jax.tree.map(lambda a, b: equal(a[k], b), together, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [100, 20_000, 1 << 30])
 def test_accelerators_run_a_batch_like_a_cpu(budget, monkeypatch):
     """In parts of programs and elements, nested ``vmap`` of programs, images or both; labels are the same for all.
@@ -553,6 +555,7 @@ def by_engine(formulas, space, inputs, tangent, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_engines_agree_on_operators_along_the_class_axis(class_axis_space, monkeypatch):
     """Operands have a class axis, or none (as a dot product), or are one of each."""
     space, rng = class_axis_space, np.random.default_rng(0)
@@ -608,6 +611,7 @@ def test_too_long_a_formula_names_the_capacity():
         programs.compile_expression(expression)
 
 
+@pytest.mark.slow
 @ALL_SPACES
 def test_variation_keeps_limits_and_seed(space):
     shape = Shape(max_nodes=25, height_limit=7)
@@ -640,6 +644,7 @@ def test_offspring_know_their_parents():
     assert common[0] > common[1] + 0.1, "a mutation mostly leaves the root"
 
 
+@pytest.mark.slow
 @ALL_SPACES
 def test_crossover_and_mutation_change_the_parent(space):
     mother, father = list(zoo.hand_made(space).values())[:2]

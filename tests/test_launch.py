@@ -217,6 +217,7 @@ def test_a_comparison_says_how_its_tuned_pair_was_chosen():
     assert "tuned" not in note((), own_starts=False) and "start" not in note((), own_starts=False)
 
 
+@pytest.mark.slow
 def test_a_comparison_says_what_its_trainings_begin_with(tmp_path, data_dir):
     arguments = ["compare", *SMALL, "--pair=| 1 - i / u", "--own_starts"]
     for wrong in ("--split=select", "--config.schedule.start=0"):
@@ -253,6 +254,7 @@ def test_pairs_are_compared_and_further_ones_added(tmp_path, data_dir):
         assert code == 1 and message in output and "Traceback" not in output, output
 
 
+@pytest.mark.slow
 def test_a_search_is_confirmed_with_fresh_seeds(finished, data_dir, monkeypatch):
     """By a script of its own, with the search's own config; the search's flag then finds nothing left to train."""
     workdir, _ = finished

@@ -155,6 +155,7 @@ def test_an_interrupt_leaves_no_transaction_open(tmp_path):
 # Damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 200, 4096])
 def test_damage_never_passes(tmp_path, size):
     """Single bits or whole pages: a training is right or missing, which repeats it, or the ledger is called damaged."""

@@ -75,6 +75,7 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_losses_are_drawn_once_each(path):
     table = read(path)
     for part, space in (("cls", spaces.BINARY_CLASS), ("box", spaces.BOX)):
@@ -130,6 +131,7 @@ def test_every_training_is_in_the_file(path):
             assert curve.test == pytest.approx([ap + 0.01 for ap in curve.select])
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_goes_on(path, tmp_path):
     whole, again = Trainer(), Trainer(interrupt_at=40)
     make(tmp_path / "whole.parquet", trainer=whole)
@@ -314,6 +316,7 @@ def test_the_columns_of_the_file_are_documented():
     assert parts == {name: [field.name for field in schema.field(name).type.value_type] for name in parts}
 
 
+@pytest.mark.slow
 def test_what_comes_with_the_package_can_be_read():
     for name in loss_table.available():
         table = loss_table.load(name)

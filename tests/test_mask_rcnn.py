@@ -75,6 +75,7 @@ def sampled_at_truth() -> SampledRoIs:
 # The detector
 
 
+@pytest.mark.slow
 def test_detections_have_masks_at_twice_the_pooled_resolution():
     graph, state = nnx.split(detector())
     batch = batch_of()
@@ -119,6 +120,7 @@ def test_padded_ground_truth_has_no_influence():
     assert losses()(batch)["mask"] == losses()(batch._replace(masks=changed))["mask"]
 
 
+@pytest.mark.slow
 def test_training_on_masks_learns_them():
     """A few steps on the mask head alone halve its loss, so gradient and target agree."""
     graph, params, rest = nnx.split(detector(), nnx.All(nnx.Param, nnx.PathContains("mask")), ...)

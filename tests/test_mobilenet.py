@@ -92,6 +92,7 @@ def reference(tensors, image):
     return features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 96), (45, 67)])
 def test_features_equal_pytorchs(tmp_path, size):
     network = made(write(tmp_path / "weights.npz"), outputs=(4, 8, 16))
@@ -104,6 +105,7 @@ def test_features_equal_pytorchs(tmp_path, size):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_the_last_pointwise_convolution_stays_random(tmp_path):
     network = made(write(tmp_path / "weights.npz"), outputs=(32,))
     before = MobileNetV1(MobileNetConfig(outputs=(32,)), rngs=nnx.Rngs(0))
@@ -128,6 +130,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
         made(str(tmp_path / "torn.npz"))
 
 
+@pytest.mark.slow
 def test_frozen_blocks_do_not_move(tmp_path):
     config = FCOSConfig(
         classes=3,
@@ -173,6 +176,7 @@ def genuine():
     return str(beside("weights") / "mobilenet_v1_1.0_imagenet_f32.npz")
 
 
+@pytest.mark.slow
 def test_statistics_agree_with_photographs(genuine, test_data):
     """What enters each batch norm has roughly its mean and variance: names, order and the scale of images are right."""
     network = made(genuine, outputs=(16,))

@@ -325,6 +325,7 @@ def pairs():
         yield from ((name, cls[k % len(cls)], box[k]) for k in range(len(box)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cls", "box"), list(pairs()))
 def test_a_training_step_under_every_loss(name, cls, box):
     head = cut(name)

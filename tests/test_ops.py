@@ -325,6 +325,7 @@ def assign_in_numpy(points, boxes, labels, valid, radius):
     return np.array(chosen)
 
 
+@pytest.mark.slow
 def test_point_assignment_equals_numpy():
     points = pyramid_points((64, 96), (8, 16), (20.0,))
     assert len(points.xy) == 8 * 12 + 4 * 6

@@ -85,6 +85,7 @@ def detector(name: str):
     return shaken(build_detector(dataclasses.replace(config, score_threshold=0.0))[1](nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detections(name):
     graph, state = nnx.split(detector(name))
@@ -141,6 +142,7 @@ def test_loss(name):
         np.testing.assert_allclose(beside[part], value, rtol=1e-4, err_msg=part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features(name):
     """The features of an image are those it has alone, and the rest are zeros."""

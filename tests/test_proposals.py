@@ -77,6 +77,7 @@ def test_a_file_without_formulas_is_refused(tmp_path, content, said):
         read(tmp_path / "other.txt", FakeTrainer.task, max_nodes=40)
 
 
+@pytest.mark.slow
 def test_proposals_pass_the_same_filters(tmp_path):
     none = BranchConfig(generations=0)
     one = BranchConfig(strategy="cascade", generations=1, population=400, max_overfit=4, max_proxy=3)

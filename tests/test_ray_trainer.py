@@ -137,6 +137,7 @@ def test_what_is_half_made_when_a_worker_dies_is_made_again(workers):
     workers.prepare()
 
 
+@pytest.mark.slow
 def test_the_hall_of_fame_is_the_same_whoever_trains(workers, tmp_path):
     sizes = BranchConfig(strategy="cascade", generations=1, population=200, max_overfit=4, max_proxy=3)
     none = dataclasses.replace(sizes, generations=0)

@@ -56,6 +56,7 @@ def mixed_population(space, count):
     return parents + descendants(parents, count, seed=4)
 
 
+@pytest.mark.slow
 @ALL_SPACES
 def test_grown_formulas_are_random_formulas_with_the_prediction(space, random_graphs):
     grown, tokens, expressions = random_graphs[space.name]
@@ -233,6 +234,7 @@ def test_a_screening_without_formulas_ends():
         next(screen_batches(BOX, itertools.count(), per_operator=1, width=16, max_nodes=1))
 
 
+@pytest.mark.slow
 def test_batches_have_the_same_survivors_whatever_the_device(monkeypatch):
     """Sizes for GPUs, and a TPU that leaves the work to its host."""
     ((of_cpu, seen),) = [collect(BOX, 2)]

@@ -153,6 +153,7 @@ def test_a_finished_search_trains_nothing_again(finished):
     assert again == result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 35])
 def test_an_interrupted_search_ends_the_same(finished, tmp_path, at):
     _, expected = finished
@@ -171,6 +172,7 @@ def test_failing_candidates_are_recorded_and_the_search_goes_on(tmp_path):
     assert len(failures) >= len(reasons) > 0
 
 
+@pytest.mark.slow
 def test_an_error_of_the_program_is_raised_and_no_loss_is_blamed(finished, tmp_path):
     """Nothing is recorded of the training that met it, so the same command ends as if nothing had happened."""
     with pytest.raises(RuntimeError, match="something broke below"):
@@ -186,6 +188,7 @@ def db_count(db):
     return count
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_memory_together_is_trained_one_by_one(finished, tmp_path):
     assert run(tmp_path, FakeTrainer(most_at_once=1)) == finished[1]
 
@@ -283,6 +286,7 @@ def test_an_unknown_strategy_is_refused(tmp_path):
         run(tmp_path, config=dataclasses.replace(CONFIG, classification=branch))
 
 
+@pytest.mark.slow
 def test_the_weight_that_scores_best_on_fixed_features_is_kept(tmp_path):
     class Heavy(FakeTrainer):
         def train_one(self, losses, purpose, seed, horizon):
@@ -295,6 +299,7 @@ def test_the_weight_that_scores_best_on_fixed_features_is_kept(tmp_path):
     assert {entry.weight for branch in result.branches for entry in branch.entries} == {4.0}
 
 
+@pytest.mark.slow
 def test_gradients_are_matched_in_the_detector(tmp_path):
     result = run(tmp_path, config=dataclasses.replace(SHORT, filters=FilterConfig(scale="detector")))
     default = {"binary_class": 1.0 + len(zoo.default(spaces.BINARY_CLASS)), "box": 2.0 * len(zoo.default(spaces.BOX))}
@@ -358,6 +363,7 @@ def test_random_first_population(tmp_path):
 # The ledger and the folder
 
 
+@pytest.mark.slow
 def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     final = FinalConfig(seeds=2, branches=False, random_search=True)
     config = SearchConfig(classification=ONE, regression=ONE, final=final)
@@ -383,6 +389,7 @@ def test_random_search_with_the_same_budget_is_a_control(tmp_path):
     assert again.count == 0
 
 
+@pytest.mark.slow
 def test_tuned_hyper_parameters_are_a_control(tmp_path):
     final = FinalConfig(seeds=2, fit_weights=(), branches=False, tuned=True)
     trainer = FakeTrainer()
@@ -590,6 +597,7 @@ def test_matched_weights_ignore_the_scale_of_a_formula():
     assert default.weight == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", spaces.SPACES.values(), ids=str)
 def test_simulation_tells_losses_from_their_negations(space):
     from cse_jax.language.expression import Expression
@@ -749,6 +757,7 @@ def test_the_report_holds_formulas_and_numbers(finished, tmp_path):
             assert line.endswith("|")
 
 
+@pytest.mark.slow
 def test_thresholds_are_used(tmp_path):
     strict = dataclasses.replace(SHORT, filters=FilterConfig(overfit_tolerance=10.0))
     result = run(tmp_path, config=strict)
@@ -756,6 +765,7 @@ def test_thresholds_are_used(tmp_path):
     assert "Nothing was discovered" in conclusion(result.table)
 
 
+@pytest.mark.slow
 def test_filters_that_are_skipped_reject_nothing(tmp_path):
     """Which is what tells the worth of a filter; all else of a search, its report among it, goes on as ever."""
     kept = screened(["1 - i / u", "i / e", "i / e + 1", "sqrt(-u)"], skip=("verification", "simulation")).candidates

@@ -39,6 +39,7 @@ def run(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_screens_its_own_space():
     code, out, err = run(EXAMPLE)
     assert code == 0, err
@@ -151,6 +152,7 @@ def test_malformed_paths_are_refused(change, message):
     assert isinstance(good[2], Path) and good[2].name in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_space_without_signs_or_sums_is_screened(tmp_path):
     names = ("Sub", "Mul", "Div", "Tanh")
     space = dataclasses.replace(

@@ -131,6 +131,7 @@ def paired(boxes, scores, labels, their, *, score=1e-4, edge=0.05) -> np.ndarray
     return same.argmax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detections(name):
     """On landscape images; the losses are compared on portrait ones."""
@@ -150,6 +151,7 @@ def test_detections(name):
     assert len(labels_seen) >= 3 and len(sizes_seen) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"])
 def test_photographs(name, test_data):
     """From the files on: of various sizes, landscape and portrait, as predict.py and torchvision find objects."""
@@ -173,6 +175,7 @@ def test_photographs(name, test_data):
     assert len(files) == 5 and len({height > width for height, width in of_size}) == 2 and found >= 50
 
 
+@pytest.mark.slow
 def test_candidates_of_fcos_are_pairs(monkeypatch):
     """Where a level has more pairs over the threshold than it may propose."""
     per_level = 30
@@ -248,6 +251,7 @@ LOSSES = {
 LOSSES_OF_FCOS = {"cls": "classification", "box": "bbox_regression", "centreness": "bbox_ctrness"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_losses(name):
     """Each part, on the same samples: all anchors and all proposals."""

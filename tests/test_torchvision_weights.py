@@ -57,6 +57,7 @@ OLDER_NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "detector", "load", "table"), DETECTORS)
 def test_published_names(name, detector, load, table, tmp_path):
     """A file with older names fills a detector as one with today's, and each row of the table is used."""

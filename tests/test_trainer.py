@@ -288,6 +288,7 @@ def test_final_trainings_may_begin_with_starts_of_their_own(compiled, data, tmp_
                 np.testing.assert_array_equal(value[...], kept[path][...], str(path))
 
 
+@pytest.mark.slow
 def test_a_training_for_the_table_is_scored_on_both_splits(compiled, data, tmp_path):
     trainer = make(compiled, data, tmp_path, table=(4, 6, 12))
     (found,) = train(trainer, [DEFAULT], "table", seed=1)
@@ -356,6 +357,7 @@ def test_a_paused_training_goes_on_bit_for_bit(compiled, data, tmp_path):
     assert not list((tmp_path / "paused").glob("[!.]*"))
 
 
+@pytest.mark.slow
 def test_a_paused_training_goes_on_whether_others_are_beside_it_or_not(compiled, data, tmp_path):
     half, steps = dataclasses.replace(DEFAULT, cls_weight=0.5), {"one": 0, "many": 0}
 
@@ -440,6 +442,7 @@ def prober(compiled, data, tmp_path_factory):
     return make(compiled, data, tmp_path_factory.mktemp("probes"))
 
 
+@pytest.mark.slow
 def test_heads_are_trained_on_the_features_of_the_default_losses(prober):
     """A probe is a training of nothing but the output layers: here against one made of jax.grad."""
     pairs = [LossPair(DEFAULT.cls, cse_jax.parse(text, spaces.BOX)) for text in FORMULAS]
@@ -507,6 +510,7 @@ def test_what_was_paused_goes_on_without_being_traced_again(compiled, data, tmp_
     assert "<lambda>" in traced and not {"step", "advance", "found"} & set(traced)
 
 
+@pytest.mark.slow
 def test_gradient_norms_scale_with_the_weights(prober):
     doubled = dataclasses.replace(DEFAULT, cls_weight=2.0)
     norms = prober.gradient_norms([DEFAULT, doubled, dataclasses.replace(DEFAULT, box_weight=3.0), DEFAULT])
@@ -563,6 +567,7 @@ def test_a_step_of_many_is_compiled_once(data, caplog):
     assert caplog.text.count("Finished XLA compilation of jit(advance)") == 1
 
 
+@pytest.mark.slow
 def test_memory_and_time_are_those_of_the_compiled_step(prober):
     about = next(prober._batches("proxy", 0, 0)), prober._terms(DEFAULT)
     model, said = prober._compiled.init(0).model, []

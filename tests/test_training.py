@@ -108,6 +108,7 @@ def test_eight_devices_train_as_one_does():
 # Variants
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_averaged():
     """Two equal parts: every image twice, side by side, as parts take every second image."""
     half = batch_of(2)
@@ -118,6 +119,7 @@ def test_a_batch_in_parts_is_averaged():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, expected.params)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters():
     """Frozen weights, whose average is themselves, are kept and evaluated as they were loaded."""
     batches = [batch_of(2, seed) for seed in range(3)]
@@ -138,6 +140,7 @@ def test_the_average_follows_the_parameters():
     jax.tree.map(np.testing.assert_array_equal, shown, swapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16_computes_the_same_loss_roughly(name):
     """Eight bits of mantissa: a few parts in a thousand, more in sums over few boxes."""
@@ -261,6 +264,7 @@ def norms(name: str, channels: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bgr", [False, True])
 def test_a_training_starts_from_a_file(tmp_path, bgr):
     assert RESNET
