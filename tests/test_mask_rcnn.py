@@ -95,8 +95,9 @@ def test_the_default_shape_is_that_of_the_paper():
 
 
 def test_without_masks_the_loss_says_so():
+    model = detector()
     with pytest.raises(ValueError, match="batch.masks"):
-        jax.eval_shape(lambda: detector().loss(batch_of()._replace(masks=None), LOSSES, key=jax.random.key(0)))
+        jax.eval_shape(lambda: model.loss(batch_of()._replace(masks=None), LOSSES, key=jax.random.key(0)))
 
 
 def test_the_mask_loss_is_the_masks_alone():
