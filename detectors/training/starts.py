@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterator
@@ -62,11 +63,15 @@ class Starts:
           Stopped: ``stop`` was set meanwhile.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / f".{self._file(seed).name}.lock", "ab") as lock:
-            while not _taken(lock):
-                if stop.wait(_LOOK_SECONDS):
-                    raise Stopped("stopped while it waited for its start")
-            yield seed not in self._failures and not checkpoint.exists(self._file(seed))
+        path = self._folder / f".{self._file(seed).name}.lock"
+        while (lock := _taken(path)) is None:
+            if stop.wait(_LOOK_SECONDS):
+                raise Stopped("stopped while it waited for its start")
+        with lock:
+            try:
+                yield seed not in self._failures and not checkpoint.exists(self._file(seed))
+            finally:
+                path.unlink()  # while it is held: nobody else's
 
     def failure(self, seed: int) -> str:
         """Why there is no start of a seed; empty if there is one, or it was not trained yet."""
@@ -105,10 +110,14 @@ class Starts:
         return self._folder / ("features" if seed == self._seed else f"features-seed{seed}")
 
 
-def _taken(lock: IO) -> bool:
-    """Whether nobody else holds the file, so that it is held from now until it is closed."""
+def _taken(path: pathlib.Path) -> IO | None:
+    """The file, held until it is closed; None while somebody else holds it."""
+    lock = path.open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            return lock
+    except (BlockingIOError, FileNotFoundError):  # held, or removed by who held it
+        pass
+    lock.close()
+    return None
