@@ -21,7 +21,7 @@ from cse_jax.errors import InputError, MissingPackageError, UserError
 _LOCK = ".lock"
 RESULT_FORMAT = 3  # of a search's result.json
 FREE = frozenset(  # fields of configs on which the result of no training depends
-    {"data.workers", "save_every", "schedule.save_every", "search.workers", "search.time_limit", "pairs", "seeds"}
+    {"data.workers", "save_every", "schedule.save_every", "search.workers", "search.time_limit"}
 )
 PACKAGES = ("cse_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 

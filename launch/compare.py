@@ -41,7 +41,7 @@ from cse_jax.search.tuning import tuned
 from detectors.losses import library_loss
 from detectors.models import build_detector
 from detectors.training.search_trainer import task_of
-from search_run import ComparisonRun, SearchRun
+from search_run import ComparisonRun, SearchRun, of_trainings
 
 _CONFIG = config_file.define("configs/search/default.py", "Config of a search: detector, data, schedule.", SearchRun)
 _PAIRS = flags.DEFINE_multi_string(
@@ -104,7 +104,8 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
         opened = stack.enter_context(workers.opened(config, folder, selects=selects, own_starts=_OWN_STARTS.value))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
         about |= {"own_starts": True} if _OWN_STARTS.value else {}
-        ledger = stack.enter_context(Ledger(folder / "ledger.sqlite", identity=about))
+        identity = about | {"config": of_trainings(about["config"])}
+        ledger = stack.enter_context(Ledger(folder / "ledger.sqlite", identity=identity))
         workdir.write_description(folder, about)
         costs: dict[str, float] = {name: trainer.horizons(name)[-1] for name in ("proxy", "final")}
         with Monitor(console, steps=costs) as monitor:

@@ -22,19 +22,12 @@ from detectors.checkpoint import CheckpointError
 from detectors.evaluation.resampling import draws, resampled_ap
 from detectors.models import build_detector
 from detectors.training.search_trainer import DetectorTrainer, task_of
-from search_run import SearchRun
+from search_run import SearchRun, of_trainings
 
 
 def folder_of(config: SearchRun, search: pathlib.Path) -> pathlib.Path:
     """Where the confirmation of a search by a config goes."""
     return search / "confirm" / config.name
-
-
-def _of_trainings(config: dict) -> dict:
-    """The part of a search's config on which its trainings depend; the rest is how it searched."""
-    return {name: value for name, value in config.items() if name != "prior"} | {
-        "search": {"seed": config["search"]["seed"]}
-    }
 
 
 def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Console, *, own_starts: bool = True) -> None:
@@ -56,13 +49,13 @@ def confirm(config: SearchRun, search: pathlib.Path, seeds: int, console: Consol
     confirmation.contestants(result, task_of(build_detector(config.detector)[0]))  # before any work
     with workdir.opened(folder_of(config, search)) as folder, contextlib.ExitStack() as stack:
         remedy = "give this confirmation a name of its own, such as --config.name=scratch, or delete that folder"
-        workdir.check_same_config(folder, dataclasses.asdict(config), remedy=remedy, relevant=_of_trainings)
+        workdir.check_same_config(folder, dataclasses.asdict(config), remedy=remedy, relevant=of_trainings)
         own_starts = own_starts and config.schedule.start > 0
         opened = stack.enter_context(workers.opened(config, folder, selects=False, own_starts=own_starts))
         about, trainer = workdir.describe(config) | {"device": opened.device}, opened.trainer
         about |= {"own_starts": True} if own_starts else {}
         one_start = trainer.shared_start and not own_starts
-        identity = about | {"config": _of_trainings(about["config"])}
+        identity = about | {"config": of_trainings(about["config"])}
         with Ledger(folder / "ledger.sqlite", identity=identity) as ledger:
             workdir.write_description(folder, about)
             with Monitor(console, steps={"final": trainer.horizons("final")[-1]}) as monitor:

@@ -23,13 +23,12 @@ from cse_jax.loss_table.making import make
 from cse_jax.reporting import loss_table_report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.task import PARTS
-from search_run import LossTableRun, trainer_of
+from search_run import TASK, LossTableRun, trainer_of
 
 _CONFIG = config_file.define("configs/loss_table/fcos_digits.py", "Which losses, detector and data.", LossTableRun)
 _FILE = flags.DEFINE_string("file", None, "The table; runs/<config.name>.parquet by default.")
 _REPORT = flags.DEFINE_string("report", None, "Only report on this table, and train nothing.")
 _BESIDE = flags.DEFINE_string("beside", None, "Say also how far this table, of other trainings, agrees on the order.")
-_TASK = ("detector", "train", "schedule", "data", "weights")  # what a training depends on, beside its losses
 _OF_THE_MACHINE = (  # fields of the task that another machine may have otherwise
     *(f"data.{name}" for name in ("data_dir", "root", "workers", "cache")),
     *(f"schedule.{name}" for name in ("at_once", "probe_at_once", "save_every")),
@@ -56,7 +55,7 @@ def _make(config: LossTableRun, path: pathlib.Path, folder: pathlib.Path, consol
     parts = [part for part in PARTS if part in config.parts]
     trainer = trainer_of(config, folder)
     about = workdir.describe(config)
-    about["task"] = {name: about["config"][name] for name in _TASK}
+    about["task"] = {name: about["config"][name] for name in TASK}
     del about["config"]
     about["box_units"] = trainer.task.box_units
     costs = {purpose: float(trainer.horizons(purpose)[-1]) for purpose in ("probe", "overfit", "table")}

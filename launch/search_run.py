@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from cse_jax.errors import InputError
 from cse_jax.loss_table.config import LossTableConfig
@@ -17,6 +18,8 @@ from detectors.training.initial_weights import WeightsConfig, starting_from
 from detectors.training.schedule import ScheduleConfig
 from detectors.training.search_trainer import DetectorTrainer, task_of
 from detectors.training.step import TrainConfig, jit_detector
+
+TASK = ("detector", "train", "schedule", "data", "weights")  # what a training depends on, beside its losses
 
 
 def search_in_minutes() -> SearchConfig:
@@ -85,6 +88,11 @@ class SearchRun(DetectorRun):
         for branch in (self.search.classification, self.search.regression):
             if self.prior and branch.generations and branch.strategy != "surrogate":
                 raise InputError(f"prior={self.prior!r} needs the strategy 'surrogate', not {branch.strategy!r}")
+
+
+def of_trainings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a search's config, as plain data, on which its trainings depend; the rest is how it searched."""
+    return {name: config.get(name) for name in TASK} | {"search": {"seed": config.get("search", {}).get("seed")}}
 
 
 @dataclasses.dataclass

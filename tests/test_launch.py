@@ -238,9 +238,11 @@ def test_pairs_are_compared_and_further_ones_added(tmp_path, data_dir):
     code, output = run(*first, "--pair=| 1 - i / u", "--seeds=2", data_dir=data_dir)
     assert code == 0 and "The last pair (| 1 - i / u)" in output, output
     one = json.loads((tmp_path / "run" / "compare.json").read_text())
-    further = ["--pair=| 1 - i / u", "--pair=half = CE x0.5 | ciou_loss"]
-    code, output = run(*first, *further, "--seeds=2", data_dir=data_dir)
-    assert code == 0, output
+    further = ["--pair=| 1 - i / u", "--pair=half = CE x0.5 | ciou_loss", "--seeds=2"]
+    code, output = run(*first, *further, "--config.train.learning_rate=0.5", data_dir=data_dir)
+    assert code == 1 and "other settings (config.train.learning_rate" in output, output
+    code, output = run(*first, *further, "--config.search.regression.max_probe=9", data_dir=data_dir)
+    assert code == 0, "how a search would go on is nothing to its trainings"
     two = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert [row["name"] for row in two["table"]] == ["the default", "| 1 - i / u", "half"]
     assert [row["ap"] for row in two["table"][:2]] == [row["ap"] for row in one["table"]]
