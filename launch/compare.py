@@ -4,13 +4,15 @@
     python launch/compare.py --config=configs/search/faster_rcnn.py --pair="| 1 - i / u x0.5"
     python launch/compare.py --config=configs/experiments/combinations.py:faster_rcnn
     python launch/compare.py --tuned=40 --pair="squared = | 1 - i / u * (i / u)"
+    python launch/compare.py --table=fcos_digits --best=40 --own_starts --seeds=4
 
 A pair is a classification loss, a bar and a box loss, each by name or as a formula, with a factor on its usual weight
 if wanted; an empty one is the detector's default.  Losses that are no formulas, such as ciou_loss, are called by the
-names of cse_jax.losses.  A name may stand before it.  The default pair is always the first
-row.  The config is that of a search, of which the detector, the data and the length of trainings count, or one of an
-experiment, which also has pairs and seeds; further pairs go before its own.  After an interruption the same command
-goes on; further pairs and seeds add to those that are done.
+names of cse_jax.losses.  A name may stand before it.  The best losses of a table of trained losses are pairs as well,
+each beside the default of the other part.  The default pair is always the first row.  The config is that of a search,
+of which the detector, the data and the length of trainings count, or one of an experiment, which also has pairs and
+seeds; further pairs go before its own.  After an interruption the same command goes on; further pairs and seeds add to
+those that are done.
 """
 
 import script
@@ -27,14 +29,17 @@ from rich.console import Console
 import compilation
 import config_file
 import workers
-from cse_jax import workdir
+from cse_jax import loss_table, workdir
 from cse_jax.errors import InputError
+from cse_jax.loss_table.analysis import leaders
+from cse_jax.loss_table.making import pair
 from cse_jax.reporting import comparison_report, confirmation_report
 from cse_jax.reporting.monitor import Monitor
 from cse_jax.search.comparison import Contestant, Role, compare
 from cse_jax.search.confirmation import Confirmation
 from cse_jax.search.ledger import Ledger
 from cse_jax.search.pairs import read_pair
+from cse_jax.search.task import PARTS, LossPair, Task
 from cse_jax.search.trainer import Purpose
 from cse_jax.search.trials import Trials
 from cse_jax.search.tuning import tuned
@@ -64,6 +69,12 @@ _TUNED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=100_000,
 )
+_TABLE = flags.DEFINE_string(
+    "table", None, "A table of trained losses, by its name or a file, whose best ones are compared as well."
+)
+_BEST = flags.DEFINE_integer(
+    "best", 10, "Losses of each part of --table, by mean AP on the select split.", lower_bound=1, upper_bound=100_000
+)
 _OWN_STARTS = flags.DEFINE_bool(
     "own_starts",
     False,
@@ -90,13 +101,14 @@ def main(argv: list[str]) -> None:
 def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     task = task_of(build_detector(config.detector)[0])
     experiment = config if isinstance(config, ComparisonRun) else ComparisonRun()
-    named = [read_pair(text, task, library_loss) for text in (*_PAIRS.value, *experiment.pairs)]
+    named = _of_table(_TABLE.value, _BEST.value, task) if _TABLE.value else []
+    named += [read_pair(text, task, library_loss) for text in (*_PAIRS.value, *experiment.pairs)]
     pairs = [Contestant(name, Role.RIVAL, losses) for name, losses in named]
     rows = [Contestant("the default", Role.DEFAULT, task.default), *pairs]
     purpose: Purpose = "final" if _SPLIT.value == "test" else "proxy"
     tuning = experiment.tuned if _TUNED.value is None else _TUNED.value
     if not pairs and not tuning:
-        raise InputError("there is nothing to compare with the default losses: give a --pair, or --tuned")
+        raise InputError("there is nothing to compare with the default losses: give a --pair, a --table, or --tuned")
     if _OWN_STARTS.value and (purpose == "proxy" or not config.schedule.start):
         raise InputError("--own_starts is of the test split, and of trainings with a start: --config.schedule.start")
     selects = bool(tuning) or purpose == "proxy"
@@ -134,6 +146,24 @@ def _compare(config: SearchRun, folder: pathlib.Path, console: Console) -> None:
     confirmation_report.show(console, found, split=_SPLIT.value)
     text = f"{data['conclusion']}\n{data['scope']}\nComparison: {folder / 'compare.md'}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _of_table(name: str, best: int, task: Task) -> list[tuple[str, LossPair]]:
+    """The best losses of a table, each beside the default of the other part, with a name; the best ones last.
+
+    Raises:
+      InputError: none of them is one of the detector's.
+    """
+    table = loss_table.find(name)
+    found = [
+        (f"{part} {place}: {loss.origin}", pair(loss, task))
+        for part in filter(table.of, PARTS)
+        for place, loss in enumerate(leaders(table, part, best), 1)
+        if loss.formula.space == task.space(part)
+    ][::-1]
+    if not found:
+        raise InputError(f"the table {name} has no losses of {' or '.join(task.space(part).name for part in PARTS)}")
+    return found
 
 
 def _note(tuned_with: Sequence[int], *, own_starts: bool) -> str:

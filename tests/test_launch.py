@@ -10,12 +10,16 @@ import signal
 import socket
 import time
 
+import numpy as np
 import pytest
 from micro import FLAGS
 from PIL import Image
 from scripts import functions, run, start
 
+from cse_jax import loss_table
+from cse_jax.language import spaces
 from cse_jax.search.ray_trainer import RayTrainer
+from cse_jax.search.task import Task
 
 pytestmark = pytest.mark.batches
 SMALL = [
@@ -217,6 +221,19 @@ def test_a_comparison_says_how_its_tuned_pair_was_chosen():
     assert "tuned" not in note((), own_starts=False) and "start" not in note((), own_starts=False)
 
 
+def test_a_comparison_takes_the_best_losses_of_a_table():
+    of_table, known = functions("compare")["_of_table"], loss_table.load("fcos_digits")
+    found = of_table("fcos_digits", 2, Task(spaces.BINARY_CLASS))
+    assert [name.partition(":")[0] for name, _ in found] == ["box 2", "box 1", "cls 2", "cls 1"], "the best one is last"
+    for part, (_, losses) in (("box", found[1]), ("cls", found[3])):
+        (row,) = [loss for loss in known.of(part) if loss.formula == getattr(losses, part)]
+        assert getattr(losses, f"{part}_weight") == row.weight
+        aps = [np.mean([curve.select[-1] for curve in loss.trainings.values()]) for loss in known.of(part)]
+        assert np.nanmax(aps) == np.mean([curve.select[-1] for curve in row.trainings.values()])
+    boxes = of_table("fcos_digits", 2, Task(spaces.MULTI_CLASS))
+    assert [name.partition(":")[0] for name, _ in boxes] == ["box 2", "box 1"], "those of its space"
+
+
 @pytest.mark.slow
 def test_a_comparison_says_what_its_trainings_begin_with(tmp_path, data_dir):
     arguments = ["compare", *SMALL, "--pair=| 1 - i / u", "--own_starts"]
@@ -325,7 +342,7 @@ def test_bad_input_is_named(script, arguments, said):
 
 def test_a_comparison_needs_something_to_compare(tmp_path):
     code, output = run("compare", f"--workdir={tmp_path / 'run'}")
-    assert code == 1 and "give a --pair, or --tuned" in output, output
+    assert code == 1 and "give a --pair, a --table, or --tuned" in output, output
 
 
 def test_export_of_a_formula():

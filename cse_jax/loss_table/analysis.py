@@ -195,6 +195,13 @@ def best(table: LossTable, part: Part) -> Best:
     return Best(losses[winner], float(select[winner].mean()), float(np.mean(judged)), error, shrunk)
 
 
+def leaders(table: LossTable, part: Part, count: int) -> list[TableLoss]:
+    """The losses of a part with the best mean AP on the select split, the best first; the default one is left out."""
+    losses, select, _, place = complete(table, part)
+    order = np.argsort(-select[:, :, -1].mean(1), kind="stable")
+    return [losses[k] for k in order if k != place][:count]
+
+
 def between(table: LossTable, other: LossTable, part: Part) -> Between:
     """How far two tables agree on a part's losses."""
     one, two = complete(table, part), complete(other, part)
