@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import os
 import pathlib
@@ -36,13 +37,15 @@ hypothesis.settings.load_profile("project")
 def pytest_collection_modifyitems(config, items):
     """Modules that share compiled functions come first, one after the other.
 
-    Tests that need a GPU are left out where there is none: skipped ones would have to run with the extras.
+    Tests that need a GPU or a TPU's compiler are left out where there is none: skipped ones would have to run with the
+    extras.
     """
     items.sort(key=lambda item: item.get_closest_marker("computes") is None)  # which leaves the order within both
-    of_gpus = [item for item in items if item.get_closest_marker("gpu")]
-    if of_gpus and jax.default_backend() != "gpu":
-        config.hook.pytest_deselected(items=of_gpus)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    lacking = {"gpu": jax.default_backend() != "gpu", "tpu": importlib.util.find_spec("libtpu") is None}
+    left_out = [item for item in items if any(lacking.get(mark.name) for mark in item.iter_markers())]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_collection_finish():

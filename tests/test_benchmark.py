@@ -197,6 +197,8 @@ def test_scaling(tmp_path):
 def test_analysis(tmp_path):
     code, output, tables = benchmark(tmp_path / "out.json", "--suite=analysis")
     assert code == 0, output
-    memory, estimates = tables.values()
+    memory, estimates, instructions = tables.values()
     assert memory[0]["fits"] == "yes" and 0.0 < memory[0]["temporaries"] < memory[0]["total"] <= memory[0]["budget"]
     assert estimates[0]["GFLOP"] > 0.0 and estimates[0]["H100, at least, ms"] > 0.0
+    assert [row["pass"] for row in instructions] == ["forward", "backward"]
+    assert all(row[kind] > 5 * row[f"{kind} of one"] for row in instructions for kind in ("FLOP", "transcendentals"))

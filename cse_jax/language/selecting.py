@@ -187,7 +187,7 @@ def _fill(space: Space, programs: Program, rows: jax.Array, tile: Sequence[jax.A
 
     def instruction(t, rows):
         operands = _read(rows, programs.left[:, t]), _read(rows, programs.right[:, t])
-        result = _select(programs.opcode[:, t], [row.apply(*operands) for row in operators])
+        result = select(programs.opcode[:, t], [row.apply(*operands) for row in operators])
         return _write(rows, len(space.leaves) + t, result)
 
     for k, leaf in enumerate([*tile, *space.constants]):
@@ -211,7 +211,7 @@ def _pull_back(
         for operand, changes in zip(
             (left, right), zip(*(row.transpose(a, b, own) for row in operators), strict=True), strict=True
         ):
-            cotangents = _add(cotangents, operand, jnp.where(used, _select(opcode, changes), 0.0))
+            cotangents = _add(cotangents, operand, jnp.where(used, select(opcode, changes), 0.0))
         return cotangents
 
     cotangents = cotangents.at[:leaves].set(0.0)
@@ -219,7 +219,7 @@ def _pull_back(
     return lax.fori_loop(0, length, instruction, _add(cotangents, programs.root, incoming))
 
 
-def _select(opcode: jax.Array | np.ndarray, results: Sequence[jax.Array]) -> jax.Array:
+def select(opcode: jax.Array | np.ndarray, results: Sequence[jax.Array]) -> jax.Array:
     """Of each program the result of its operator."""
     opcode = _beside(opcode, results[0])
     return functools.reduce(

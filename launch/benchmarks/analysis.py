@@ -7,19 +7,20 @@ libtpu for a TPU that is not there.
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from benchmarks.report import Report
 from benchmarks.smallest import fcos_smallest
 from cse_jax.atlas import stream
 from cse_jax.errors import InputError
-from cse_jax.language import interpreter, program, spaces, tiling, zoo
+from cse_jax.language import interpreter, program, selecting, spaces, tiling, zoo
 from cse_jax.language.float64 import float64
 from cse_jax.language.spaces import Space
 from cse_jax.screening import simulation
@@ -55,9 +56,9 @@ class Case(NamedTuple):
 
 
 def measure(report: Report, *, size: str, rounds: int, topology: str | None) -> None:
-    """Both tables of the suite; nothing is run, so there are no rounds."""
+    """All tables of the suite; nothing is run, so there are no rounds."""
     del rounds
-    device, platform = _target(topology)
+    device, platform = target(topology)
     report.note(f"As for a {platform.upper()}, compiled for {device.device_kind}; nothing was run.")
     report.note(
         "A loop counts once in the estimates, however often it runs: formulas, simulations and NMS take longer."
@@ -88,6 +89,10 @@ def measure(report: Report, *, size: str, rounds: int, topology: str | None) -> 
             },
         )
         report.row("Estimates by XLA's analysis", {"function": case.name} | _least_times(compiled))
+    if topology is None:  # whose compiler counts no transcendentals
+        for space in [spaces.BOX] if size == "smallest" else spaces.SPACES.values():
+            for row in _work_of_an_instruction(space):
+                report.row("Work of an instruction, for each element", row)
 
 
 def cases(size: str, platform: str) -> list[Case]:
@@ -193,11 +198,43 @@ def screening_pass(space: Space, device) -> jax.stages.Lowered:
         return run.lower(NUMBER, jax.ShapeDtypeStruct((jax.local_device_count(),), jnp.int32))
 
 
+def _work_of_an_instruction(space: Space) -> Iterator[dict[str, Any]]:
+    """What an accelerator computes, every operator of which each program takes one, beside the operators' mean.
+
+    First of an instruction, and then of its derivative.
+    """
+    operators, shape = program.instruction_set(space), (32, 64, *[80][: space.class_axis])
+    row = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def work(function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct) -> np.ndarray:
+        cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+        return np.array([cost.get("flops", 0.0), cost.get("transcendentals", 0.0)]) / math.prod(shape)
+
+    def forward(code, *operands):
+        return selecting.select(code, [row.apply(*operands) for row in operators])
+
+    def backward(code, *arguments):
+        changes = zip(*(row.transpose(*arguments) for row in operators), strict=True)
+        return [selecting.select(code, each) for each in changes]
+
+    opcode = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    for name, every, arguments, own in (
+        ("forward", forward, [row] * 2, [operator.apply for operator in operators]),
+        ("backward", backward, [row] * 3, [operator.transpose for operator in operators]),
+    ):
+        of_all = work(every, opcode, *arguments)
+        of_one = np.mean([work(function, *arguments) for function in own], axis=0)
+        found: dict[str, Any] = {"space": space.name, "pass": name, "operators": len(operators)}
+        for kind, value, least in zip(("FLOP", "transcendentals"), of_all, of_one, strict=True):
+            found |= {kind: float(value), f"{kind} of one": float(least)}
+        yield found
+
+
 def _shapes(tree):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def _target(topology: str | None):
+def target(topology: str | None):
     """The device to compile for, and the platform whose programs these are."""
     if topology is None:
         return jax.devices()[0], "tpu" if jax.default_backend() == "tpu" else "gpu"
