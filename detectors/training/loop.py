@@ -1,15 +1,17 @@
-"""One training of one detector, from scratch or resumed where it was interrupted."""
+"""The steps of a training, from scratch or resumed where it was interrupted: of one detector, or of many together."""
 
+import collections
 import contextlib
 import itertools
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cse_jax.search.trainer import Stopped, TrainingDiverged
 from detectors import checkpoint
@@ -17,9 +19,11 @@ from detectors.data.pipeline import Source, train_batches
 from detectors.losses import DetectionLosses
 from detectors.parallel import share
 from detectors.structures import Batch
+from detectors.training.batched import JittedMany, ManyState
 from detectors.training.step import JittedDetector, TrainState
 
 CHECK_EVERY = 25  # steps between looks at the losses: a look waits for the device
+_AHEAD = 8  # steps that are given to the device before their figures are looked at
 
 
 def fit(
@@ -95,6 +99,58 @@ def fit(
             if save:
                 checkpoint.save(partial, state)
     return state
+
+
+def fit_many(
+    many: JittedMany,
+    state: ManyState,
+    losses: DetectionLosses,
+    source: Source,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    flip: float,
+    until: int,
+    stop: threading.Event,
+    workers: int = 0,
+    evaluate_at: Collection[int] = (),
+    evaluate: Callable[[int, ManyState], None] | None = None,
+) -> tuple[ManyState, dict[int, int]]:
+    """Trains many detectors side by side up to a step; an interruption loses what was done.
+
+    Args:
+      many: the detectors' functions.
+      state: where they are.
+      losses: of each, along the first axis.
+      source, steps, seed, batch_size, flip, workers: as of ``fit``.
+      until: step at which to end.
+      stop: another thread sets it to stop the training.
+      evaluate_at: steps after which ``evaluate`` is called with the steps done and the state.
+
+    Returns:
+      The state, and by its place of each detector that diverged the first step of which loss or gradient was not
+      finite; the others are trained as if it were not there.
+
+    Raises:
+      Stopped: ``stop`` was set.
+    """
+    start, diverged = int(state.step), dict[int, int]()
+    running: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    options = dict(batch_size=batch_size, seed=seed, flip=flip)
+    with placed_batches(source, many.place, start=start, end=until, workers=workers, **options) as batches:
+        for done in range(start + 1, until + 1):
+            if stop.is_set():
+                raise Stopped(f"stopped at step {done - 1}")
+            state, metrics = many.step(state, next(batches), losses, steps, seed)
+            running.append((done, metrics["finite"]))
+            while len(running) > (_AHEAD if done < until else 0):
+                step, finite = running.popleft()
+                for k in np.flatnonzero(~np.asarray(finite)).tolist():
+                    diverged.setdefault(k, step)
+            if evaluate and done in evaluate_at:
+                evaluate(done, state)
+    return state, diverged
 
 
 @contextlib.contextmanager

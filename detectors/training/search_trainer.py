@@ -1,9 +1,7 @@
 """Trains one detector for every purpose of a search, with steps that are compiled once."""
 
-import collections
 import functools
 import hashlib
-import itertools
 import json
 import math
 import pathlib
@@ -17,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from cse_jax.search.task import LossPair, Task
-from cse_jax.search.trainer import OutOfMemory, Purpose, Stopped, Training, TrainingDiverged
+from cse_jax.search.trainer import OutOfMemory, Purpose, Training, TrainingDiverged
 from detectors import checkpoint
 from detectors.data.datasets import Dataset
 from detectors.data.pipeline import Source, one_image_per_category, train_batches
@@ -28,7 +26,7 @@ from detectors.models.detector import Detector
 from detectors.parallel import row
 from detectors.training.batched import JittedMany, ManyState, evaluate_many, jit_many, stack_losses
 from detectors.training.fitting import remembered_count
-from detectors.training.loop import fit, placed_batches
+from detectors.training.loop import fit, fit_many
 from detectors.training.pausing import filled, pause, resumed
 from detectors.training.remembered import remembered
 from detectors.training.schedule import ScheduleConfig
@@ -36,7 +34,6 @@ from detectors.training.starts import Starts
 from detectors.training.step import JittedDetector, TrainConfig, TrainState
 
 _NOT_FINITE = "a detection is not finite"
-_AHEAD = 8  # steps that are given to the device before their figures are looked at
 _Purpose = Purpose | Literal["start"]  # the training with whose features others begin
 
 
@@ -299,40 +296,35 @@ class DetectorTrainer:
         stop: threading.Event,
     ) -> list[Training]:
         """Trains side by side; an interruption between two horizons loses the steps since the earlier one."""
-        count, steps = self.at_once(purpose), self.horizons(purpose)[-1]
+        count, horizons = self.at_once(purpose), self.horizons(purpose)
         paused = [self._paused(pair, purpose, seed) for pair in losses]
-        state = resumed(start(count), paused)
-        chunk, failures = self._padded(losses, count), [""] * len(losses)
         curves: list[list[tuple[int, float, float]]] = [[] for _ in losses]
-        first = int(state.step)
-        running: collections.deque[tuple[int, jax.Array]] = collections.deque()
-        with placed_batches(
+        failures = [""] * len(losses)
+
+        def score(step: int, state: ManyState) -> None:
+            splits = self._splits[purpose][1], self._test
+            both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
+            for k, (select, test) in zip(range(len(losses)), both, strict=False):  # without the padding
+                if select is None or test is None:
+                    failures[k] = _NOT_FINITE
+                else:
+                    curves[k].append((step, select.ap, test.ap))
+
+        state, diverged = fit_many(
+            many,
+            resumed(start(count), paused),
+            self._padded(losses, count),
             self._splits[purpose][0],
-            many.place,
-            start=first,
-            end=horizon,
-            batch_size=self._config.batch_size,
+            steps=horizons[-1],
             seed=seed,
+            batch_size=self._config.batch_size,
             flip=self._flip,
+            until=horizon,
+            stop=stop,
             workers=self._workers,
-        ) as batches:
-            for done in range(first + 1, horizon + 1):
-                if stop.is_set():
-                    raise Stopped(f"stopped at step {done - 1}")
-                state, metrics = many.step(state, next(batches), chunk, steps, seed)
-                running.append((done, metrics["finite"]))
-                while len(running) > (_AHEAD if done < horizon else 0):
-                    step, finite = running.popleft()
-                    for k in np.flatnonzero(~np.asarray(finite)[: len(losses)]):
-                        failures[k] = failures[k] or f"not finite at step {step}"
-                if purpose == "table" and done in self.horizons(purpose):
-                    splits = self._splits[purpose][1], self._test
-                    both = zip(*(self._evaluate_many(many, state, source) for source in splits), strict=True)
-                    for k, (select, test) in enumerate(itertools.islice(both, len(losses))):  # without the padding
-                        if select is None or test is None:
-                            failures[k] = failures[k] or _NOT_FINITE
-                        else:
-                            curves[k].append((done, select.ap, test.ap))
+            **({"evaluate_at": horizons, "evaluate": score} if purpose == "table" else {}),
+        )
+        failures = [f"not finite at step {diverged[k]}" if k in diverged else old for k, old in enumerate(failures)]
         if purpose == "table":
             return [
                 Training(None, failure=failure) if failure else Training(curve[-1][1], {"curve": curve})
@@ -342,7 +334,7 @@ class DetectorTrainer:
         if purpose == "final":
             self._save_models(state, losses, seed, failures)
         for k, path in enumerate(paused):
-            if horizon < steps and not failures[k]:
+            if horizon < horizons[-1] and not failures[k]:
                 pause(state, k, path)
             else:
                 path.unlink(missing_ok=True)
