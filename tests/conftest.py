@@ -41,11 +41,12 @@ def pytest_collection_modifyitems(config, items):
     extras.
     """
     items.sort(key=lambda item: item.get_closest_marker("computes") is None)  # which leaves the order within both
-    lacking = {"gpu": jax.default_backend() != "gpu", "tpu": importlib.util.find_spec("libtpu") is None}
-    left_out = [item for item in items if any(lacking.get(mark.name) for mark in item.iter_markers())]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    lacks = {"gpu": lambda: jax.default_backend() != "gpu", "tpu": lambda: importlib.util.find_spec("libtpu") is None}
+    for mark, is_lacking in lacks.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and is_lacking():
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 def pytest_collection_finish():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from cse_jax.language import zoo
 from cse_jax.loss_table.table import LossTable, TableLoss
@@ -120,6 +120,11 @@ class Complete(NamedTuple):
         return truth >= truth[self.default] - distance
 
     @property
+    def order(self) -> Int[np.ndarray, " n"]:
+        """The places of the losses, that with the best mean AP at the end on the select split first."""
+        return np.argsort(-self.select[:, :, -1].mean(1), kind="stable")
+
+    @property
     def near(self) -> Bool[np.ndarray, " n"]:
         """Which losses end within ``NEAR`` AP of the default loss, or above it."""
         return self.within(NEAR)
@@ -183,7 +188,7 @@ def best(table: LossTable, part: Part) -> Best:
     level = known.within(LEVEL)
     noise, seeds = seed_noise(test[level].tolist()), test.shape[1]
     test, select = test - test[place], select - select[place]
-    winner = int(select.mean(1).argmax())
+    winner = int(known.order[0])
     judged = []
     for k in range(seeds):
         others = [n for n in range(seeds) if n != k]
@@ -197,9 +202,8 @@ def best(table: LossTable, part: Part) -> Best:
 
 def leaders(table: LossTable, part: Part, count: int) -> list[TableLoss]:
     """The losses of a part with the best mean AP on the select split, the best first; the default one is left out."""
-    losses, select, _, place = complete(table, part)
-    order = np.argsort(-select[:, :, -1].mean(1), kind="stable")
-    return [losses[k] for k in order if k != place][:count]
+    known = complete(table, part)
+    return [known.losses[k] for k in known.order if k != known.default][:count]
 
 
 def between(table: LossTable, other: LossTable, part: Part) -> Between:

@@ -107,15 +107,13 @@ def fit_many(
     losses: DetectionLosses,
     source: Source,
     *,
+    until: int,
     steps: int,
     seed: int,
-    batch_size: int,
-    flip: float,
-    until: int,
     stop: threading.Event,
-    workers: int = 0,
     evaluate_at: Collection[int] = (),
     evaluate: Callable[[int, ManyState], None] | None = None,
+    **options: Any,
 ) -> tuple[ManyState, dict[int, int]]:
     """Trains many detectors side by side up to a step; an interruption loses what was done.
 
@@ -123,10 +121,11 @@ def fit_many(
       many: the detectors' functions.
       state: where they are.
       losses: of each, along the first axis.
-      source, steps, seed, batch_size, flip, workers: as of ``fit``.
+      source, steps, seed: as of ``fit``.
       until: step at which to end.
       stop: another thread sets it to stop the training.
       evaluate_at: steps after which ``evaluate`` is called with the steps done and the state.
+      **options: of ``placed_batches``, but for the seed.
 
     Returns:
       The state, and by its place of each detector that diverged the first step of which loss or gradient was not
@@ -137,8 +136,7 @@ def fit_many(
     """
     start, diverged = int(state.step), dict[int, int]()
     running: collections.deque[tuple[int, jax.Array]] = collections.deque()
-    options = dict(batch_size=batch_size, seed=seed, flip=flip)
-    with placed_batches(source, many.place, start=start, end=until, workers=workers, **options) as batches:
+    with placed_batches(source, many.place, start=start, end=until, seed=seed, **options) as batches:
         for done in range(start + 1, until + 1):
             if stop.is_set():
                 raise Stopped(f"stopped at step {done - 1}")

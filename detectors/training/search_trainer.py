@@ -80,7 +80,7 @@ class DetectorTrainer:
         self._compiled, self._build, self._config = compiled, build, config
         self._schedule = schedule
         self.task, self._flip, self._seed, self._checkpoints = task, flip, seed, checkpoints
-        self._workers = workers
+        self._batching: dict[str, Any] = {"batch_size": config.batch_size, "flip": flip, "workers": workers}
         self._heads = jit_many(build, config, own=is_output)
         self._whole = jit_many(build, config)
         self._starts = Starts(
@@ -245,9 +245,7 @@ class DetectorTrainer:
             self._splits[purpose][0],
             steps=self.horizons(purpose)[-1],
             seed=seed,
-            batch_size=self._config.batch_size,
-            flip=self._flip,
-            workers=self._workers,
+            **self._batching,
             partial=self._partial(losses, purpose, seed),
             until=horizon,
             save_every=0 if purpose == "table" else self._schedule.save_every,  # its curve is in no checkpoint
@@ -315,16 +313,17 @@ class DetectorTrainer:
             resumed(start(count), paused),
             self._padded(losses, count),
             self._splits[purpose][0],
+            until=horizon,
             steps=horizons[-1],
             seed=seed,
-            batch_size=self._config.batch_size,
-            flip=self._flip,
-            until=horizon,
             stop=stop,
-            workers=self._workers,
-            **({"evaluate_at": horizons, "evaluate": score} if purpose == "table" else {}),
+            evaluate_at=horizons if purpose == "table" else (),
+            evaluate=score,
+            **self._batching,
         )
-        failures = [f"not finite at step {diverged[k]}" if k in diverged else old for k, old in enumerate(failures)]
+        for k, step in diverged.items():
+            if k < len(losses):
+                failures[k] = f"not finite at step {step}"
         if purpose == "table":
             return [
                 Training(None, failure=failure) if failure else Training(curve[-1][1], {"curve": curve})
